@@ -1,0 +1,43 @@
+# Everything starts here. A target sets up .venv by itself; a stamp file makes the next run quick.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN_STAMP := .venv/.installed-run
+DEV_STAMP := .venv/.installed-dev
+ARGS ?=
+
+.PHONY: help setup demo check test bench format clean
+
+help:
+	@echo "make demo [ARGS=--once]  set up, start the server on the built-in model, ask the sample questions"
+	@echo "make test                set up, lint, type-check, run the tests"
+	@echo "make check               lint, types and import rules alone"
+	@echo "make bench [ARGS=...]    load-test a server on the built-in model"
+	@echo "make format              let ruff rewrite the sources"
+
+setup: $(DEV_STAMP)
+
+$(RUN_STAMP): pyproject.toml constraints.txt scripts/setup
+	@PYTHON=$(PYTHON) scripts/setup run
+
+$(DEV_STAMP): pyproject.toml constraints.txt scripts/setup
+	@PYTHON=$(PYTHON) scripts/setup dev
+
+demo: $(RUN_STAMP)
+	@$(BIN)/python -m trifocal demo $(ARGS)
+
+check: $(DEV_STAMP)
+	@scripts/check
+
+test: $(DEV_STAMP)
+	@scripts/check
+	@scripts/test $(ARGS)
+
+bench: $(RUN_STAMP)
+	@$(BIN)/python -m trifocal bench serve --preset all $(ARGS)
+
+format: $(DEV_STAMP)
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
