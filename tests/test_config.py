@@ -1,0 +1,141 @@
+"""`resolve`: every refusal names the flag; what is "auto" is decided; the reference page matches the code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import configuration
+from trifocal.config import BLOCK_SIZES, EngineArgs, EngineConfig, resolve
+from trifocal.types import ConfigError, NotAvailableYetError
+
+LIMIT = 4096
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint folder as far as `resolve` reads it: JSON alone."""
+    config = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "torch_dtype": "bfloat16",
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 400, "max_position_embeddings": LIMIT, "eos_token_id": 2,
+        "rope_theta": 1000000.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    generation = {"temperature": 0.1, "top_k": 1, "repetition_penalty": 1.05, "max_new_tokens": 99, "do_sample": True}
+    (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    return tmp_path
+
+
+def resolved(folder: Path, **changes: Any) -> EngineConfig:
+    return resolve(EngineArgs(model=str(folder), device="cpu", **changes))
+
+
+def test_auto_is_decided(folder: Path) -> None:
+    config = resolved(folder)
+    assert (config.dtype, config.block_size, config.max_model_len) == ("bfloat16", 16, LIMIT)
+    assert (config.executor, config.device, config.tokenizer) == ("uni", "cpu", str(folder))
+    assert config.max_num_batched_tokens == 2048 and not config.is_max_model_len_explicit
+    assert config.limit_mm_per_prompt == {"image": 999, "video": 999}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_num_seqs": 0}, "--max-num-seqs must be at least 1"),
+        ({"max_model_len": LIMIT + 1}, f"--max-model-len {LIMIT + 1} is above the model's own limit of {LIMIT}"),
+        ({"max_model_len": 0}, "--max-model-len must be at least 1"),
+        ({"max_num_batched_tokens": 0}, "--max-num-batched-tokens must be at least 1"),
+        (
+            {"max_num_batched_tokens": 1024, "enable_chunked_prefill": False},
+            f"--max-num-batched-tokens 1024 is below --max-model-len {LIMIT}",
+        ),
+        ({"gpu_memory_utilization": 0.0}, "--gpu-memory-utilization"),
+        ({"gpu_memory_utilization": 1.5}, "--gpu-memory-utilization"),
+        ({"block_size": 17}, "--block-size must be one of 16, 32, 64, 128"),
+        ({"dtype": "int3"}, "--dtype must be auto"),
+        ({"load_format": "pickle"}, "--load-format must be"),
+        ({"encoder_cache_gib": 0.0}, "--encoder-cache-gib must be above 0"),
+        ({"limit_mm_per_prompt": {"audio": 1}}, "--limit-mm-per-prompt: unknown modality 'audio'"),
+        ({"limit_mm_per_prompt": {"image": -1}}, "--limit-mm-per-prompt: image must be"),
+        ({"limit_mm_per_prompt": {"image": True}}, "--limit-mm-per-prompt: image must be"),
+        ({"tensor_parallel_size": 0}, "--tensor-parallel-size must be at least 1"),
+    ],
+)
+def test_refusals_name_the_flag(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        resolved(folder, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tensor_parallel_size": 2},
+        {"pipeline_parallel_size": 2},
+        {"distributed_executor_backend": "mp"},
+        {"distributed_executor_backend": "ray"},
+        {"quantization": "awq"},
+    ],
+)
+def test_what_is_not_built_is_refused(folder: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(NotAvailableYetError, match="not available yet: --"):
+        resolved(folder, **changes)
+
+
+def test_the_seed_rule_holds_without_chunked_prefill(folder: Path) -> None:
+    assert resolved(folder, enable_chunked_prefill=False).max_num_batched_tokens == LIMIT
+    assert resolved(folder, max_num_batched_tokens=64).max_num_batched_tokens == 64
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_block_sizes(folder: Path, block_size: int) -> None:
+    assert resolved(folder, block_size=block_size).block_size == block_size
+
+
+def test_a_long_context_may_be_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+    assert resolved(folder, max_model_len=2 * LIMIT).max_model_len == 2 * LIMIT
+
+
+def test_the_old_engine_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_V1", "0")
+    with pytest.raises(ConfigError, match="VLLM_USE_V1"):
+        resolved(folder)
+
+
+def test_sampling_defaults(folder: Path) -> None:
+    from_file = {"temperature": 0.1, "top_k": 1, "repetition_penalty": 1.05, "max_tokens": 99}
+    assert resolved(folder).default_sampling == from_file
+    assert resolved(folder, generation_config="vllm").default_sampling == {}
+    overridden = resolved(folder, override_generation_config={"temperature": 0.5}).default_sampling
+    assert overridden == {**from_file, "temperature": 0.5}
+
+
+def test_bad_folders(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder"):
+        resolved(folder / "nothing")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        resolved(folder)
+    (folder / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    with pytest.raises(ConfigError):
+        resolved(folder)
+
+
+def test_unknown_keywords_name_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown argument 'max_modellen'; did you mean 'max_model_len'"):
+        EngineArgs.from_kwargs(model="x", max_modellen=3)
+
+
+def test_every_field_has_a_group_and_help() -> None:
+    for item in EngineArgs.__dataclass_fields__.values():
+        assert item.metadata["group"] and item.metadata["help"]
+
+
+def test_the_reference_page_is_current() -> None:
+    assert configuration.PAGE.read_text(encoding="utf-8") == configuration.page(), (
+        "docs/configuration.md is out of date: python -m tools.configuration"
+    )

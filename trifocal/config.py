@@ -1,0 +1,250 @@
+"""Configuration: `EngineArgs` as the user wrote them, `resolve` turns them into a frozen `EngineConfig`.
+
+"auto" and `None` exist in `EngineArgs` only; every field of `EngineConfig` is decided. No torch here: the server
+process resolves the configuration before any device code is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
+
+from trifocal import envs
+from trifocal.model_spec import ModelSpec
+from trifocal.types import ConfigError, NotAvailableYetError
+
+DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
+BLOCK_SIZES = (16, 32, 64, 128)
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
+_MODALITIES = ("image", "video")
+_DEFAULT_MEDIA_LIMIT = 999  # as in vLLM: many enough to mean "as many as fit the context"
+
+
+def arg(group: str, meaning: str, default: Any = MISSING, **extra: Any) -> Any:
+    """A dataclass field that is also a command-line flag: its group and help text travel in the field's metadata."""
+    metadata = {"group": group, "help": meaning, **extra}
+    if default is MISSING:
+        return field(metadata=metadata)
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineArgs:
+    """Arguments of the engine, names and defaults as vLLM's; each is a flag of the server and a keyword of `LLM`.
+
+    Field metadata carries the help text and its group, so that the command line is made from this class alone.
+    """
+
+    model: str = arg("model", "folder of a Hugging Face checkpoint")
+    tokenizer: str | None = arg("model", "folder of the tokenizer, if not the model's", None)
+    revision: str | None = arg("model", "accepted for vLLM's sake; a local folder has one revision", None)
+    trust_remote_code: bool = arg("model", "allow a checkpoint's own Python files to run; think first", False)
+    dtype: str = arg(
+        "model", "type of weights and activations; auto: the checkpoint's", "auto", choices=["auto", *DTYPES]
+    )
+    quantization: str | None = arg("model", "quantization method of the weights", None)
+    load_format: str = arg(
+        "model", "auto and safetensors read the weights, dummy invents random ones", "auto",
+        choices=["auto", "safetensors", "dummy"],
+    )  # fmt: skip
+    seed: int = arg("model", "seed of dummy weights and of requests that bring none", 0)
+    generation_config: str = arg(
+        "model", "auto: sampling defaults from the model's generation_config.json; vllm: none; or a folder", "auto"
+    )
+    override_generation_config: dict[str, Any] = arg("model", "JSON of sampling defaults that win over the file", {})
+    max_model_len: int | None = arg("scheduling", "longest context in tokens; default: what the model allows", None)
+    max_num_seqs: int = arg("scheduling", "most sequences in one step; further requests wait", 256)
+    max_num_batched_tokens: int | None = arg("scheduling", "most tokens computed in one step (default 2048)", None)
+    enable_chunked_prefill: bool = arg("scheduling", "spread a long prompt over several steps", True)
+    enable_prefix_caching: bool = arg("scheduling", "reuse KV blocks of equal prompt beginnings", True)
+    max_logprobs: int = arg("scheduling", "most logprobs a request may ask for", 20)
+    block_size: int | None = arg("memory", "tokens in one KV block (default 16; 128 suits NPUs)", None)
+    gpu_memory_utilization: float = arg("memory", "share of the device's memory to use (of the machine's on CPU)", 0.9)
+    num_gpu_blocks_override: int | None = arg("memory", "KV blocks to allocate, instead of measuring memory", None)
+    swap_space: float = arg("memory", "accepted for vLLM's sake and unused: preemption recomputes", 4.0)
+    encoder_cache_gib: float | None = arg("memory", "GiB for embeddings of pictures and clips", None)
+    device: str = arg("devices", "auto, cpu, cuda or the name of a plug-in's platform", "auto")
+    tensor_parallel_size: int = arg("devices", "devices that share each layer", 1)
+    pipeline_parallel_size: int = arg("devices", "groups of devices that share the stack of layers", 1)
+    distributed_executor_backend: str | None = arg(
+        "devices", "how workers run: uni (this process), mp, ray", None, choices=["uni", "mp", "ray"]
+    )
+    enforce_eager: bool = arg("devices", "never capture graphs (on a CPU there are none)", False)
+    compilation_config: dict[str, Any] = arg("devices", "JSON, e.g. {'cudagraph_capture_sizes': [1, 2, 4]}", {})
+    limit_mm_per_prompt: dict[str, Any] = arg("media", "JSON, e.g. {'image': 4, 'video': 1}", {})
+    mm_processor_kwargs: dict[str, Any] = arg("media", "JSON for the processor, e.g. {'max_pixels': 401408}", {})
+
+    @classmethod
+    def from_kwargs(cls, **kwargs: Any) -> EngineArgs:
+        """Keywords of `LLM(...)`. An unknown one raises `ConfigError` naming the nearest known one."""
+        known = [item.name for item in fields(cls)]
+        for name in kwargs:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                raise ConfigError(f"unknown argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return cls(**kwargs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Everything decided. What only the device can tell (number of KV blocks) is measured by the worker later."""
+
+    spec: ModelSpec
+    tokenizer: str
+    device: str
+    dtype: str
+    load_format: str
+    seed: int
+    trust_remote_code: bool
+    max_model_len: int
+    is_max_model_len_explicit: bool
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    enable_chunked_prefill: bool
+    enable_prefix_caching: bool
+    max_logprobs: int
+    block_size: int
+    gpu_memory_utilization: float
+    num_blocks_override: int | None
+    encoder_cache_bytes: int
+    executor: str
+    enforce_eager: bool
+    compilation_config: dict[str, Any]
+    limit_mm_per_prompt: dict[str, int]
+    mm_processor_kwargs: dict[str, Any]
+    default_sampling: dict[str, Any]
+
+
+def resolve(args: EngineArgs) -> EngineConfig:
+    """Check the arguments against each other and the checkpoint. Raises `ConfigError` naming flag and remedy."""
+    from trifocal.models.registry import check_architecture
+    from trifocal.platforms import detect_device
+
+    envs.USE_V1.get()
+    _refuse_unbuilt(args)
+    spec = ModelSpec.from_checkpoint(args.model)
+    check_architecture(spec.architecture)
+    if args.quantization or spec.quantization:
+        raise NotAvailableYetError(f"--quantization {args.quantization or spec.quantization}")
+    max_model_len = _max_model_len(args, spec)
+    _positive("--max-num-seqs", args.max_num_seqs)
+    if not 0 < args.gpu_memory_utilization <= 1:
+        raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {args.gpu_memory_utilization}")
+    if args.num_gpu_blocks_override is not None:
+        _positive("--num-gpu-blocks-override", args.num_gpu_blocks_override)
+    block_size = args.block_size or BLOCK_SIZES[0]
+    if block_size not in BLOCK_SIZES:
+        raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")
+    dtype = spec.dtype if args.dtype == "auto" else DTYPES.get(args.dtype, "")
+    if not dtype:
+        raise ConfigError(f"--dtype must be auto, {', '.join(DTYPES)}, got {args.dtype!r}")
+    return EngineConfig(
+        spec=spec,
+        tokenizer=args.tokenizer or spec.path,
+        device=detect_device(args.device),
+        dtype=dtype,
+        load_format=args.load_format,
+        seed=args.seed,
+        trust_remote_code=args.trust_remote_code,
+        max_model_len=max_model_len,
+        is_max_model_len_explicit=args.max_model_len is not None,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=_max_num_batched_tokens(args, max_model_len),
+        enable_chunked_prefill=args.enable_chunked_prefill,
+        enable_prefix_caching=args.enable_prefix_caching,
+        max_logprobs=args.max_logprobs,
+        block_size=block_size,
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        num_blocks_override=args.num_gpu_blocks_override,
+        encoder_cache_bytes=_encoder_cache_bytes(args),
+        executor=args.distributed_executor_backend or "uni",
+        enforce_eager=args.enforce_eager,
+        compilation_config=dict(args.compilation_config),
+        limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt),
+        mm_processor_kwargs=dict(args.mm_processor_kwargs),
+        default_sampling=_default_sampling(args, spec),
+    )
+
+
+def _refuse_unbuilt(args: EngineArgs) -> None:
+    devices = args.tensor_parallel_size * args.pipeline_parallel_size
+    _positive("--tensor-parallel-size", args.tensor_parallel_size)
+    _positive("--pipeline-parallel-size", args.pipeline_parallel_size)
+    if devices > 1:
+        raise NotAvailableYetError(f"--tensor-parallel-size x --pipeline-parallel-size = {devices} devices (1 works)")
+    if args.distributed_executor_backend in ("mp", "ray"):
+        raise NotAvailableYetError(f"--distributed-executor-backend {args.distributed_executor_backend} (uni works)")
+    if args.load_format not in ("auto", "safetensors", "dummy"):
+        raise ConfigError(f"--load-format must be auto, safetensors or dummy, got {args.load_format!r}")
+
+
+def _positive(flag: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{flag} must be at least 1, got {value}")
+
+
+def _max_model_len(args: EngineArgs, spec: ModelSpec) -> int:
+    if args.max_model_len is None:
+        return spec.max_model_len
+    _positive("--max-model-len", args.max_model_len)
+    if args.max_model_len > spec.max_model_len and not envs.ALLOW_LONG_MAX_MODEL_LEN.get():
+        raise ConfigError(
+            f"--max-model-len {args.max_model_len} is above the model's own limit of {spec.max_model_len} "
+            "(max_position_embeddings in config.json); set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 to go beyond it"
+        )
+    return args.max_model_len
+
+
+def _max_num_batched_tokens(args: EngineArgs, max_model_len: int) -> int:
+    value = args.max_num_batched_tokens
+    if value is None:
+        value = DEFAULT_MAX_NUM_BATCHED_TOKENS
+        return value if args.enable_chunked_prefill else max(value, max_model_len)
+    _positive("--max-num-batched-tokens", value)
+    if not args.enable_chunked_prefill and value < max_model_len:
+        raise ConfigError(
+            f"--max-num-batched-tokens {value} is below --max-model-len {max_model_len}: raise it, or leave "
+            "chunked prefill on (--enable-chunked-prefill)"
+        )
+    return value
+
+
+def _encoder_cache_bytes(args: EngineArgs) -> int:
+    gib = 0.25 if args.encoder_cache_gib is None else args.encoder_cache_gib
+    if gib <= 0:
+        raise ConfigError(f"--encoder-cache-gib must be above 0, got {gib}")
+    return int(gib * (1 << 30))
+
+
+def _media_limits(limits: dict[str, Any]) -> dict[str, int]:
+    for name, limit in limits.items():
+        if name not in _MODALITIES:
+            raise ConfigError(f"--limit-mm-per-prompt: unknown modality {name!r}; known: image, video")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise ConfigError(f"--limit-mm-per-prompt: {name} must be an integer of at least 0, got {limit!r}")
+    return {name: limits.get(name, _DEFAULT_MEDIA_LIMIT) for name in _MODALITIES}
+
+
+_SAMPLING_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
+
+
+def _default_sampling(args: EngineArgs, spec: ModelSpec) -> dict[str, Any]:
+    """Sampling defaults by vLLM's rule: these fields of generation_config.json, renamed, then the overrides."""
+    from pathlib import Path
+
+    from trifocal.model_spec import read_json
+
+    if args.generation_config == "auto":
+        source = spec.generation_config
+    elif args.generation_config in ("vllm", "trifocal"):
+        source = {}
+    else:
+        source = read_json(Path(args.generation_config) / "generation_config.json", required=True)
+    merged = {**source, **args.override_generation_config}
+    found = {name: merged[name] for name in _SAMPLING_DEFAULTS if merged.get(name) is not None}
+    if "max_new_tokens" in found:
+        found["max_tokens"] = found.pop("max_new_tokens")
+    return found
