@@ -1,0 +1,135 @@
+"""Which device is chosen, plug-ins, and the CPU's memory figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import torch
+
+from trifocal import platforms
+from trifocal.attention.registry import ATTENTION
+from trifocal.platforms import PLATFORMS, cpu, detect_device, get_platform, load_plugins
+from trifocal.platforms.cpu import CpuPlatform
+from trifocal.registry import Registry
+from trifocal.types import ConfigError
+
+_GIB = 1 << 30
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of installed plug-ins; every one points at the CPU's platform."""
+    names: list[str] = []
+
+    def entry_points(*, group: str) -> list[EntryPoint]:
+        return [EntryPoint(name, "trifocal.platforms.cpu:CpuPlatform", group) for name in names]
+
+    monkeypatch.setattr(platforms, "entry_points", entry_points)
+    monkeypatch.setattr(platforms, "PLATFORMS", Registry("device", PLATFORMS._entries))
+    monkeypatch.setattr(platforms.os.path, "exists", lambda path: False)
+    monkeypatch.delenv("TRIFOCAL_PLUGINS", raising=False)
+    load_plugins.cache_clear()
+    yield names
+    load_plugins.cache_clear()
+
+
+def test_auto_without_anything_is_the_cpu(plugins: list[str]) -> None:
+    assert detect_device("auto") == "cpu"
+
+
+def test_auto_takes_an_nvidia_device(plugins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins.append("npu")
+    monkeypatch.setattr(platforms.os.path, "exists", lambda path: True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert detect_device("auto") == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert detect_device("auto") == "npu"
+
+
+def test_plugin_is_known_and_taken(plugins: list[str]) -> None:
+    plugins.append("npu")
+    assert detect_device("npu") == detect_device("auto") == "npu"
+    assert isinstance(get_platform("npu"), CpuPlatform)
+
+
+def test_two_plugins_are_ambiguous(plugins: list[str]) -> None:
+    plugins += ["npu", "xpu"]
+    assert detect_device("auto") == "cpu"
+    assert detect_device("xpu") == "xpu"
+
+
+def test_plugins_are_selected_by_the_environment(plugins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins += ["npu", "xpu"]
+    monkeypatch.setenv("VLLM_PLUGINS", "xpu")
+    assert detect_device("auto") == "xpu"
+    with pytest.raises(ConfigError, match=r"'npu' is unknown; known: auto, cpu, cuda, xpu"):
+        detect_device("npu")
+
+
+def test_plugin_that_is_not_installed(plugins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFOCAL_PLUGINS", "ascend")
+    with pytest.raises(ConfigError, match="'ascend', which is not installed"):
+        detect_device("auto")
+
+
+def test_default_attention_exists() -> None:
+    for name in ("cpu", "cuda"):
+        assert PLATFORMS.get(name).default_attention in ATTENTION
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_cuda_without_a_device_says_so() -> None:
+    with pytest.raises(ConfigError, match="--device cuda"):
+        get_platform("cuda").device()
+
+
+def test_memory_is_plausible() -> None:
+    memory = get_platform("cpu").memory()
+    assert 0 < memory.free <= memory.total < 1 << 50
+
+
+def test_peak_sees_memory_that_was_freed_again() -> None:
+    platform = CpuPlatform()
+    for num_bytes in (64 << 20, 32 << 20):  # the second is below the first's peak
+        with platform.measure_peak() as peak:
+            block = torch.ones(num_bytes, dtype=torch.uint8)
+            del block
+        assert 0.8 * num_bytes < peak.num_bytes < 1.5 * num_bytes
+
+
+def test_kv_cache_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    platform = CpuPlatform()
+    monkeypatch.delenv("TRIFOCAL_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setattr(platform, "memory", lambda: cpu.MemoryInfo(free=6 * _GIB, total=10 * _GIB))
+    assert platform.kv_cache_bytes(0.6, 0) == 2 * _GIB
+    assert platform.kv_cache_bytes(0.6, _GIB) == _GIB
+    assert platform.kv_cache_bytes(0.6, 3 * _GIB) == 0
+    assert platform.kv_cache_bytes(1.0, 0) == 4 * _GIB  # the cap
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7.5")
+    assert platform.kv_cache_bytes(0.1, _GIB) == int(7.5 * _GIB)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_control_group_limits(tmp_path: Path, version: int) -> None:
+    """The limit of the group and of its parent count; file pages that can be dropped do not count as used."""
+    top = tmp_path / "memory" if version == 1 else tmp_path
+    group = top / "pods" / "a"
+    group.mkdir(parents=True)
+    own = tmp_path / "own"
+    own.write_text("5:cpu,memory:/pods/a\n1:name=systemd:/x\n" if version == 1 else "0::/pods/a\n")
+    limit, used, key = cpu._CGROUP_FILES[2 - version]
+    for folder, numbers in ((group, ("1000", "600")), (group.parent, ("5000", "700"))):
+        (folder / limit).write_text(numbers[0])
+        (folder / used).write_text(numbers[1] + "\n")
+    (group / "memory.stat").write_text(f"anon 5\n{key} 150\n")
+    (top / limit).write_text("max" if version == 2 else str((1 << 63) - 4096))
+    (top / used).write_text("900")
+    assert cpu._cgroup_limits(tmp_path, own) == [(1000, 450), (5000, 700)]
+
+
+def test_tightest_limit_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_cgroup_limits", lambda: [(1000, 450), (5000, 4900)])
+    assert CpuPlatform().memory() == cpu.MemoryInfo(free=100, total=1000)

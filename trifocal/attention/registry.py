@@ -1,0 +1,10 @@
+"""Attention backends by name; a platform names its default."""
+
+from __future__ import annotations
+
+from trifocal.attention.base import AttentionBackend
+from trifocal.registry import Registry
+
+ATTENTION: Registry[type[AttentionBackend]] = Registry(
+    "attention backend", {"reference": "trifocal.attention.reference:ReferenceAttention"}
+)

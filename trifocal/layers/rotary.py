@@ -1,0 +1,130 @@
+"""Rotary position embedding of text layers: its frequencies under every scaling rule, and its application.
+
+Formulas as in transformers `modeling_rope_utils.py` (linear, dynamic NTK, YaRN, llama3). Angles, cosines and sines
+are float32 and cast to the activation dtype at the end; the rotation itself happens in the activation dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from trifocal.model_spec import RopeConfig
+from trifocal.types import ConfigError, NotAvailableYetError
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosines and sines of a step's positions, computed once and used by every layer.
+
+    With `rope.mrope_section` (T, H, W) the frequencies are cut into three stretches, each turned by its own row of
+    positions (not interleaved).
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, rope: RopeConfig, head_dim: int) -> None:
+        super().__init__()
+        self.rope = rope
+        self.head_dim = head_dim
+        inv_freq, self.attention_factor = inverse_frequencies(rope, head_dim)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        if rope.mrope_section and sum(rope.mrope_section) != head_dim // 2:
+            raise ConfigError(
+                f"config.json: mrope_section {list(rope.mrope_section)} must add up to half of head_dim {head_dim}"
+            )
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """positions int64 [rows, n] -> cos and sin, each [n, 1, head_dim / 2] in `dtype`."""
+        angles = positions.float()[..., None] * self._frequencies(positions)
+        if self.rope.mrope_section:
+            stretches = torch.split(angles, list(self.rope.mrope_section), dim=-1)
+            turned = torch.cat([stretch[row] for row, stretch in enumerate(stretches)], dim=-1)
+        else:
+            turned = angles[0]
+        cos, sin = turned.cos() * self.attention_factor, turned.sin() * self.attention_factor
+        return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
+
+    def _frequencies(self, positions: Tensor) -> Tensor:
+        """Dynamic NTK gives each token the base of a context that ends with it; the others have fixed frequencies.
+
+        The reference takes the length of the whole batch instead, which would make a token's key depend on its
+        neighbours and on how a prompt is cut into chunks. Up to the original context both are plain rope.
+        """
+        if self.rope.kind != "dynamic":
+            return self.inv_freq
+        original = self.rope.original_max_position_embeddings
+        assert original is not None, "model_spec gives every scaled rope its original context"
+        length = positions.amax(0)[:, None].float() + 1
+        stretch = (self.rope.factor * length / original - (self.rope.factor - 1)).clamp(min=1.0)
+        exponent = torch.arange(0, self.head_dim, 2, device=positions.device) / (self.head_dim - 2)
+        return self.inv_freq / stretch**exponent
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
+    """Float32 [head_dim / 2] on the CPU, and the factor on cos and sin (YaRN's; 1 otherwise)."""
+    # The device is named because models are built under `torch.device("meta")`.
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+    plain = 1.0 / rope.theta**exponents
+    if rope.kind in ("default", "dynamic"):
+        return plain, 1.0
+    if rope.kind == "linear":
+        return plain / rope.factor, 1.0
+    if rope.kind == "llama3":
+        return _llama3(plain, rope), 1.0
+    if rope.kind == "yarn":
+        return _yarn(plain, rope, head_dim), _yarn_attention_factor(rope)
+    raise NotAvailableYetError(f"config.json: rope_scaling type {rope.kind}")
+
+
+def _need(rope: RopeConfig, name: str) -> float:
+    value = rope.original_max_position_embeddings if name.startswith("original") else rope.extra.get(name)
+    if value is None:
+        raise ConfigError(f"config.json: rope_scaling of type {rope.kind} lacks {name}")
+    return float(value)
+
+
+def _llama3(plain: Tensor, rope: RopeConfig) -> Tensor:
+    """Keep short wavelengths, divide long ones, blend between (Llama 3.1)."""
+    original = _need(rope, "original_max_position_embeddings")
+    low, high = _need(rope, "low_freq_factor"), _need(rope, "high_freq_factor")
+    wavelength = 2 * math.pi / plain
+    keep = ((original / wavelength - low) / (high - low)).clamp(0.0, 1.0)
+    return (1 - keep) * plain / rope.factor + keep * plain
+
+
+def _yarn(plain: Tensor, rope: RopeConfig, head_dim: int) -> Tensor:
+    """Blend plain and divided frequencies by how often each one turns within the original context."""
+    original = _need(rope, "original_max_position_embeddings")
+
+    def dimension(rotations: float) -> float:
+        return head_dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = dimension(rope.extra.get("beta_fast") or 32)
+    high = dimension(rope.extra.get("beta_slow") or 1)
+    if rope.extra.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    index = torch.arange(head_dim // 2, dtype=torch.float32, device="cpu")
+    divided = ((index - low) / (high - low)).clamp(0.0, 1.0)
+    return plain / rope.factor * divided + plain * (1 - divided)
+
+
+def _yarn_attention_factor(rope: RopeConfig) -> float:
+    def mscale(weight: float) -> float:
+        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
+
+    given = rope.extra.get("attention_factor")
+    if given is not None:
+        return float(given)
+    top, bottom = rope.extra.get("mscale"), rope.extra.get("mscale_all_dim")
+    return mscale(top) / mscale(bottom) if top and bottom else mscale(1.0)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [n, heads, d], cos and sin [n, 1, d / 2] -> x with its halves turned against each other (NeoX style)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

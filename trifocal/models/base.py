@@ -1,0 +1,37 @@
+"""What the worker needs of a model; every family's model class implements it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from trifocal.attention.base import AttentionBackend
+from trifocal.types import MediaItem
+
+
+class Model(nn.Module, ABC):
+    """A vision-language model in pieces: the worker decides when each piece runs."""
+
+    position_rows: int = 1  # 3 for M-RoPE
+
+    @abstractmethod
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64 [n] -> [n, hidden_size]."""
+
+    @abstractmethod
+    def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
+        """Embeddings of each media item, [span.num_embeds, hidden_size] each; `pixels` are arrays here."""
+
+    @abstractmethod
+    def dummy_item(self, num_embeds: int) -> MediaItem:
+        """A blank media item of about `num_embeds` embeddings, for measuring memory."""
+
+    @abstractmethod
+    def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
+        """embeds [n, hidden_size], positions int64 [position_rows, n] -> hidden states after the last norm."""
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[m, hidden_size] -> float32 [m, vocab_size]."""

@@ -1,0 +1,99 @@
+"""The decoder that Llama and its relatives share; a family says where its biases are and little else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trifocal.attention.base import AttentionBackend
+from trifocal.layers.activation import silu_and_mul
+from trifocal.layers.embedding import Embedding
+from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.norm import RMSNorm
+from trifocal.layers.rotary import RotaryEmbedding, rotate
+from trifocal.model_spec import TextConfig
+from trifocal.types import ConfigError
+
+
+class SelfAttention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: TextConfig, index: int, *, qkv_bias: bool) -> None:
+        super().__init__()
+        self.index = index
+        self.head_dim = config.head_dim
+        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
+        heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        parts = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
+        self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=qkv_bias)
+        self.o_proj = Linear(heads, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
+        """x [n, hidden_size], cos and sin [n, 1, head_dim / 2] -> [n, hidden_size]."""
+        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)
+        qk, v = torch.split(qkv, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
+        q, k = torch.split(rotate(qk, cos, sin), [self.num_heads, self.num_kv_heads], dim=1)
+        out: Tensor = self.o_proj(attention(self.index, q, k, v).reshape(len(x), -1))
+        return out
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool) -> None:
+        super().__init__()
+        parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
+        self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, hidden_size] -> [n, hidden_size]."""
+        out: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and beside a residual."""
+
+    def __init__(self, config: TextConfig, index: int, *, qkv_bias: bool) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, index, qkv_bias=qkv_bias)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
+        """[n, hidden_size] -> [n, hidden_size]."""
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Token embedding, layers, last norm and output head. `lm_head` is absent where weights are tied."""
+
+    def __init__(self, config: TextConfig, *, qkv_bias: bool) -> None:
+        super().__init__()
+        if config.hidden_act != "silu":
+            raise ConfigError(f"config.json: hidden_act {config.hidden_act!r} is not supported; supported: silu")
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, index, qkv_bias=qkv_bias) for index in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryEmbedding(config.rope, config.head_dim)
+        self.lm_head = None if config.is_tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
+        """embeds [n, hidden_size], positions int64 [rows, n] -> hidden states after the last norm."""
+        cos, sin = self.rotary(positions, embeds.dtype)
+        x = embeds
+        for layer in self.layers:
+            x = layer(x, cos, sin, attention)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[m, hidden_size] -> float32 [m, vocab_size]."""
+        scores = self.embed_tokens.as_head(hidden) if self.lm_head is None else self.lm_head(hidden)
+        return scores.float()

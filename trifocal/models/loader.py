@@ -1,0 +1,184 @@
+"""From a checkpoint folder to a model in memory: safetensors read by memory map, tensor by tensor, into place.
+
+Every parameter must be filled exactly once; whatever is wrong with a folder is one `ConfigError` that names the file
+and the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from trifocal.layers.linear import MergedLinear
+from trifocal.model_spec import ModelSpec, read_json
+from trifocal.models.base import Model
+from trifocal.models.registry import MODELS
+from trifocal.types import ConfigError
+
+_INDEX = "model.safetensors.index.json"
+_HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older releases saved with the weights
+
+
+class _Renames(Protocol):
+    def rename(self, name: str) -> str | None: ...
+
+
+def load_model(
+    spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, load_format: str, seed: int, progress: bool = False
+) -> Model:  # fmt: skip
+    """Build the model of `spec` and fill it, from its folder or (`load_format="dummy"`) with seeded random numbers.
+
+    The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`. Raises
+    `ConfigError`.
+    """
+    with _meta_device(dtype):
+        model = MODELS.get(spec.architecture)(spec)
+    _materialize(model, device)
+    if load_format == "dummy":
+        _fill_randomly(model, seed)
+    else:
+        load_weights(model, Path(spec.path), progress=progress)
+    return model.eval()
+
+
+def load_weights(model: Model, folder: Path, *, progress: bool = False) -> None:
+    """Copy the safetensors of `folder` into the parameters of `model`. Raises `ConfigError`."""
+    rename = cast(_Renames, model).rename
+    slots = weight_slots(model)
+    filled: dict[str, str] = {}  # our name -> file
+    with torch.no_grad():
+        for file, name, tensor in _tensors(folder, progress):
+            ours = rename(name)
+            if ours is None or name.endswith(_HARMLESS):
+                continue
+            slot = slots.get(ours)
+            if slot is None:
+                raise ConfigError(f"{file}: tensor {name} has no place in {type(model).__name__}")
+            if ours in filled:
+                raise ConfigError(f"{file}: tensor {name} was already loaded from {filled[ours]}")
+            if slot.shape != tensor.shape:
+                raise ConfigError(
+                    f"{file}: tensor {name} has shape {list(tensor.shape)}, config.json asks for {list(slot.shape)}"
+                )
+            slot.copy_(tensor)
+            filled[ours] = file
+    missing = [name for name in slots if name not in filled]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ConfigError(f"{folder.name}: tensor {missing[0]}{more} is in none of the safetensors files")
+
+
+def weight_slots(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> the memory that the checkpoint tensor of this name (as `rename` gives it) fills.
+
+    Names are those of the parameters, except that a merged layer has a slot for each of its parts.
+    """
+    slots: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, MergedLinear):
+            parent = path.rpartition(".")[0]
+            slots |= {f"{parent}.{name}": slot for name, slot in module.weight_slots().items()}
+        else:
+            slots |= {f"{path}.{name}": parameter for name, parameter in module.named_parameters(recurse=False)}
+    return slots
+
+
+# ------------------------------------------------------------------------------------------- building
+
+
+@contextmanager
+def _meta_device(dtype: torch.dtype) -> Iterator[None]:
+    """Parameters made inside have `dtype` and no memory."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def _materialize(model: nn.Module, device: torch.device) -> None:
+    """Give parameters memory (uninitialised) and move tables; `Module.to_empty` would lose the tables' values."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty_like(parameter, device=device)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
+
+
+def _fill_randomly(model: nn.Module, seed: int) -> None:
+    """Weights of a scale that keeps activations near 1: vectors that scale are about 1, the others about 0."""
+    with torch.no_grad():
+        for index, (name, parameter) in enumerate(model.named_parameters()):
+            generator = torch.Generator(parameter.device).manual_seed(seed * 1_000_003 + index)
+            if parameter.ndim == 1:
+                middle = 0.0 if name.endswith("bias") else 1.0
+                parameter.uniform_(middle - 0.1, middle + 0.1, generator=generator)
+            else:
+                bound = (3 / parameter[0].numel()) ** 0.5
+                parameter.uniform_(-bound, bound, generator=generator)
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+def _tensors(folder: Path, progress: bool) -> Iterator[tuple[str, str, Tensor]]:
+    """(file, name, tensor) of everything in a folder's shards; tensors are views of mapped files."""
+    from safetensors import SafetensorError, safe_open
+    from tqdm import tqdm
+
+    expected = _weight_map(folder)
+    files = sorted(set(expected.values())) if expected else _files(folder)
+    for file in files:
+        _check_file(folder / file)
+    with tqdm(total=len(expected), desc="Loading weights", unit=" tensors", disable=not progress) as bar:
+        for file in files:
+            where = f"{folder.name}/{file}"
+            try:
+                with safe_open(folder / file, framework="pt") as shard:
+                    names = set(shard.keys())
+                    if not expected:
+                        bar.total += len(names)
+                    absent = next((n for n, owner in expected.items() if owner == file and n not in names), None)
+                    if absent:
+                        raise ConfigError(f"{where}: tensor {absent} is missing; {_INDEX} says it is in this file")
+                    for name in shard.keys():  # noqa: SIM118  # not a dict
+                        yield where, name, shard.get_tensor(name)
+                        bar.update()
+            except SafetensorError as error:
+                raise ConfigError(f"{where} is not a readable safetensors file: {error}") from None
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Tensor name -> file from the index of a sharded checkpoint, `{}` without one."""
+    index = read_json(folder / _INDEX)
+    if not index:
+        return {}
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ConfigError(f"{folder.name}/{_INDEX}: field weight_map must map tensor names to file names")
+    return weight_map
+
+
+def _files(folder: Path) -> list[str]:
+    if (folder / "model.safetensors").exists():
+        return ["model.safetensors"]
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not files:
+        raise ConfigError(f"{folder.name} holds no *.safetensors file; other weight formats are not read")
+    return files
+
+
+def _check_file(path: Path) -> None:
+    where = f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise ConfigError(f"{where} is missing: the checkpoint is incomplete")
+    if path.stat().st_size == 0:
+        raise ConfigError(f"{where} is empty (0 bytes): the download was cut short")

@@ -1,0 +1,57 @@
+"""NVIDIA devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from trifocal.platforms.interface import MemoryInfo, PeakMemory, Platform
+from trifocal.types import ConfigError
+
+
+class CudaPlatform(Platform):
+    """One CUDA device per worker; the allocator keeps PYTORCH_CUDA_ALLOC_CONF as the user set it."""
+
+    device_type = "cuda"
+    dist_backend = "nccl"
+    visible_devices_env = "CUDA_VISIBLE_DEVICES"
+    default_attention = "reference"
+    pin_memory = True
+
+    def device(self, index: int = 0) -> torch.device:
+        """Make device `index` current. Raises `ConfigError` where torch sees no such device."""
+        if index >= torch.cuda.device_count():
+            built = torch.version.cuda is not None
+            why = f"torch sees {torch.cuda.device_count()}" if built else "this torch is built without CUDA"
+            raise ConfigError(f"--device cuda: device {index} cannot be used, {why}")
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+
+    def memory(self) -> MemoryInfo:
+        """Of the current device, all processes counted; blocks that torch caches count as free."""
+        free, total = torch.cuda.mem_get_info()
+        cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return MemoryInfo(free=free + cached, total=total)
+
+    def synchronize(self) -> None:
+        """Wait for the current device."""
+        torch.cuda.synchronize()
+
+    @contextmanager
+    def measure_peak(self) -> Iterator[PeakMemory]:
+        """Rise of what torch reserved, so that the gaps of its allocator are counted."""
+        peak = PeakMemory()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_reserved()
+        yield peak
+        torch.cuda.synchronize()
+        peak.num_bytes = torch.cuda.max_memory_reserved() - before
+
+    def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:
+        """What `utilization` of the device's memory leaves after everything that is in use, activations included."""
+        memory = self.memory()
+        used = memory.total - memory.free
+        return max(0, int(utilization * memory.total) - used - activation_bytes)

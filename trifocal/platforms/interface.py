@@ -1,0 +1,55 @@
+"""What the engine asks of a kind of device. Only implementations of this name a vendor's API."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """Memory of a device in bytes; on a CPU, of the machine (of its cgroup where that is smaller)."""
+
+    free: int
+    total: int
+
+
+class PeakMemory:
+    """Bytes by which memory rose, at most, inside a `Platform.measure_peak` block; set when the block ends."""
+
+    num_bytes: int = 0
+
+
+class Platform(ABC):
+    """One kind of device, e.g. cpu or cuda."""
+
+    device_type: str
+    dist_backend: str
+    visible_devices_env: str
+    default_attention: str  # a name of attention.registry.ATTENTION
+    supports_graphs: bool = False
+    pin_memory: bool = False
+    max_profile_tokens: int | None = None  # profile at most so many tokens and scale up (None: the whole budget)
+
+    @abstractmethod
+    def device(self, index: int = 0) -> torch.device:
+        """Make device `index` current and return it."""
+
+    @abstractmethod
+    def memory(self) -> MemoryInfo:
+        """Free and total memory now."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until everything that was launched has run."""
+
+    @abstractmethod
+    def measure_peak(self) -> AbstractContextManager[PeakMemory]:
+        """Measure the highest rise of memory use while a block of code runs."""
+
+    @abstractmethod
+    def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:
+        """Bytes to give to the KV cache after weights, for `--gpu-memory-utilization` and a profiled peak."""
