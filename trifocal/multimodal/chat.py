@@ -1,0 +1,317 @@
+"""`PromptBuilder`: from what a client sends, or a script passes, to the `Prompt` that the engine takes.
+
+Order of work: check the messages, render and tokenise them, refuse what cannot fit; fetch all media at once; read their
+headers and refuse again what cannot fit, before any pixel is touched; decode; let the family's processor build. All but
+the fetching runs in threads, never on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from trifocal import envs
+from trifocal.config import EngineConfig
+from trifocal.models.registry import PROCESSORS
+from trifocal.multimodal.fetch import Fetcher
+from trifocal.multimodal.image import OpenedImage, load_image, open_image
+from trifocal.multimodal.media import Media
+from trifocal.multimodal.messages import Conversation, MediaRef, MessageParser
+from trifocal.multimodal.processor import Processor
+from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
+from trifocal.multimodal.video import OpenedVideo, load_video, open_video
+from trifocal.tokenizer import Tokenizer
+from trifocal.types import ConfigError, Modality, Prompt, RequestError
+
+_MAX_THREADS = 8
+T = TypeVar("T")
+
+
+@runtime_checkable
+class _ScalesFrames(Protocol):
+    """A processor that can tell the size of its frames beforehand: they are scaled while a clip is decoded."""
+
+    def frame_size(self, num_frames: int, height: int, width: int, options: Mapping[str, Any]) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A chat as the template renders it: `token_ids` with one placeholder for each of `media`, not expanded."""
+
+    text: str
+    token_ids: list[int]
+    media: list[MediaRef]
+
+
+class PromptBuilder:
+    """Turns messages, prompts and media into `Prompt`s for one model. Safe to use from several threads.
+
+    `chat_template` is a file or a template that replaces the checkpoint's. What a request gets wrong raises
+    `RequestError`, naming the place in the messages.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, allowed_local_media_path: str | None = None, chat_template: str | None = None
+    ) -> None:
+        self.config = config
+        self.tokenizer = Tokenizer.from_folder(config.tokenizer, trust_remote_code=config.trust_remote_code)
+        self.processor: Processor = PROCESSORS.get(config.spec.architecture)(config.spec, self.tokenizer)
+        try:
+            self.processor.check_options(config.mm_processor_kwargs)
+        except RequestError as error:
+            raise ConfigError(f"--mm-processor-kwargs: {error.message}") from None
+        source = read_chat_template(chat_template) if chat_template else self.tokenizer.chat_template
+        self._template = ChatTemplate(source, self.tokenizer.special_tokens) if source else None
+        self._allowed_local_media_path = allowed_local_media_path
+        threads = envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1)
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="media")
+        self._fetcher = Fetcher(self._executor, allowed_local_media_path)
+
+    # ------------------------------------------------------------------------------------------ entry points
+
+    async def chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        cache_salt: str | None = None,
+    ) -> Prompt:
+        """The prompt of a chat request. Cancelling it drops its downloads."""
+        render = partial(
+            self.render,
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return await self._chat(render, self._fetcher, mm_processor_kwargs, cache_salt)
+
+    def chat_sync(self, messages: list[dict[str, Any]], **options: Any) -> Prompt:
+        """`chat` for a caller without an event loop, with the same keywords."""
+
+        async def run() -> Prompt:
+            fetcher = Fetcher(self._executor, self._allowed_local_media_path)  # HTTP clients belong to one loop
+            mm_processor_kwargs = options.pop("mm_processor_kwargs", None)
+            cache_salt = options.pop("cache_salt", None)
+            try:
+                return await self._chat(
+                    partial(self.render, messages, **options), fetcher, mm_processor_kwargs, cache_salt
+                )
+            finally:
+                await fetcher.aclose()
+
+        with ThreadPoolExecutor(1) as thread:  # the caller's own thread may be running a loop (notebooks do)
+            return thread.submit(lambda: asyncio.run(run())).result()
+
+    async def completion(
+        self, prompt: str | list[int], *, add_special_tokens: bool = True, cache_salt: str | None = None
+    ) -> Prompt:
+        """The prompt of a raw completion: control tokens in it count as such."""
+        encode = partial(self._encode, prompt, add_special_tokens=add_special_tokens)
+        token_ids = await self._off_loop(encode)
+        return self._finish(token_ids, [], {}, prompt if isinstance(prompt, str) else None, cache_salt)
+
+    def build(
+        self,
+        prompt: str | list[int],
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        cache_salt: str | None = None,
+    ) -> Prompt:
+        """The prompt of `LLM.generate`: a text with placeholders, PIL images or arrays, clips (see `open_video`)."""
+        options = self._options(mm_processor_kwargs)
+        refs = [MediaRef("image", image, f"multi_modal_data['image'][{k}]") for k, image in enumerate(images)]
+        refs += [MediaRef("video", video, f"multi_modal_data['video'][{k}]") for k, video in enumerate(videos)]
+        self._check_limits(refs)
+        token_ids = self._encode(prompt, add_special_tokens=True)
+        opened = [self._open(ref, ref.source, options) for ref in refs]
+        self._check_length(token_ids, opened, options)
+        media = [self._load(item, options) for item in opened]
+        return self._finish(token_ids, media, options, prompt if isinstance(prompt, str) else None, cache_salt)
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Rendered:
+        """Text and token ids of a chat, without any media work."""
+        if self._template is None:
+            raise RequestError("the checkpoint has no chat template; start with --chat-template", param="messages")
+        if add_generation_prompt and continue_final_message:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
+            )
+        guard = self.tokenizer.guard()
+        conversation = MessageParser(self._template, self.processor.placeholder).parse(messages, guard)
+        self._check_limits(conversation.media)
+        try:
+            text = self._template.render(
+                conversation.messages,
+                add_generation_prompt=add_generation_prompt,
+                max_chars=self._max_chars,
+                extra=guard.hide_all(_object(chat_template_kwargs, "chat_template_kwargs")),
+            )
+        except RenderedTooLongError:
+            raise self._too_long(self.config.max_model_len + 1, "at least ") from None
+        if continue_final_message:
+            text = _cut_after_final_message(text, conversation)
+        token_ids = self.tokenizer.encode_chat(text, guard.protected)
+        self._check_length(token_ids, [], {})
+        return Rendered(guard.reveal(text), token_ids, conversation.media)
+
+    async def aclose(self) -> None:
+        """Close connections and threads; running work is let finish."""
+        await self._fetcher.aclose()
+        self.close()
+
+    def close(self) -> None:
+        """As `aclose`, for users of the synchronous methods only."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    # ------------------------------------------------------------------------------------------ the steps
+
+    async def _chat(
+        self,
+        render: Callable[[], Rendered],
+        fetcher: Fetcher,
+        mm_processor_kwargs: Mapping[str, Any] | None,
+        cache_salt: str | None,
+    ) -> Prompt:
+        options = self._options(mm_processor_kwargs)
+        rendered = await self._off_loop(render)
+        refs = rendered.media
+        sources = await _all([_source(ref, fetcher) for ref in refs])
+        opens = [partial(self._open, ref, source, options) for ref, source in zip(refs, sources, strict=True)]
+        opened = await _all([self._off_loop(work) for work in opens])
+        self._check_length(rendered.token_ids, opened, options)
+        media = await _all([self._off_loop(partial(self._load, item, options)) for item in opened])
+        finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
+        return await self._off_loop(finish)
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+    def _encode(self, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
+        if isinstance(prompt, str):
+            if len(prompt) > self._max_chars:
+                raise self._too_long(self.config.max_model_len + 1, "at least ", "prompt")
+            prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+        vocab_size = self.config.spec.text.vocab_size
+        for token_id in prompt:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+                message = f"token id {token_id!r} is not in the vocabulary (0 .. {vocab_size - 1})"
+                raise RequestError(message, param="prompt")
+        if not prompt:
+            raise RequestError("the prompt is empty", param="prompt")
+        return prompt
+
+    def _open(self, ref: MediaRef, source: Any, options: Mapping[str, Any]) -> OpenedImage | OpenedVideo:
+        if ref.modality == "image":
+            return open_image(source, ref.where)
+        return open_video(source, partial(self._sample, options), ref.where, frames_fps=options.get("fps") or 2.0)
+
+    def _sample(self, options: Mapping[str, Any], num_frames: int, fps: float) -> Any:
+        return self.processor.sample_frames(num_frames, fps, options)
+
+    def _load(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> Media:
+        if isinstance(opened, OpenedImage):
+            return load_image(opened)
+        scales = self.processor if isinstance(self.processor, _ScalesFrames) else None
+        return load_video(opened, None if scales is None else lambda n, h, w: scales.frame_size(n, h, w, options))
+
+    def _finish(
+        self, token_ids: list[int], media: list[Media], options: Mapping[str, Any], text: str | None, salt: str | None
+    ) -> Prompt:
+        prompt = self.processor.build(token_ids, media, options)
+        if len(prompt.token_ids) > self.config.max_model_len:
+            raise self._too_long(len(prompt.token_ids))
+        return replace(prompt, text=text, cache_salt=salt)
+
+    # ------------------------------------------------------------------------------------------ checks
+
+    @property
+    def _max_chars(self) -> int:
+        return self.config.max_model_len * self.tokenizer.longest_token
+
+    def _options(self, mm_processor_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+        given = _object(mm_processor_kwargs, "mm_processor_kwargs")
+        self.processor.check_options(given)
+        return {**self.config.mm_processor_kwargs, **given}
+
+    def _check_limits(self, refs: Sequence[MediaRef]) -> None:
+        for modality, limit in self.config.limit_mm_per_prompt.items():
+            count = sum(ref.modality == modality for ref in refs)
+            if count > limit:
+                raise RequestError(
+                    f"at most {limit} {modality}(s) may be in one prompt (--limit-mm-per-prompt), got {count}",
+                    param="messages",
+                )
+
+    def _check_length(
+        self, token_ids: Sequence[int], opened: Sequence[OpenedImage | OpenedVideo], options: Mapping[str, Any]
+    ) -> None:
+        total = len(token_ids) - len(opened) + sum(self._num_tokens(item, options) for item in opened)
+        if total > self.config.max_model_len:
+            raise self._too_long(total)
+
+    def _num_tokens(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> int:
+        modality: Modality = "image" if isinstance(opened, OpenedImage) else "video"
+        frames = 1 if isinstance(opened, OpenedImage) else len(opened.sample.indices)
+        try:
+            return self.processor.num_tokens(modality, (frames, opened.height, opened.width), options)
+        except RequestError as error:
+            raise RequestError(f"{opened.where}: {error.message}", param=error.param) from None
+
+    def _too_long(self, num_tokens: int, roughly: str = "", param: str = "messages") -> RequestError:
+        return RequestError(
+            f"This model's maximum context length is {self.config.max_model_len} tokens. However, you requested "
+            f"{roughly}{num_tokens} tokens in the {param}. Please reduce the length of the {param}.",
+            param=param,
+            code="context_length_exceeded",
+        )
+
+
+async def _source(ref: MediaRef, fetcher: Fetcher) -> Any:
+    return await fetcher.fetch(ref.source, ref.modality, ref.where) if isinstance(ref.source, str) else ref.source
+
+
+async def _all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all at once; the first failure cancels the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except* Exception as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _object(value: Any, param: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise RequestError(f"{param} must be an object", param=param)
+    return dict(value)
+
+
+def _cut_after_final_message(text: str, conversation: Conversation) -> str:
+    """`text` up to the end of the last message's words, so that the model goes on with them."""
+    content = conversation.messages[-1]["content"]
+    if isinstance(content, list):
+        content = next((part["text"] for part in reversed(content) if part["type"] == "text"), "")
+    start = text.rfind(content.strip())
+    if not content.strip() or start < 0:
+        raise RequestError("continue_final_message needs a last message with text", param="continue_final_message")
+    words = content.lstrip()
+    return text[: start + len(words)] if text.startswith(words, start) else text[: start + len(content.strip())]

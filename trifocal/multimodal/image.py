@@ -1,0 +1,163 @@
+"""Pictures from bytes or from Python objects: header first (`open_image`), pixels when asked (`load_image`)."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from trifocal.multimodal.media import Image
+from trifocal.types import RequestError
+
+MAX_PIXELS = 128 * 1000 * 1000  # a 108 megapixel phone picture passes, a decompression bomb does not
+# What browsers and cameras write. Not in it: EPS and the like, whose decoding starts other programs.
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000")
+_ORIENTATION = 0x0112
+_T = PIL.Image.Transpose
+_TURNS = {
+    2: _T.FLIP_LEFT_RIGHT,
+    3: _T.ROTATE_180,
+    4: _T.FLIP_TOP_BOTTOM,
+    5: _T.TRANSPOSE,
+    6: _T.ROTATE_270,
+    7: _T.TRANSVERSE,
+    8: _T.ROTATE_90,
+}
+# MAX_PIXELS is checked below, from the header, with an error that names the item; PIL's own warning says nothing new.
+warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """A picture whose header is read: `height` and `width` as displayed. `where` names it in errors."""
+
+    picture: PIL.Image.Image
+    height: int
+    width: int
+    where: str
+
+
+def refusal(where: str, message: str) -> RequestError:
+    """A media item that cannot be used."""
+    return RequestError(f"{where}: {message}", param="messages")
+
+
+def check_size(height: int, width: int, where: str) -> None:
+    """Raise `RequestError` for a size of zero or of more than `MAX_PIXELS`."""
+    if height < 1 or width < 1:
+        raise refusal(where, f"the size is {width}x{height}")
+    if height * width > MAX_PIXELS:
+        raise refusal(where, f"{width}x{height} is more than {MAX_PIXELS // 1_000_000} megapixels")
+
+
+def open_bytes(data: bytes, where: str) -> PIL.Image.Image:
+    """The header of a picture file, known by its content whatever its name. Raises `RequestError`."""
+    if not data:
+        raise refusal(where, "the image is empty")
+    try:
+        return PIL.Image.open(io.BytesIO(data), formats=_known_formats())
+    except PIL.Image.DecompressionBombError:
+        raise refusal(where, f"the image has more than {MAX_PIXELS // 1_000_000} megapixels") from None
+    except PIL.UnidentifiedImageError:
+        raise refusal(where, "this is not an image that can be read (JPEG, PNG, WebP, GIF, …)") from None
+    except Exception as error:  # decoders of broken files fail in every way there is
+        raise refusal(where, f"the image cannot be read: {error}") from None
+
+
+@cache
+def _known_formats() -> list[str]:
+    PIL.Image.init()
+    return [name for name in _FORMATS if name in PIL.Image.OPEN]  # a build of PIL may lack AVIF or JPEG 2000
+
+
+def open_image(source: Any, where: str) -> OpenedImage:
+    """Open bytes, a PIL image or a uint8 array [height, width, 3 or 4] or [height, width]. Raises `RequestError`."""
+    if isinstance(source, bytes):
+        picture = open_bytes(source, where)
+    elif isinstance(source, PIL.Image.Image):
+        picture = source
+    else:
+        picture = _from_array(source, where)
+    height, width = picture.height, picture.width
+    check_size(height, width, where)
+    # PNG may keep its EXIF behind the pixels: asking would decode them here. Its size is right either way up to a swap.
+    if picture.format != "PNG" and _orientation(picture) >= 5:
+        height, width = width, height
+    return OpenedImage(picture, height, width, where)
+
+
+def load_image(opened: OpenedImage) -> Image:
+    """Decode: first frame, upright, transparency on white, 8 bits a channel. Raises `RequestError`."""
+    try:
+        return Image(np.asarray(to_rgb(opened.picture)))
+    except Exception as error:  # as in open_bytes
+        raise refusal(opened.where, f"the image is broken or cut off: {error}") from None
+
+
+def to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """An upright RGB picture, transparent parts on white."""
+    if picture.mode.startswith(("I", "F")):
+        picture.load()
+        upright = _upright(_to_8_bits(picture), _orientation(picture))
+        return upright.convert("RGB")
+    orientation = _orientation(picture)
+    picture.load()
+    picture = _upright(picture, orientation)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        white = PIL.Image.new("RGB", rgba.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _orientation(picture: PIL.Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # broken EXIF data is no reason to refuse a picture: browsers show it, too
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _upright(picture: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    turn = _TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _to_8_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Grey pictures of 16 bits (`I;16…`, `I`) by value / 257; of floats (`F`) by clipping to 0 .. 255.
+
+    PIL's own conversion clips 16 bits at 255, which makes nearly every picture white.
+    """
+    values = np.asarray(picture)
+    if picture.mode == "F":
+        grey = np.nan_to_num(values).clip(0, 255)
+    elif picture.mode == "I" and values.size and values.max() <= 255:
+        grey = values.clip(0, 255)
+    else:
+        grey = (values.clip(0, 65535).astype(np.uint32) + 128) // 257
+    return PIL.Image.fromarray(grey.astype(np.uint8))
+
+
+def _from_array(source: Any, where: str) -> PIL.Image.Image:
+    array = as_uint8(source, where)
+    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)):
+        check_size(array.shape[0], array.shape[1], where)
+        return PIL.Image.fromarray(array)
+    raise refusal(where, f"an image array must be [height, width, 3], got {list(array.shape)}")
+
+
+def as_uint8(source: Any, where: str) -> NDArray[np.uint8]:
+    """An array or a tensor as a contiguous uint8 array. Raises `RequestError`."""
+    if not isinstance(source, np.ndarray) and not hasattr(source, "__array__"):
+        raise refusal(where, f"expected a URL, a PIL image or an array, got {type(source).__name__}")
+    array = np.asarray(source)
+    if array.dtype != np.uint8:
+        raise refusal(where, f"an array must be uint8 (0 .. 255), got {array.dtype}")
+    return np.ascontiguousarray(array)

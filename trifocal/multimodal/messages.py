@@ -1,0 +1,161 @@
+"""OpenAI-style messages, checked and taken apart: what the chat template renders, and which media they name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from trifocal.multimodal.template import ChatTemplate
+from trifocal.tokenizer import Guard
+from trifocal.types import Modality, RequestError
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
+_TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
+_MEDIA_TYPES: dict[str, Modality] = {
+    "image_url": "image",
+    "input_image": "image",
+    "image": "image",
+    "image_pil": "image",
+    "video_url": "video",
+    "video": "video",
+}
+_PASSED_ON = ("name", "tool_call_id", "reasoning_content")
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRef:
+    """A media item as a message names it: a URL, or (offline) an object. `where` is its place, for error messages."""
+
+    modality: Modality
+    source: Any
+    where: str
+
+
+@dataclass(slots=True)
+class Conversation:
+    """`messages` as the chat template takes them, user text guarded; `media` in order of appearance."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    media: list[MediaRef] = field(default_factory=list)
+
+
+class MessageParser:
+    """Reads messages for one template. `placeholder`: the text of a media item where the template takes no parts."""
+
+    def __init__(self, template: ChatTemplate, placeholder: Callable[[Modality], str]) -> None:
+        self._template = template
+        self._placeholder = placeholder
+
+    def parse(self, messages: object, guard: Guard) -> Conversation:
+        """Check and take apart. Raises `RequestError` with the path of what is wrong."""
+        if not isinstance(messages, list) or not messages:
+            raise RequestError("messages must be a list of at least one message", param="messages")
+        conversation = Conversation()
+        for index, message in enumerate(messages):
+            conversation.messages.append(self._message(message, f"messages[{index}]", guard, conversation.media))
+        return conversation
+
+    def _message(self, message: object, where: str, guard: Guard, media: list[MediaRef]) -> dict[str, Any]:
+        if not isinstance(message, Mapping):
+            raise RequestError(f"{where} must be an object with role and content", param=where)
+        role = message.get("role")
+        if role not in ROLES:
+            raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r}", param=f"{where}.role")
+        parsed: dict[str, Any] = {"role": role}
+        tool_calls = message.get("tool_calls")
+        content = message.get("content")
+        if content is None and role != "assistant":
+            raise RequestError(f"{where}.content is missing", param=f"{where}.content")
+        parsed["content"] = self._content(content, f"{where}.content", guard, media)
+        for name in _PASSED_ON:
+            if message.get(name) is not None:
+                parsed[name] = guard.hide(_string(message[name], f"{where}.{name}"))
+        if tool_calls:
+            parsed["tool_calls"] = guard.hide_all(_tool_calls(tool_calls, f"{where}.tool_calls"))
+        return parsed
+
+    def _content(self, content: object, where: str, guard: Guard, media: list[MediaRef]) -> Any:
+        if content is None:
+            return "" if self._template.takes_string else []
+        if isinstance(content, str):
+            text = guard.hide(content)
+            return text if self._template.takes_string else [{"type": "text", "text": text}]
+        if not isinstance(content, list):
+            raise RequestError(f"{where} must be a string or a list of parts", param=where)
+        parts = [self._part(part, f"{where}[{index}]", guard, media) for index, part in enumerate(content)]
+        return parts if self._template.takes_parts else self._flatten(parts)
+
+    def _part(self, part: object, where: str, guard: Guard, media: list[MediaRef]) -> dict[str, str]:
+        if isinstance(part, str):
+            return {"type": "text", "text": guard.hide(part)}
+        if not isinstance(part, Mapping):
+            raise RequestError(f"{where} must be an object with a type", param=where)
+        kind = part.get("type") or _guess_type(part)
+        if kind in _TEXT_TYPES:
+            name = "refusal" if kind == "refusal" else "text"
+            return {"type": "text", "text": guard.hide(_string(part.get(name), f"{where}.{name}"))}
+        modality = _MEDIA_TYPES.get(kind) if isinstance(kind, str) else None
+        if modality is None:
+            raise RequestError(
+                f"{where}: parts of type {kind!r} are not supported; supported: text, image_url, video_url", param=where
+            )
+        media.append(MediaRef(modality, _media_source(part, str(kind), where), f"{where}.{_field_of(part, str(kind))}"))
+        return {"type": modality}
+
+    def _flatten(self, parts: list[dict[str, str]]) -> str:
+        """Parts as one string, as vLLM does it: placeholders first, then the texts, a line each."""
+        placeholders = [self._placeholder(_MEDIA_TYPES[part["type"]]) for part in parts if part["type"] != "text"]
+        texts = [part["text"] for part in parts if part["type"] == "text"]
+        return "\n".join([*placeholders, *texts])
+
+
+def _guess_type(part: Mapping[str, Any]) -> str | None:
+    """vLLM accepts parts without a type and goes by the field."""
+    return next((name for name in ("text", "image_url", "video_url", "image", "video") if name in part), None)
+
+
+def _field_of(part: Mapping[str, Any], kind: str) -> str:
+    return "image_url" if kind == "input_image" else kind
+
+
+def _media_source(part: Mapping[str, Any], kind: str, where: str) -> Any:
+    name = _field_of(part, kind)
+    source = part.get(name)
+    if name not in ("image_url", "video_url"):
+        if source is None:
+            raise RequestError(f"{where}.{name} is missing", param=where)
+        return source
+    if isinstance(source, Mapping):
+        source = source.get("url")
+        name = f"{name}.url"
+    if not isinstance(source, str) or not source:
+        raise RequestError(f"{where}.{name} must be a URL, got {type(source).__name__}", param=where)
+    return source
+
+
+def _string(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{where} must be a string, got {type(value).__name__}", param=where)
+    return value
+
+
+def _tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
+    """Calls with their arguments as objects, which is what templates expect; clients send them as JSON text."""
+    if not isinstance(calls, list):
+        raise RequestError(f"{where} must be a list", param=where)
+    parsed = []
+    for index, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RequestError(f"{where}[{index}] must have a function with a name", param=f"{where}[{index}]")
+        arguments = function.get("arguments") or {}
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except ValueError as error:
+                path = f"{where}[{index}].function.arguments"
+                raise RequestError(f"{path} is not JSON: {error}", param=path) from None
+        parsed.append({**call, "function": {**function, "arguments": arguments}})
+    return parsed

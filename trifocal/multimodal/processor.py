@@ -1,0 +1,60 @@
+"""The contract of a family's processor: media and tokens in, `Prompt` out. It runs in the server process, without torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trifocal.model_spec import ModelSpec
+from trifocal.multimodal.media import Media
+from trifocal.tokenizer import Tokenizer
+from trifocal.types import Modality, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSample:
+    """Which frames of a clip are used (indices into the whole clip, rising) and how many of them make one second."""
+
+    indices: NDArray[np.int64]
+    fps: float
+
+
+class Processor(ABC):
+    """One family's preprocessing.
+
+    `options` are mm_processor_kwargs: the server's, overridden by the request's. An unknown or bad one raises
+    `RequestError(param="mm_processor_kwargs")`.
+    """
+
+    def __init__(self, spec: ModelSpec, tokenizer: Tokenizer) -> None:
+        self.spec = spec
+        self.tokenizer = tokenizer
+
+    @abstractmethod
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise `RequestError` for an option that is unknown or out of range."""
+
+    @abstractmethod
+    def placeholder(self, modality: Modality) -> str:
+        """The text of one media item in a prompt, before expansion (Qwen: `<|vision_start|><|image_pad|><|vision_end|>`)."""
+
+    @abstractmethod
+    def sample_frames(self, num_frames: int, fps: float, options: Mapping[str, Any]) -> FrameSample:
+        """Choose frames of a clip with `num_frames` frames at `fps`; the same choice gives pixels and positions."""
+
+    @abstractmethod
+    def num_tokens(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> int:
+        """Prompt positions of an item of `size` (frames, height, width), known before any pixel work."""
+
+    @abstractmethod
+    def build(self, token_ids: Sequence[int], media: Sequence[Media], options: Mapping[str, Any]) -> Prompt:
+        """Expand the placeholders in `token_ids` (one per item), preprocess `media` and compute positions.
+
+        Images go to image placeholders and videos to video placeholders, each in order of appearance. Raises
+        `RequestError(param="messages")` where counts don't match or an item cannot be processed.
+        """
