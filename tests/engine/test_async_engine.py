@@ -1,0 +1,225 @@
+"""The engine process behind `AsyncEngine`: streams, aborts, refusals, its death and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+from tests import tiny
+from trifocal.config import EngineArgs, EngineConfig, resolve
+from trifocal.engine.async_engine import AsyncEngine
+from trifocal.llm import LLM
+from trifocal.multimodal.chat import PromptBuilder
+from trifocal.types import ConfigError, EngineDeadError, Prompt, RequestError, SamplingParams
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+LONG = GREEDY.replace(max_tokens=400)
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> EngineConfig:
+    folder = tiny.write_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
+    return resolve(EngineArgs(model=str(folder), max_model_len=512))
+
+
+@pytest.fixture(scope="module")
+def builder(config: EngineConfig) -> PromptBuilder:
+    return PromptBuilder(config)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(config: EngineConfig) -> AsyncIterator[AsyncEngine]:
+    engine = await AsyncEngine.start(config)
+    yield engine
+    await engine.shutdown()
+
+
+def picture_prompt(builder: PromptBuilder, seed: int = 0) -> Prompt:
+    pixels = np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    return builder.build(f"{IMAGE}What is in the image?", [pixels], [])
+
+
+async def text_of(engine: AsyncEngine, request_id: str, prompt: Prompt, params: SamplingParams = GREEDY) -> str:
+    return "".join([delta.text async for delta in await engine.submit(request_id, prompt, params)])
+
+
+async def becomes_clean(engine: AsyncEngine) -> bool:
+    for _ in range(100):
+        if (await engine.integrity()).is_clean:
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+async def test_answers_equal_offline_ones_and_nothing_is_left(
+    config: EngineConfig, builder: PromptBuilder, engine: AsyncEngine
+) -> None:
+    prompts = [picture_prompt(builder, seed) for seed in range(3)] + [builder.build("The quick brown", [], [])]
+    texts = await asyncio.gather(*(text_of(engine, str(i), prompt) for i, prompt in enumerate(prompts)))
+    with LLM(config.spec.path, max_model_len=512) as llm:
+        pixels = [np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8) for seed in range(3)]
+        inputs = [{"prompt": f"{IMAGE}What is in the image?", "multi_modal_data": {"image": each}} for each in pixels]
+        offline = llm.generate([*inputs, "The quick brown"], GREEDY, use_tqdm=False)
+    assert texts == [output.outputs[0].text for output in offline]
+    assert len(set(texts)) == 4
+    assert (await engine.integrity()).is_clean
+
+
+async def test_deltas_carry_all_tokens_once_and_the_usage(builder: PromptBuilder, engine: AsyncEngine) -> None:
+    prompt = builder.build("The quick brown fox", [], [])
+    deltas = [delta async for delta in await engine.submit("a", prompt, GREEDY.replace(logprobs=2))]
+    assert sum(len(delta.token_ids) for delta in deltas) == 12
+    assert len(deltas) > 3, "text comes in pieces"
+    assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+    assert deltas[-1].finish_reason == "length"
+    assert deltas[-1].num_prompt_tokens == len(prompt.token_ids)
+    for delta in deltas:
+        assert delta.logprobs is not None
+        assert [each.token_ids[0] for each in delta.logprobs] == delta.token_ids
+
+
+async def test_closing_a_stream_frees_everything(builder: PromptBuilder, engine: AsyncEngine) -> None:
+    streams = [await engine.submit(str(i), picture_prompt(builder, i), LONG) for i in range(4)]
+    await anext(streams[0])
+    held = await engine.integrity()
+    assert held.num_requests == 4 and held.kv_blocks > 0 and held.shared_bytes > 0
+    for stream in streams:
+        await stream.aclose()
+        await stream.aclose()
+    assert await becomes_clean(engine)
+
+
+async def test_close_at_any_moment(builder: PromptBuilder, engine: AsyncEngine) -> None:
+    """Cancel while pixels are being shared, before the first token, in the middle; neighbours are not disturbed."""
+    expected = await text_of(engine, "first", picture_prompt(builder, 99))
+    neighbour = asyncio.create_task(text_of(engine, "neighbour", picture_prompt(builder, 99)))
+    for moment in range(25):
+        task = asyncio.create_task(text_of(engine, f"cancelled-{moment}", picture_prompt(builder, moment), LONG))
+        await asyncio.sleep(moment * 0.002)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert await neighbour == expected
+    assert await becomes_clean(engine)
+
+
+async def test_stop_string_ends_the_request_in_the_engine(builder: PromptBuilder, engine: AsyncEngine) -> None:
+    prompt = builder.build("The quick brown fox", [], [])
+    full = await text_of(engine, "full", prompt, LONG)
+    stop = full[10:13]
+    assert await text_of(engine, "stopped", prompt, LONG.replace(stop=stop)) == full[: full.index(stop)]
+    assert await becomes_clean(engine)
+
+
+async def test_refusals_name_the_field_and_disturb_nobody(builder: PromptBuilder, engine: AsyncEngine) -> None:
+    prompt = builder.build("hello", [], [])
+    with pytest.raises(RequestError, match="maximum context length") as caught:
+        await engine.submit("long", prompt, GREEDY.replace(max_tokens=100_000))
+    assert caught.value.param == "max_tokens"
+    stream = await engine.submit("same", prompt, LONG)
+    with pytest.raises(RequestError, match="in use"):
+        await engine.submit("same", prompt, LONG)
+    await stream.aclose()
+    assert await becomes_clean(engine)
+
+
+async def test_a_killed_engine_ends_every_stream(config: EngineConfig, builder: PromptBuilder) -> None:
+    engine = await AsyncEngine.start(config)
+    try:
+        streams = [await engine.submit(str(i), picture_prompt(builder, i), LONG) for i in range(3)]
+        await anext(streams[0])
+        os.kill(engine.engine_pid, signal.SIGKILL)
+        for stream in streams:
+            with pytest.raises(EngineDeadError):
+                async for _ in stream:
+                    pass
+        assert engine.died.is_set()
+        with pytest.raises(EngineDeadError):
+            await engine.submit("late", picture_prompt(builder), GREEDY)
+    finally:
+        await engine.shutdown()
+
+
+async def test_a_hanging_engine_counts_as_dead(
+    config: EngineConfig, builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ENGINE_ITERATION_TIMEOUT_S", "0.5")
+    engine = await AsyncEngine.start(config)
+    try:
+        stream = await engine.submit("a", picture_prompt(builder), LONG)
+        os.kill(engine.engine_pid, signal.SIGSTOP)
+        with pytest.raises(EngineDeadError, match="no step for 0.5 s"):
+            async for _ in stream:
+                pass
+    finally:
+        await engine.shutdown()
+    assert not _is_running(engine.engine_pid)
+
+
+async def test_shutdown_removes_process_and_folder(config: EngineConfig, builder: PromptBuilder) -> None:
+    engine = await AsyncEngine.start(config)
+    await engine.submit("a", picture_prompt(builder), LONG)
+    pid, folder = engine.engine_pid, engine.folder
+    assert folder.is_dir()
+    await engine.shutdown()
+    await engine.shutdown()
+    assert not _is_running(pid)
+    assert not folder.exists()
+
+
+async def test_a_broken_checkpoint_is_a_config_error(tmp_path: Path) -> None:
+    folder = tiny.write_checkpoint(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="model.safetensors"):
+        await AsyncEngine.start(resolve(EngineArgs(model=str(folder))))
+
+
+_ORPHAN = """
+import asyncio, sys
+from trifocal.config import EngineArgs, resolve
+from trifocal.engine.async_engine import AsyncEngine
+
+async def main():
+    engine = await AsyncEngine.start(resolve(EngineArgs(model=sys.argv[1], max_model_len=512)))
+    print(engine.engine_pid, engine.folder, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_engine_ends_when_its_parent_is_killed(config: EngineConfig) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _ORPHAN, config.spec.path], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid, folder = parent.stdout.readline().split()
+    parent.kill()
+    parent.wait()
+    await _until_gone(int(pid), Path(folder))
+
+
+async def _until_gone(pid: int, folder: Path) -> None:
+    for _ in range(100):
+        if not _is_running(pid) and not folder.exists():
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail("the engine process or its folder outlived the server")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

@@ -1,0 +1,70 @@
+"""The engine core: requests in, token outputs out, one step at a time."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+from trifocal.config import EngineConfig
+from trifocal.engine.admission import Limits
+from trifocal.engine.block_manager import BlockManager
+from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.scheduler import Scheduler
+from trifocal.executor.base import EXECUTORS
+from trifocal.types import EngineStats, Request, StepPlan, StepResult, TokenOutput
+
+
+class Engine:
+    """Scheduler and executor together, in the caller's process. Not thread-safe: one thread calls it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.executor = EXECUTORS.get(config.executor)(config)
+        capacity = self.executor.start()
+        self.limits = Limits(
+            max_model_len=capacity.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            num_blocks=capacity.num_blocks,
+            block_size=config.block_size,
+            bytes_per_embed=capacity.bytes_per_embed,
+            encoder_cache_bytes=config.encoder_cache_bytes,
+            max_logprobs=config.max_logprobs,
+            vocab_size=config.spec.text.vocab_size,
+            enable_chunked_prefill=config.enable_chunked_prefill,
+        )
+        blocks = BlockManager(
+            capacity.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        self.scheduler = Scheduler(self.limits, blocks, EncoderCache(config.encoder_cache_bytes))
+        self._in_flight: tuple[StepPlan, Future[StepResult]] | None = None
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises `RequestError` if it can never run."""
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; its blocks are free at once."""
+        self.scheduler.abort(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a call to `step` would do anything."""
+        return self.scheduler.has_work or self._in_flight is not None
+
+    def step(self) -> list[TokenOutput]:
+        """Plan a step, start it behind the running one, and return what the running one produced."""
+        plan = self.scheduler.schedule()
+        running = self._in_flight
+        self._in_flight = None if plan is None else (plan, self.executor.submit(plan))
+        if running is None:
+            return []
+        plan_before, future = running
+        return self.scheduler.update(plan_before, future.result())
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges now."""
+        return self.scheduler.stats()
+
+    def shutdown(self) -> None:
+        """Stop the workers."""
+        self.executor.shutdown()

@@ -1,0 +1,94 @@
+"""From token outputs to what a caller reads: `Choice` turns one sequence's tokens into `Delta`s."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from trifocal.engine.detokenizer import Detokenizer
+from trifocal.engine.stop import StopStrings
+from trifocal.tokenizer import Tokenizer
+from trifocal.types import Delta, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
+
+
+def expand(
+    request_id: str, prompt: Prompt, params: SamplingParams, *, eos_ids: Iterable[int], max_model_len: int, rng: random.Random
+) -> list[Request]:
+    """One engine request for each of the `n` choices, with everything decided: length, stop ids, seed."""
+    max_tokens = params.max_tokens
+    if max_tokens is None:
+        max_tokens = max(1, max_model_len - len(prompt.token_ids))
+    stop_ids = frozenset(params.stop_token_ids or []) | (frozenset() if params.ignore_eos else frozenset(eos_ids))
+    seed = rng.getrandbits(63) if params.seed is None else params.seed
+    return [
+        Request(
+            request_id=request_id if params.n == 1 else f"{request_id}/{index}",
+            prompt=prompt,
+            params=params.replace(max_tokens=max_tokens, n=1),
+            stop_token_ids=stop_ids,
+            seed=seed + index,
+        )
+        for index in range(params.n)
+    ]
+
+
+class Choice:
+    """One output sequence as its reader sees it; `is_finished` once its last delta is out."""
+
+    def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
+        params = request.params
+        self.index = index
+        self.request = request
+        self.is_finished = False
+        self._detokenizer = Detokenizer(
+            tokenizer, request.prompt.token_ids, skip_special_tokens=params.skip_special_tokens
+        )
+        self._stop = StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output)
+        self._num_tokens = 0
+        self._token_ids: list[int] = []  # not shown yet
+        self._logprobs: list[TokenLogprobs] = []
+
+    def feed(self, output: TokenOutput) -> Delta | None:
+        """Take new tokens. Returns what can be shown, None if nothing can.
+
+        If the delta has a finish_reason and `output` has none, a stop string ended the sequence and the engine must
+        be told to abort it.
+        """
+        if self.is_finished:
+            return None
+        text = "".join(self._text_of(token_id, output) for token_id in output.token_ids)
+        self._token_ids += output.token_ids
+        self._logprobs += output.logprobs or []
+        reason, stop = output.finish_reason, output.stop_reason
+        if reason is not None:
+            text += self._stop.feed(self._detokenizer.flush()) + self._stop.flush()
+        if self._stop.matched is not None:
+            reason, stop = "stop", self._stop.matched
+        if not text and reason is None:
+            return None
+        self.is_finished = reason is not None
+        token_ids, self._token_ids = self._token_ids, []
+        logprobs, self._logprobs = self._logprobs, []
+        return Delta(
+            index=self.index,
+            text=text,
+            token_ids=token_ids,
+            logprobs=logprobs if self.request.params.logprobs is not None else None,
+            finish_reason=reason,
+            stop_reason=stop,
+            num_prompt_tokens=len(self.request.prompt.token_ids),
+            num_cached_tokens=output.num_cached_tokens,
+        )
+
+    def _text_of(self, token_id: int, output: TokenOutput) -> str:
+        self._num_tokens += 1
+        if output.finish_reason == "stop" and token_id == output.stop_reason:
+            # The token that ends the sequence is not part of the text, unless its reader asked for stops in it.
+            return self._stop.feed(self._detokenizer.feed(token_id)) if self._shows_stop() else ""
+        text = self._detokenizer.feed(token_id)
+        if self._num_tokens <= self.request.params.min_tokens:
+            return self._stop.pass_through(text)  # too early to stop
+        return self._stop.feed(text)
+
+    def _shows_stop(self) -> bool:
+        return self.request.params.include_stop_str_in_output

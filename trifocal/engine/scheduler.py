@@ -1,0 +1,313 @@
+"""The scheduler: which sequences compute how many tokens in the next step. Policy only, no torch.
+
+There is one progress counter per sequence and no phases: prefill in chunks, a prefix hit, resumption after
+preemption and decoding are all "compute the next positions". `schedule` may be called while the step before is still
+running: tokens in flight are counted, their ids are not needed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from trifocal.engine.admission import Limits, check
+from trifocal.engine.block_manager import BlockManager
+from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.sequence import Sequence
+from trifocal.types import (
+    EncodeJob,
+    EngineStats,
+    FinishReason,
+    MediaItem,
+    Request,
+    RequestError,
+    ScheduledNew,
+    ScheduledSeq,
+    StepPlan,
+    StepResult,
+    TokenOutput,
+)
+
+
+@dataclass
+class _Draft:
+    """A plan in the making."""
+
+    budget: int
+    encode_budget: int
+    scheduled: dict[str, ScheduledSeq] = field(default_factory=dict)
+    new: list[ScheduledNew] = field(default_factory=list)
+    encode: list[EncodeJob] = field(default_factory=list)
+    has_preempted: bool = False
+
+
+class Scheduler:
+    """Owns every live sequence, the KV blocks and the encoder cache's policy."""
+
+    def __init__(self, limits: Limits, blocks: BlockManager, encoder_cache: EncoderCache) -> None:
+        self.limits = limits
+        self.blocks = blocks
+        self.encoder_cache = encoder_cache
+        self._seqs: dict[str, Sequence] = {}
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # oldest first
+        self._forget: list[str] = []  # what the workers are to drop with the next plan
+        self._num_steps = 0
+        self._num_preemptions = 0
+        self._num_prompt_tokens = 0
+        self._num_generation_tokens = 0
+        self._prefix_queries = 0
+        self._prefix_hits = 0
+        self._num_media_encoded = 0
+        self._encoder_hits = 0
+
+    # ------------------------------------------------------------------------------------------ requests
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises `RequestError` if it could never run."""
+        check(request.prompt, request.params, self.limits)
+        if request.request_id in self._seqs:
+            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
+        seq = Sequence(request)
+        self._seqs[request.request_id] = seq
+        self._waiting.append(seq)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request wherever it is; unknown ids are ignored (it may have just finished)."""
+        seq = self._seqs.get(request_id)
+        if seq is not None:
+            self._remove(seq)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is alive."""
+        return bool(self._seqs)
+
+    # ------------------------------------------------------------------------------------------ planning
+
+    def schedule(self) -> StepPlan | None:
+        """Plan the next step, or None if nothing can be computed now (all wait for tokens in flight)."""
+        limits = self.limits
+        draft = _Draft(limits.max_num_batched_tokens, limits.max_num_batched_tokens)
+        for seq in sorted(self._running, key=lambda seq: seq.num_remaining > 1):  # decodes first; stable, so by age
+            self._schedule_running(seq, draft)
+        while self._waiting and draft.budget and not draft.has_preempted and len(self._running) < limits.max_num_seqs:
+            if not self._schedule_waiting(self._waiting[0], draft):
+                break
+            self._running.append(self._waiting.popleft())
+        for seq in self._running:
+            self._unpin_computed(seq)
+        if not draft.scheduled:
+            return None
+        self._num_steps += 1
+        self._num_media_encoded += len(draft.encode)
+        forget, self._forget = self._forget, []
+        return StepPlan(
+            step_id=self._num_steps,
+            scheduled=list(draft.scheduled.values()),
+            new=draft.new,
+            encode=draft.encode,
+            free_embeds=self.encoder_cache.take_dropped(),
+            finished=forget,
+        )
+
+    def _schedule_running(self, seq: Sequence, draft: _Draft) -> None:
+        if seq.is_at_limit or seq not in self._running:  # the latter: preempted a moment ago
+            return
+        num_tokens = self._within_budget(seq, draft)
+        while num_tokens and not self.blocks.can_grow(seq, seq.num_computed_tokens + num_tokens):
+            if not self._preempt_newer_than(seq, draft):
+                return  # it waits a step; whoever is planned in this one will finish and free blocks
+        num_tokens = self._secure_media(seq, num_tokens, draft)
+        if num_tokens:
+            self._commit(seq, num_tokens, draft)
+
+    def _schedule_waiting(self, seq: Sequence, draft: _Draft) -> bool:
+        if seq.num_in_flight:  # preempted while a step was running: its token arrives with that step's result
+            return False
+        num_hit = self.blocks.take_prefix(seq)
+        seq.num_computed_tokens = num_hit
+        num_tokens = self._within_budget(seq, draft)
+        if num_tokens and self.blocks.can_grow(seq, num_hit + num_tokens):
+            num_tokens = self._secure_media(seq, num_tokens, draft)
+        else:
+            num_tokens = 0
+        if num_tokens == 0:
+            self._reset(seq)
+            return False
+        if not seq.output_token_ids:
+            seq.num_cached_tokens = num_hit
+            self._num_prompt_tokens += seq.num_prompt_tokens
+        self._prefix_queries += seq.num_tokens
+        self._prefix_hits += num_hit
+        draft.new.append(seq.introduce())
+        self._commit(seq, num_tokens, draft)
+        return True
+
+    def _within_budget(self, seq: Sequence, draft: _Draft) -> int:
+        num_tokens = min(seq.num_remaining, draft.budget)
+        return num_tokens if num_tokens == seq.num_remaining or self.limits.enable_chunked_prefill else 0
+
+    def _secure_media(self, seq: Sequence, num_tokens: int, draft: _Draft) -> int:
+        """Pin or plan the embeddings that the next `num_tokens` need; returns how many tokens have theirs."""
+        start = seq.num_computed_tokens
+        items = [item for item in seq.media if item.span.offset < start + num_tokens and item.span.end > start]
+        if not self.limits.enable_chunked_prefill and not self._can_hold(items):
+            return 0
+        for item in items:
+            if not self._secure(seq, item, draft):
+                return max(0, item.span.offset - start)
+        return num_tokens
+
+    def _can_hold(self, items: list[MediaItem]) -> bool:
+        missing = {item.content_hash: self.limits.num_bytes(item) for item in items}
+        return self.encoder_cache.can_hold(missing)
+
+    def _secure(self, seq: Sequence, item: MediaItem, draft: _Draft) -> bool:
+        if item.content_hash in seq.pinned:
+            return True
+        if self.encoder_cache.pin(seq, item.content_hash):
+            self._encoder_hits += 1
+            return True
+        num_embeds = item.span.num_embeds
+        is_over = num_embeds > draft.encode_budget and bool(draft.encode)  # one item always goes, however large
+        if is_over and self.limits.enable_chunked_prefill:
+            return False
+        if not self.encoder_cache.add(seq, item.content_hash, self.limits.num_bytes(item)):
+            return False
+        draft.encode_budget -= num_embeds
+        draft.encode.append(EncodeJob(seq.request_id, seq.media.index(item), item.content_hash))
+        return True
+
+    def _commit(self, seq: Sequence, num_tokens: int, draft: _Draft) -> None:
+        start = seq.num_computed_tokens
+        is_new = seq.is_new_to_workers
+        added = self.blocks.grow(seq, start + num_tokens)
+        samples = num_tokens == seq.num_remaining
+        draft.scheduled[seq.request_id] = ScheduledSeq(
+            request_id=seq.request_id,
+            start=start,
+            num_tokens=num_tokens,
+            new_block_ids=list(seq.block_ids) if is_new else added,
+            samples=samples,
+        )
+        draft.budget -= num_tokens
+        seq.is_new_to_workers = False
+        seq.num_computed_tokens += num_tokens
+        seq.num_in_flight += samples
+        self.blocks.publish(seq)
+
+    def _preempt_newer_than(self, seq: Sequence, draft: _Draft) -> bool:
+        """Take the blocks of the newest sequence that is younger and has no work in this plan."""
+        for victim in sorted(self._running, key=lambda other: -other.order):
+            if victim.order <= seq.order:
+                return False
+            if victim.request_id not in draft.scheduled:
+                self._running.remove(victim)
+                self._forget.append(victim.request_id)
+                self._reset(victim)
+                self._waiting.appendleft(victim)
+                self._num_preemptions += 1
+                draft.has_preempted = True
+                return True
+        return False
+
+    def _reset(self, seq: Sequence) -> None:
+        """Back to nothing computed; tokens generated so far are kept."""
+        self.blocks.release(seq)
+        self.encoder_cache.release(seq)
+        seq.num_computed_tokens = 0
+        seq.is_new_to_workers = True
+
+    # ------------------------------------------------------------------------------------------ results
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
+        """Advance by what a step produced; finished sequences give everything back."""
+        outputs = []
+        for request_id, message in result.errors.items():
+            seq = self._seqs.get(request_id)
+            if seq is not None:
+                outputs.extend(self._fail(seq, message))
+        for request_id, token_id in result.token_ids.items():
+            seq = self._seqs.get(request_id)
+            if seq is None:  # finished or aborted while this step was running
+                continue
+            outputs.append(self._append(seq, token_id, result))
+        return outputs
+
+    def _append(self, seq: Sequence, token_id: int, result: StepResult) -> TokenOutput:
+        seq.output_token_ids.append(token_id)
+        seq.num_in_flight -= 1
+        self._num_generation_tokens += 1
+        reason, stop = _stop_reason(seq, token_id)
+        if reason is not None:
+            self._remove(seq)
+        elif seq.block_ids:
+            self.blocks.publish(seq)
+        logprobs = result.logprobs.get(seq.request_id)
+        return TokenOutput(
+            request_id=seq.request_id,
+            token_ids=[token_id],
+            logprobs=None if logprobs is None else [logprobs],
+            finish_reason=reason,
+            stop_reason=stop,
+            num_cached_tokens=seq.num_cached_tokens,
+        )
+
+    def _fail(self, seq: Sequence, message: str) -> list[TokenOutput]:
+        """End a request, and those that share what it spoilt: KV that was computed without its picture."""
+        failed = [seq]
+        if seq.media:
+            tainted = self.blocks.withdraw(seq, seq.media[0].span.offset)
+            failed += [o for o in self._running if o is not seq and tainted.intersection(o.block_ids)]
+            for item in seq.media:
+                self.encoder_cache.drop(item.content_hash)
+        for each in failed:
+            self._remove(each)
+        return [TokenOutput(each.request_id, [], finish_reason="error", stop_reason=message) for each in failed]
+
+    def _remove(self, seq: Sequence) -> None:
+        del self._seqs[seq.request_id]
+        self._reset(seq)
+        if seq in self._running:
+            self._running.remove(seq)
+            self._forget.append(seq.request_id)
+        else:
+            self._waiting.remove(seq)
+
+    # ------------------------------------------------------------------------------------------ media and statistics
+
+    def _unpin_computed(self, seq: Sequence) -> None:
+        if seq.pinned:
+            needed = {item.content_hash for item in seq.media if item.span.end > seq.num_computed_tokens}
+            for content_hash in seq.pinned - needed:
+                self.encoder_cache.unpin(seq, content_hash)
+
+    def stats(self) -> EngineStats:
+        """Counters and gauges now."""
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            kv_blocks_used=self.blocks.num_used,
+            kv_blocks_total=self.blocks.num_blocks,
+            encoder_bytes_pinned=self.encoder_cache.num_pinned_bytes,
+            encoder_bytes_cached=self.encoder_cache.num_bytes,
+            num_steps=self._num_steps,
+            num_preemptions=self._num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generation_tokens=self._num_generation_tokens,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            num_media_encoded=self._num_media_encoded,
+            encoder_hits=self._encoder_hits,
+        )
+
+
+def _stop_reason(seq: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
+    params = seq.request.params
+    num_outputs = len(seq.output_token_ids)
+    if token_id in seq.request.stop_token_ids and num_outputs > params.min_tokens:
+        return "stop", token_id
+    if params.max_tokens is not None and num_outputs >= params.max_tokens:
+        return "length", None
+    return None, None

@@ -1,0 +1,74 @@
+"""A sequence: one request on its way through the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+
+from trifocal.types import MediaItem, Request, ScheduledNew
+
+_ORDER = count()
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One request's progress. There are no phases: what is left to compute is all that matters.
+
+    `num_computed_tokens` counts positions whose KV is written or will be by the steps already planned. A step that is
+    still running may owe `num_in_flight` sampled tokens: their number is known before their ids are.
+    """
+
+    request: Request
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_in_flight: int = 0
+    num_cached_tokens: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)  # chained, one per full block of known tokens
+    num_published: int = 0  # leading blocks already offered to the prefix cache
+    pinned: set[bytes] = field(default_factory=set)  # media whose embeddings this sequence holds in the encoder cache
+    is_new_to_workers: bool = True
+    order: int = field(default_factory=lambda: next(_ORDER))  # age, kept across preemption
+
+    @property
+    def request_id(self) -> str:
+        """Id of the request."""
+        return self.request.request_id
+
+    @property
+    def media(self) -> tuple[MediaItem, ...]:
+        """Media of the prompt, in the order of their spans."""
+        return self.request.prompt.media
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt.token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose ids are known: prompt and output."""
+        return self.num_prompt_tokens + len(self.output_token_ids)
+
+    @property
+    def num_remaining(self) -> int:
+        """Positions to compute until the next token can be sampled, tokens in flight included."""
+        return self.num_tokens + self.num_in_flight - self.num_computed_tokens
+
+    @property
+    def is_at_limit(self) -> bool:
+        """Whether the tokens in flight are its last."""
+        max_tokens = self.request.params.max_tokens
+        return max_tokens is not None and len(self.output_token_ids) + self.num_in_flight >= max_tokens
+
+    def token_ids(self, start: int, end: int) -> list[int]:
+        """Known token ids `start .. end`."""
+        prompt = self.request.prompt.token_ids
+        split = len(prompt)
+        if end <= split:
+            return prompt[start:end]
+        return prompt[start:] + self.output_token_ids[max(0, start - split) : end - split]
+
+    def introduce(self) -> ScheduledNew:
+        """What workers are told when the sequence starts, or starts again."""
+        return ScheduledNew(self.request, list(self.output_token_ids))

@@ -1,0 +1,42 @@
+"""Executors: how plans reach the workers. `Executor` is the contract, `EXECUTORS` names the implementations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from trifocal.config import EngineConfig
+from trifocal.registry import Registry
+from trifocal.types import StepPlan, StepResult
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the workers found room for."""
+
+    num_blocks: int
+    max_model_len: int
+    bytes_per_embed: int
+
+
+class Executor(ABC):
+    """Runs steps strictly in the order in which they were submitted."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def start(self) -> Capacity:
+        """Load weights, measure memory, allocate the KV cache. Raises `ConfigError`."""
+
+    @abstractmethod
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        """Queue a step behind the ones submitted before; the caller may plan on meanwhile."""
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Give the devices back. Safe to call twice."""
+
+
+EXECUTORS: Registry[type[Executor]] = Registry("executor", {"uni": "trifocal.executor.local:LocalExecutor"})

@@ -1,0 +1,37 @@
+"""One worker in this process, on a thread of its own: the engine plans the next step while this one runs."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from trifocal.config import EngineConfig
+from trifocal.executor.base import Capacity, Executor
+from trifocal.types import StepPlan, StepResult
+from trifocal.worker.worker import Worker
+
+
+class LocalExecutor(Executor):
+    """Everything that touches torch runs on one thread: its intra-op thread pool and inference mode belong to it."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__(config)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trifocal-worker")
+        self._worker: Worker | None = None
+
+    def start(self) -> Capacity:
+        """See `Executor.start`."""
+        return self._thread.submit(self._start).result()
+
+    def _start(self) -> Capacity:
+        self._worker = Worker(self.config)
+        return self._worker.capacity
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        """See `Executor.submit`."""
+        assert self._worker is not None, "start() first"
+        return self._thread.submit(self._worker.execute, plan)
+
+    def shutdown(self) -> None:
+        """See `Executor.shutdown`."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._worker = None

@@ -1,0 +1,101 @@
+"""Runs planned steps on one device: encode media, forward, sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trifocal.attention.base import AttentionBackend
+from trifocal.log import get_logger
+from trifocal.models.base import Model
+from trifocal.types import EncodeJob, StepPlan, StepResult
+from trifocal.worker.input_batch import ForwardBatch, SequenceState, build_batch
+from trifocal.worker.sampler import Sampler
+
+logger = get_logger(__name__)
+
+
+class ModelRunner:
+    """Holds what plans are diffs against: sequence states and media embeddings."""
+
+    def __init__(self, model: Model, attention: AttentionBackend, sampler: Sampler, device: torch.device) -> None:
+        self.model = model
+        self.attention = attention
+        self.sampler = sampler
+        self.device = device
+        self.states: dict[str, SequenceState] = {}
+        self.embeds: dict[bytes, Tensor] = {}
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """One step. A fault of one request (its media, its logits) is reported for it; the others go on."""
+        self._apply(plan)
+        errors = self._encode(plan.encode)
+        batch = build_batch(
+            plan,
+            self.states,
+            block_size=self.attention.cache.block_size,
+            position_rows=self.model.position_rows,
+            device=self.device,
+        )
+        inputs = self._embed(batch, errors)
+        self.attention.begin(batch.attention)
+        hidden = self.model(inputs, batch.positions, self.attention)
+        if not batch.sampled_ids:
+            return StepResult(plan.step_id, {}, errors=errors)
+        return self._sample(plan.step_id, batch, hidden[batch.sampled_rows], errors)
+
+    def _apply(self, plan: StepPlan) -> None:
+        for request_id in plan.finished:
+            self.states.pop(request_id, None)
+            self.sampler.forget(request_id)
+        for content_hash in plan.free_embeds:
+            self.embeds.pop(content_hash, None)
+        for new in plan.new:
+            self.states[new.request.request_id] = SequenceState.start(new)
+        for seq in plan.scheduled:
+            self.states[seq.request_id].block_ids.extend(seq.new_block_ids)
+
+    def _encode(self, jobs: list[EncodeJob]) -> dict[str, str]:
+        """Encode new media together; if that fails, one by one, so that only the culprit's request fails."""
+        items = [self.states[job.request_id].request.prompt.media[job.media_index] for job in jobs]
+        if not items:
+            return {}
+        try:
+            encoded: list[Tensor | None] = list(self.model.encode(items))
+        except Exception:
+            if len(items) == 1:
+                logger.exception("encoding one %s failed", items[0].modality)
+                return {jobs[0].request_id: f"the {items[0].modality} could not be encoded"}
+            errors: dict[str, str] = {}
+            for job in jobs:
+                errors |= self._encode([job])
+            return errors
+        for item, embeds in zip(items, encoded, strict=True):
+            assert embeds is not None
+            self.embeds[item.content_hash] = embeds
+        return {}
+
+    def _embed(self, batch: ForwardBatch, errors: dict[str, str]) -> Tensor:
+        inputs = self.model.embed(batch.token_ids)
+        for part in batch.media:
+            embeds = self.embeds.get(part.content_hash)
+            if embeds is None:  # its encoding failed, in this step or the one before
+                errors.setdefault(part.request_id, "the request's media could not be encoded")
+            else:
+                rows = part.rows if isinstance(part.rows, slice) else torch.from_numpy(part.rows).to(self.device)
+                inputs[rows] = embeds[part.embeds].to(inputs.dtype)
+        return inputs
+
+    def _sample(self, step_id: int, batch: ForwardBatch, hidden: Tensor, errors: dict[str, str]) -> StepResult:
+        states = [self.states[request_id] for request_id in batch.sampled_ids]
+        sampled = self.sampler(self.model.logits(hidden), states)
+        token_ids = {}
+        for index, (request_id, state) in enumerate(zip(batch.sampled_ids, states, strict=True)):
+            token_id = sampled.token_ids[index]
+            state.append(token_id)  # even for one that failed: a step planned meanwhile counts on it
+            if index in sampled.invalid:
+                errors.setdefault(request_id, "the model produced no valid probabilities (NaN or infinity)")
+            if request_id not in errors:
+                token_ids[request_id] = token_id
+        logprobs = {batch.sampled_ids[index]: value for index, value in sampled.logprobs.items()}
+        return StepResult(step_id, token_ids, logprobs, errors)
