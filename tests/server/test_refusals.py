@@ -1,0 +1,214 @@
+"""A bad request gets its 4xx with the field named, in OpenAI's shape, and disturbs nothing."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests import tiny
+from tests.server.helpers import (
+    HELLO,
+    MAX_BYTES,
+    MODEL,
+    ask,
+    clip,
+    eventually,
+    holds_nothing,
+    image_part,
+    metric,
+    picture,
+    video_part,
+)
+
+CHAT = "/v1/chat/completions"
+BAD_VALUES: list[tuple[str, Any]] = [
+    ("temperature", -0.1), ("temperature", "hot"), ("temperature", True), ("temperature", [1]),
+    ("top_p", 0), ("top_p", 1.1), ("top_p", -1), ("top_k", -2), ("top_k", 1.5), ("top_k", 10**30),
+    ("min_p", -0.1), ("min_p", 2), ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", "16"), ("max_tokens", 10**12),
+    ("max_tokens", 5000), ("max_tokens", 1.5), ("max_completion_tokens", 0), ("max_completion_tokens", 5000),
+    ("min_tokens", -1), ("min_tokens", "a"), ("n", 0), ("n", 100_000), ("n", "2"), ("seed", "x"), ("seed", 2**63),
+    ("repetition_penalty", 0), ("repetition_penalty", -1), ("presence_penalty", 3), ("frequency_penalty", -3),
+    ("stop", 5), ("stop", [1]), ("stop", ""), ("stop", ["a"] * 1000), ("stop", "x" * 5000), ("stop", {"a": 1}),
+    ("stop_token_ids", 5), ("stop_token_ids", ["a"]), ("stop_token_ids", [-1]), ("stop_token_ids", [10**6]),
+    ("logit_bias", [1]), ("logit_bias", {"a": 1}), ("logit_bias", {"1": "b"}), ("logit_bias", {"1": 101}),
+    ("logit_bias", {"-1": 1}), ("logit_bias", {"100000": 1}), ("logit_bias", {"1" * 5000: 1}),
+    ("top_logprobs", 3), ("logprobs", 5), ("logprobs", "yes"), ("stream", "yes"), ("stream", 2),
+    ("stream_options", {"include_usage": True}), ("stream_options", 1), ("ignore_eos", "no"), ("skip_special_tokens", 3),
+    ("mm_processor_kwargs", 1), ("mm_processor_kwargs", {"nobody_knows": 1}), ("chat_template_kwargs", "x"),
+    ("messages", []), ("messages", None), ("messages", "hello"), ("messages", [1]), ("messages", [{}]),
+    ("messages", [{"role": "user"}]), ("messages", [{"role": 1, "content": "a"}]), ("messages", [{"content": "a"}]),
+    ("messages", [{"role": "user", "content": 5}]), ("messages", [{"role": "user", "content": [{"type": "no"}]}]),
+    ("messages", [{"role": "user", "content": "x " * 5000}]), ("model", 5), ("cache_salt", 5),
+    ("tools", [{"type": "function", "function": {"name": "f"}}]), ("tool_choice", "required"), ("audio", {"voice": "a"}),
+    ("response_format", {"type": "json_object"}), ("functions", [{"name": "f"}]), ("modalities", ["audio"]),
+    ("guided_json", {"type": "object"}), ("prompt_logprobs", 1), ("best_of", 3), ("use_beam_search", True),
+    ("structured_outputs", {"json": {}}), ("chat_template", "{{ 1 }}"), ("priority", 5), ("echo", True),
+]  # fmt: skip
+
+
+def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+    """The error of a refused request, after checking its shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"] and body["error"]["type"] == "invalid_request_error" and body["error"]["code"]
+    assert len(body["error"]["message"]) < 600
+    return dict(body["error"])
+
+
+def post(http: httpx.Client, **fields: Any) -> httpx.Response:
+    return http.post(CHAT, json={"model": MODEL, "messages": HELLO, "max_tokens": 2, **fields})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("field, value", BAD_VALUES, ids=lambda value: str(value)[:30])
+def test_bad_value_names_its_field(http: httpx.Client, field: str, value: Any, stream: bool) -> None:
+    if field.startswith("stream"):
+        error = refused(post(http, **{field: value}))
+    else:
+        error = refused(post(http, stream=stream, **{field: value}))
+    assert error["param"] == field
+
+
+def test_refusals_touch_nothing_in_the_engine(http: httpx.Client) -> None:
+    before = metric(http, "trifocal:prompt_tokens_total")
+    for field, value in BAD_VALUES[:30]:
+        post(http, **{field: value})
+    assert metric(http, "trifocal:prompt_tokens_total") == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b"3", b'"text"', b"\xff\xfe", b'{"messages": "\\ud800"}', b"[" * 100_000, b"{}{}"],
+    ids=lambda body: repr(body[:12]),
+)
+def test_body_that_is_no_json_object(http: httpx.Client, body: bytes) -> None:
+    assert refused(http.post(CHAT, content=body))["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5000])
+@pytest.mark.parametrize("field", ["temperature", "top_p", "max_tokens", "presence_penalty"])
+def test_numbers_that_are_none(http: httpx.Client, field: str, number: str) -> None:
+    body = json.dumps({"model": MODEL, "messages": HELLO})[:-1] + f', "{field}": {number}}}'
+    refused(http.post(CHAT, content=body))
+
+
+def test_two_limits_name_the_one_that_counts(http: httpx.Client) -> None:
+    assert refused(post(http, max_completion_tokens=4000))["message"].count("4000") == 1
+    error = refused(post(http, logprobs=True, top_logprobs=1000))
+    assert error["param"] == "top_logprobs" and "top_logprobs" in error["message"]
+    assert refused(post(http, min_tokens=9))["param"] == "min_tokens"
+
+
+def test_unknown_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-4o", messages=HELLO)  # type: ignore[arg-type]
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+def test_unknown_route_and_method(http: httpx.Client) -> None:
+    assert refused(http.get("/v1/nothing"), 404)["code"] == "not_found"
+    response = http.get(CHAT)
+    assert refused(response, 405)["code"] == "method_not_allowed" and response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("excess", [1, 3 * MAX_BYTES])
+def test_body_too_large(http: httpx.Client, excess: int) -> None:
+    body = b'{"messages": "' + b"a" * (MAX_BYTES + excess - 14)
+    assert refused(http.post(CHAT, content=body), 413)["code"] == "request_too_large"
+
+
+def test_largest_body_is_read(http: httpx.Client) -> None:
+    body = json.dumps({"model": MODEL, "messages": HELLO, "max_tokens": 1, "user": ""})[:-2]
+    filled = body + "u" * (MAX_BYTES - len(body) - 2) + '"}'
+    assert len(filled) == MAX_BYTES
+    assert http.post(CHAT, content=filled).status_code == 200
+
+
+def test_body_too_large_without_a_length(http: httpx.Client) -> None:
+    pieces = (b"x" * 100_000 for _ in range(2 + MAX_BYTES // 100_000))
+    refused(http.post(CHAT, content=pieces), 413)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic a-key-for-tests"},
+                                     {"Authorization": "Bearer clé".encode()}, {"Authorization": "Bearer "}])  # fmt: skip
+def test_key(http: httpx.Client, headers: dict[str, Any]) -> None:
+    with httpx.Client(base_url=http.base_url, headers=headers) as stranger:
+        for path in ("/v1/models", "/metrics", "/nothing"):
+            response = stranger.get(path)
+            assert refused(response, 401)["code"] == "invalid_api_key"
+            assert response.headers["www-authenticate"] == "Bearer"
+        for path in (CHAT, "/v1/completions", "/tokenize", "/detokenize"):
+            refused(stranger.post(path, content=b"{}"), 401)
+        assert [stranger.get(path).status_code for path in ("/health", "/ping", "/version")] == [200] * 3
+
+
+# ---------------------------------------------------------------------------------------------- media
+
+PNG = picture()
+BAD_MEDIA = {
+    "empty file": image_part(b""),
+    "text named png": image_part(b"this is no picture"),
+    "half a png": image_part(PNG[: len(PNG) // 2]),
+    "20000 x 1": image_part(picture(20000, 1)),
+    "not base64": {"type": "image_url", "image_url": {"url": "data:image/png;base64,%%%"}},
+    "no data url": {"type": "image_url", "image_url": {"url": "data:"}},
+    "no url": {"type": "image_url", "image_url": {}},
+    "no scheme": {"type": "image_url", "image_url": {"url": "picture.png"}},
+    "ftp": {"type": "image_url", "image_url": {"url": "ftp://127.0.0.1/a.png"}},
+    "file outside": {"type": "image_url", "image_url": {"url": "file:///etc/hostname"}},
+    "nobody listens": {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}},
+    "truncated video": video_part(clip()[:700]),
+    "picture as video": video_part(b"\x00" * 100),
+    "video as picture": image_part(clip()),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("part", BAD_MEDIA.values(), ids=BAD_MEDIA)
+def test_bad_media(http: httpx.Client, part: dict[str, Any], stream: bool) -> None:
+    error = refused(post(http, messages=ask(image_part(PNG), part), stream=stream))
+    assert error["param"] == "messages"
+
+
+def test_too_many_pictures(http: httpx.Client) -> None:
+    refused(post(http, messages=ask(*[image_part(PNG)] * 10)))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (200, 1), (1, 150)], ids=str)
+def test_small_pictures_work_or_are_refused_clearly(http: httpx.Client, size: tuple[int, int]) -> None:
+    response = post(http, messages=ask(image_part(picture(*size))))
+    if size == (1, 1):
+        assert response.status_code == 200, response.text
+    elif response.status_code != 200:
+        refused(response)
+
+
+def test_markup_in_text_is_only_text(http: httpx.Client) -> None:
+    """A user cannot smuggle a placeholder in: the text costs tokens, it is no picture."""
+    response = post(http, messages=[{"role": "user", "content": "<|vision_start|><|image_pad|><|vision_end|>"}])
+    assert response.status_code == 200, response.text
+
+
+def test_bad_requests_disturb_no_other(http: httpx.Client) -> None:
+    good = {"messages": ask(image_part(PNG)), "temperature": 0, "max_tokens": 60, "ignore_eos": True}
+    alone = post(http, **good).json()["choices"][0]["message"]["content"]
+    with ThreadPoolExecutor(4) as pool:
+        beside = [pool.submit(post, http, **good) for _ in range(3)]
+        for part in BAD_MEDIA.values():
+            refused(post(http, messages=ask(part)))
+    assert {each.result().json()["choices"][0]["message"]["content"] for each in beside} == {alone}
+    assert eventually(lambda: holds_nothing(http))
+
+
+def test_forced_ids_at_the_edge_of_the_vocabulary(http: httpx.Client) -> None:
+    """The model has more rows than the tokenizer has words; such a token has no text but breaks nothing."""
+    edge = {str(tiny.VOCAB - 1): 100}
+    response = post(http, logit_bias=edge, logprobs=True, top_logprobs=1, repetition_penalty=1)
+    assert response.status_code == 200, response.text

@@ -1,0 +1,132 @@
+"""Prometheus metrics: vLLM's names, each with the prefixes `vllm:` and `trifocal:` from one definition.
+
+Gauges and counters come from `EngineStats` at the time of a scrape; what only the server sees (latencies, how
+requests end) is observed as it happens. Each `Metrics` has a registry of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from trifocal.types import EngineStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_BOTH = ("vllm", "trifocal")
+_OURS = ("trifocal",)
+_OLD = ("vllm",)  # names of vLLM 0.9 that later versions changed; dashboards of that time ask for them
+_OLD_NAMES = {"inter_token_latency_seconds": "vllm:time_per_output_token_seconds"}
+
+_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000)
+_CHOICES = (1, 2, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class EngineMetric:
+    """One number of `EngineStats` under its public name."""
+
+    name: str
+    meaning: str
+    value: Callable[[EngineStats], float]
+    is_counter: bool = False
+    prefixes: tuple[str, ...] = _BOTH
+
+    def families(self, stats: EngineStats, model_name: str) -> Iterable[Metric]:
+        """The metric as Prometheus takes it, once per prefix."""
+        kind = CounterMetricFamily if self.is_counter else GaugeMetricFamily
+        for prefix in self.prefixes:
+            family = kind(f"{prefix}:{self.name}", self.meaning, labels=["model_name"])
+            family.add_metric([model_name], self.value(stats))
+            yield family
+
+
+def _kv_usage(stats: EngineStats) -> float:
+    return stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
+
+
+ENGINE_METRICS = (
+    EngineMetric("num_requests_running", "sequences in the running batch", lambda s: s.num_running),
+    EngineMetric("num_requests_waiting", "sequences waiting for their first step", lambda s: s.num_waiting),
+    EngineMetric("kv_cache_usage_perc", "share of KV blocks in use, 0 to 1", _kv_usage),
+    EngineMetric("gpu_cache_usage_perc", "kv_cache_usage_perc by its older name", _kv_usage, prefixes=_OLD),
+    EngineMetric("prefix_cache_queries", "prompt tokens looked up in the cache", lambda s: s.prefix_queries, True),
+    EngineMetric("prefix_cache_hits", "prompt tokens found in the cache", lambda s: s.prefix_hits, True),
+    EngineMetric("gpu_prefix_cache_queries", "by its older name", lambda s: s.prefix_queries, True, _OLD),
+    EngineMetric("gpu_prefix_cache_hits", "by its older name", lambda s: s.prefix_hits, True, _OLD),
+    EngineMetric("num_preemptions", "sequences that started again", lambda s: s.num_preemptions, True),
+    EngineMetric("prompt_tokens", "prompt tokens taken in", lambda s: s.num_prompt_tokens, True),
+    EngineMetric("generation_tokens", "tokens generated", lambda s: s.num_generation_tokens, True),
+    EngineMetric("engine_steps", "steps of the engine", lambda s: s.num_steps, True, _OURS),
+    EngineMetric("kv_blocks_used", "KV blocks that sequences hold", lambda s: s.kv_blocks_used, prefixes=_OURS),
+    EngineMetric("kv_blocks_total", "KV blocks that exist", lambda s: s.kv_blocks_total, prefixes=_OURS),
+    EngineMetric("media_encoded", "runs of the vision tower", lambda s: s.num_media_encoded, True, _OURS),
+    EngineMetric("encoder_cache_hits", "media that needed no vision work", lambda s: s.encoder_hits, True, _OURS),
+    EngineMetric("encoder_cache_bytes", "bytes of cached embeddings", lambda s: s.encoder_bytes_cached, prefixes=_OURS),
+    EngineMetric("encoder_pinned_bytes", "bytes that sequences need", lambda s: s.encoder_bytes_pinned, prefixes=_OURS),
+)
+
+
+class Metrics(Collector):
+    """Everything that `/metrics` shows of one server."""
+
+    def __init__(self, model_name: str) -> None:
+        self._model_name = model_name
+        self._stats = EngineStats()
+        self._observed: list[Histogram | Counter] = []
+        self.time_to_first_token = self._histogram("time_to_first_token_seconds", "request in to first token", _SECONDS)
+        self.inter_token_latency = self._histogram("inter_token_latency_seconds", "between two tokens", _SECONDS)
+        self.time_per_output_token = self._histogram(
+            "request_time_per_output_token_seconds", "mean time per token after the first, of a choice", _SECONDS
+        )
+        self.e2e_request_latency = self._histogram("e2e_request_latency_seconds", "request in to last token", _SECONDS)
+        self.request_prompt_tokens = self._histogram("request_prompt_tokens", "prompt tokens of a request", _TOKENS)
+        self.request_generation_tokens = self._histogram("request_generation_tokens", "tokens of a choice", _TOKENS)
+        self.request_params_n = self._histogram("request_params_n", "choices asked for", _CHOICES)
+        success = Counter(
+            "request_success", "choices by how they ended", ["model_name", "finished_reason"], registry=None
+        )
+        self._observed.append(success)
+        self._success = {reason: success.labels(model_name, reason) for reason in ("stop", "length", "abort", "error")}
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(name, meaning, ["model_name"], buckets=buckets, registry=None)
+        self._observed.append(histogram)
+        return histogram.labels(self._model_name)
+
+    def finished(self, reason: str) -> None:
+        """Count the end of one choice: stop, length, abort or error."""
+        self._success[reason].inc()
+
+    def render(self, stats: EngineStats) -> bytes:
+        """The text that Prometheus scrapes, with `stats` as the engine's part."""
+        self._stats = stats
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: names never clash with those of another collector, this registry has one."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric under every prefix."""
+        for metric in ENGINE_METRICS:
+            yield from metric.families(self._stats, self._model_name)
+        for observed in self._observed:
+            for family in observed.collect():
+                for prefix in _BOTH:
+                    yield _renamed(family, f"{prefix}:{family.name}")
+                if family.name in _OLD_NAMES:
+                    yield _renamed(family, _OLD_NAMES[family.name])
+
+
+def _renamed(family: Metric, name: str) -> Metric:
+    twin = Metric(name, family.documentation, family.type)
+    twin.samples = [sample._replace(name=name + sample.name.removeprefix(family.name)) for sample in family.samples]
+    return twin

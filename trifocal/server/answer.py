@@ -1,0 +1,190 @@
+"""`Answer`: the deltas of one API request, counted and measured, with one place to abort them all."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trifocal.engine.async_engine import RequestStream
+from trifocal.metrics import Metrics
+from trifocal.server.service import Service
+from trifocal.types import Delta, EngineDeadError, Prompt, RequestError, SamplingParams
+
+DeltaStream = RequestStream | AsyncGenerator[Delta, None]
+_serial = itertools.count()
+
+
+@dataclass
+class _Choice:
+    """What has been seen of one choice."""
+
+    num_tokens: int = 0
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+
+class Answer:
+    """Deltas of all choices of all prompts of a request; `delta.index` is prompt index * n + choice.
+
+    Iterating raises `RequestError` where the engine gave a choice up and `EngineDeadError` where it died.
+    Whoever opened it closes it: that aborts what still runs.
+    """
+
+    @classmethod
+    async def open(
+        cls, service: Service, request_id: str, prompts: Sequence[Prompt], params: SamplingParams, arrived: float
+    ) -> Answer:
+        """Submit every prompt, or none (`RequestError` if one can never run), and wait for the first delta.
+
+        So whatever fails before the first token raises here, early enough for an HTTP status. `arrived` is the
+        `time.perf_counter` that latencies count from.
+        """
+        streams: list[RequestStream] = []
+        try:
+            for prompt in prompts:
+                # A client may use one x-request-id for several requests at a time; the engine's ids are unique.
+                streams.append(await service.engine.submit(f"{request_id}-{next(_serial)}", prompt, params))
+        except BaseException:
+            await _close_all(streams)
+            raise
+        answer = cls(service.metrics, prompts, streams, params.n, arrived)
+        try:
+            answer._peeked = await anext(answer)
+        except BaseException:
+            await answer.aclose()
+            raise
+        return answer
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        prompts: Sequence[Prompt],
+        streams: Sequence[RequestStream],
+        n: int,
+        arrived: float,
+    ) -> None:
+        self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self.num_choices = n * len(prompts)
+        self._n = n
+        self._metrics = metrics
+        self._arrived = arrived
+        self._streams = streams
+        self._choices = [_Choice() for _ in range(self.num_choices)]
+        self._open = set(range(self.num_choices))
+        self._cached = [0] * len(prompts)
+        self._deltas: DeltaStream = streams[0] if len(streams) == 1 else _merged(streams, n)
+        self._peeked: Delta | None = None
+        self._end = "abort"  # why choices ended that have no finish_reason of their own
+        self._is_closed = False
+        for prompt in prompts:
+            metrics.request_prompt_tokens.observe(len(prompt.token_ids))
+            metrics.request_params_n.observe(n)
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's `usage`, of what has come so far."""
+        generated = sum(choice.num_tokens for choice in self._choices)
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": generated,
+            "total_tokens": self.num_prompt_tokens + generated,
+            "prompt_tokens_details": {"cached_tokens": sum(self._cached)},
+        }
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._peeked is not None:
+            delta, self._peeked = self._peeked, None
+            return delta
+        if not self._open:
+            raise StopAsyncIteration
+        try:
+            delta = await anext(self._deltas)
+        except StopAsyncIteration:
+            self._end = "error"
+            raise EngineDeadError("the engine ended an answer early") from None
+        except EngineDeadError:
+            self._end = "error"
+            raise
+        self._count(delta)
+        if delta.finish_reason in ("error", "abort"):
+            message = str(delta.stop_reason or "the request was aborted by the server")
+            status, code = (500, "engine_fault") if delta.finish_reason == "error" else (503, "aborted")
+            raise RequestError(message, status=status, code=code)
+        return delta
+
+    async def aclose(self) -> None:
+        """Abort what still runs; safe at any time and more than once."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for _ in self._open:
+            self._metrics.finished(self._end)
+        self._open.clear()
+        await _close_all([self._deltas, *self._streams])
+
+    def _count(self, delta: Delta) -> None:
+        choice, now = self._choices[delta.index], time.perf_counter()
+        num_new = len(delta.token_ids)
+        if num_new and choice.num_tokens == 0:
+            choice.first_at = now
+            self._metrics.time_to_first_token.observe(now - self._arrived)
+        elif num_new:
+            self._metrics.inter_token_latency.observe((now - choice.last_at) / num_new)
+        if num_new:
+            choice.num_tokens += num_new
+            choice.last_at = now
+        if delta.index % self._n == 0:  # further choices find the first one's blocks: that is no saving to the client
+            self._cached[delta.index // self._n] = delta.num_cached_tokens
+        if delta.finish_reason is not None:
+            self._open.discard(delta.index)
+            self._finish(choice, delta.finish_reason, now)
+
+    def _finish(self, choice: _Choice, reason: str, now: float) -> None:
+        self._metrics.finished(reason)
+        self._metrics.e2e_request_latency.observe(now - self._arrived)
+        self._metrics.request_generation_tokens.observe(choice.num_tokens)
+        if choice.num_tokens > 1:
+            mean = (choice.last_at - choice.first_at) / (choice.num_tokens - 1)
+            self._metrics.time_per_output_token.observe(mean)
+
+
+async def _close_all(streams: Sequence[DeltaStream]) -> None:
+    for stream in streams:
+        with suppress(EngineDeadError):  # it holds nothing any more
+            await stream.aclose()
+
+
+async def _merged(streams: Sequence[RequestStream], n: int) -> AsyncGenerator[Delta, None]:
+    """The deltas of several prompts in order of arrival, choices numbered through."""
+    queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
+
+    async def pump(first_index: int, stream: RequestStream) -> None:
+        try:
+            async for delta in stream:
+                queue.put_nowait(replace(delta, index=first_index + delta.index))
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(number * n, stream)) for number, stream in enumerate(streams)]
+    try:
+        num_running = len(tasks)
+        while num_running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_running -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,152 @@
+"""The server: `create_app` puts the routes together, `serve` is its lifetime.
+
+FastAPI is imported inside `create_app`: the engine process starts first, and the rest is imported while it loads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from trifocal.config import EngineConfig
+from trifocal.engine.async_engine import AsyncEngine
+from trifocal.log import get_logger
+from trifocal.server.args import ServerArgs
+from trifocal.types import EngineDeadError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from trifocal.multimodal.chat import PromptBuilder
+
+logger = get_logger(__name__)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def create_app(engine: AsyncEngine, builder: PromptBuilder, config: EngineConfig, args: ServerArgs) -> FastAPI:
+    """The ASGI application over an engine that is ready. It owns neither engine nor builder."""
+    from fastapi import FastAPI
+
+    from trifocal import __version__
+    from trifocal.metrics import Metrics
+    from trifocal.server import chat, completions, errors, status, tokens
+    from trifocal.server.auth import BearerAuth
+    from trifocal.server.request_id import RequestIds
+    from trifocal.server.service import Service
+
+    # Routes parse their bodies themselves, so a generated schema would know nothing of them: there is none.
+    app = FastAPI(title="Trifocal", version=__version__, openapi_url=None)
+    model_name = (args.served_model_name or [config.spec.path])[0]
+    app.state.service = Service(engine, builder, config, args, Metrics(model_name))
+    for module in (chat, completions, tokens, status):
+        app.include_router(module.router)
+    errors.install(app)
+    if args.api_key:
+        app.add_middleware(BearerAuth, key=args.api_key)
+    app.add_middleware(RequestIds)
+    return app
+
+
+async def serve(config: EngineConfig, args: ServerArgs) -> None:
+    """Serve until SIGTERM or SIGINT; returns then. A second signal does not wait for running answers.
+
+    Raises `ConfigError`; `SystemExit(1)` if the engine cannot start or dies, after running streams have had their
+    error event. The port is taken first, but nobody can connect before the engine is ready.
+    """
+    from trifocal.server.listen import bind
+
+    try:
+        with _stop_event() as told:
+            async with AsyncExitStack() as scope:
+                listener = scope.enter_context(bind(args))
+                starting = asyncio.create_task(_start(scope, config, args))
+                if not await _ends_before(starting, told):
+                    return
+                engine, app = starting.result()
+                await _serve_http(engine, app, listener, args, told)
+    except EngineDeadError as error:
+        logger.error("the engine is dead: %s", error)
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def _stop_event() -> Iterator[asyncio.Event]:
+    """An event that is set whenever a signal asks the process to stop."""
+    told, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, told.set)
+    try:
+        yield told
+    finally:
+        for number in _STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+async def _start(scope: AsyncExitStack, config: EngineConfig, args: ServerArgs) -> tuple[AsyncEngine, FastAPI]:
+    """Start the engine, import and build the rest meanwhile; `scope` ends both."""
+    starting = asyncio.create_task(AsyncEngine.start(config))
+    scope.push_async_callback(_end, starting)
+    builder = await asyncio.to_thread(_build, config, args)
+    scope.push_async_callback(builder.aclose)
+    engine = await starting
+    return engine, create_app(engine, builder, config, args)
+
+
+def _build(config: EngineConfig, args: ServerArgs) -> PromptBuilder:
+    from trifocal.multimodal.chat import PromptBuilder
+    from trifocal.server import chat, completions, status, tokens  # noqa: F401  (imported here, while the engine loads)
+
+    return PromptBuilder(
+        config, allowed_local_media_path=args.allowed_local_media_path, chat_template=args.chat_template
+    )
+
+
+async def _end(starting: asyncio.Task[AsyncEngine]) -> None:
+    starting.cancel()
+    await asyncio.wait({starting})
+    if not starting.cancelled() and starting.exception() is None:
+        await starting.result().shutdown()
+
+
+async def _ends_before(task: asyncio.Task[tuple[AsyncEngine, FastAPI]], event: asyncio.Event) -> bool:
+    """Whether `task` ends before `event` is set; it is cancelled otherwise."""
+    waiter = asyncio.create_task(event.wait())
+    await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+    waiter.cancel()
+    if task.done():
+        return True
+    task.cancel()
+    await asyncio.wait({task})
+    return False
+
+
+async def _serve_http(
+    engine: AsyncEngine, app: FastAPI, listener: socket.socket, args: ServerArgs, told: asyncio.Event
+) -> None:
+    """Serve until told to stop or the engine dies; `EngineDeadError` then, once its streams have ended."""
+    from trifocal.server.listen import HttpServer, address
+
+    server = HttpServer(app, args, lambda: logger.info("ready: %s", address(listener, args)))
+    serving = asyncio.create_task(server.serve([listener]))
+    await _wait_any(serving, told, engine.died)
+    server.should_exit = True  # no new connections
+    has_died = engine.died.is_set()
+    if not has_died:
+        logger.info("stopping; running answers have %g s", args.shutdown_timeout)
+        told.clear()
+        await _wait_any(serving, told, engine.died, timeout_s=args.shutdown_timeout)
+        await engine.shutdown()  # what still runs ends with an error event
+    await serving
+    if has_died:
+        await engine.check_health()
+
+
+async def _wait_any(serving: asyncio.Task[None], *events: asyncio.Event, timeout_s: float | None = None) -> None:
+    waiters = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait({serving, *waiters}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    for waiter in waiters:
+        waiter.cancel()

@@ -1,0 +1,74 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from trifocal.server.generation import Generation
+from trifocal.server.limits import read_json
+from trifocal.server.logprobs import chat_logprobs
+from trifocal.server.prompts import build_chat_prompt
+from trifocal.server.schemas import ChatBody
+from trifocal.server.service import Service, service_of
+from trifocal.types import Delta, Prompt, TokenLogprobs
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def create_chat_completion(request: Request) -> Response:
+    """Answer a conversation, in one body or as a stream."""
+    arrived = time.perf_counter()
+    service = service_of(request)
+    body = await read_json(request, ChatBody, service.args.max_request_bytes)
+    return await Chat(service, request, body).respond(arrived)
+
+
+class Chat(Generation):
+    """One request for an answer in a conversation."""
+
+    id_prefix = "chatcmpl"
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
+    prompt_field = "messages"
+
+    def __init__(self, service: Service, request: Request, body: ChatBody) -> None:
+        super().__init__(service, request, body, body.to_params(service.config.default_sampling))
+        self._chat = body
+        self._started: set[int] = set()  # choices whose role has been sent
+
+    async def prompts(self) -> list[Prompt]:
+        """The conversation, rendered and with its media."""
+        return [await build_chat_prompt(self._service.builder, self._chat, self._chat.cache_salt)]
+
+    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> dict[str, Any]:
+        """A choice of a `chat.completion`."""
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "logprobs": self._logprobs(tokens),
+            "finish_reason": last.finish_reason,
+            "stop_reason": last.stop_reason,
+        }
+
+    def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
+        """Choices of `chat.completion.chunk`s: the role first, then text, with the last one the finish_reason."""
+        if delta.index not in self._started:
+            self._started.add(delta.index)
+            first = {"role": "assistant", "content": ""}
+            yield {"index": delta.index, "delta": first, "logprobs": None, "finish_reason": None}
+        piece: dict[str, Any] = {
+            "index": delta.index,
+            "delta": {"content": delta.text} if delta.text else {},
+            "logprobs": self._logprobs(delta.logprobs or []),
+            "finish_reason": delta.finish_reason,
+        }
+        yield piece | {"stop_reason": delta.stop_reason} if delta.finish_reason else piece
+
+    def _logprobs(self, tokens: list[TokenLogprobs]) -> dict[str, Any] | None:
+        return chat_logprobs(tokens, self._service.builder.tokenizer) if self._chat.logprobs else None

@@ -1,0 +1,88 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from trifocal.server.generation import Generation
+from trifocal.server.limits import MAX_PROMPTS, read_json
+from trifocal.server.logprobs import completion_logprobs
+from trifocal.server.schemas import CompletionBody
+from trifocal.server.service import Service, service_of
+from trifocal.types import Delta, Prompt, RequestError, TokenLogprobs
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", response_model=None)
+async def create_completion(request: Request) -> Response:
+    """Continue one prompt or several, given as text or token ids."""
+    arrived = time.perf_counter()
+    service = service_of(request)
+    body = await read_json(request, CompletionBody, service.args.max_request_bytes)
+    return await Completion(service, request, body).respond(arrived)
+
+
+class Completion(Generation):
+    """One request to continue prompts; choice `i` belongs to prompt `i // n`."""
+
+    id_prefix = "cmpl"
+    kind = "text_completion"
+    chunk_kind = "text_completion"
+    prompt_field = "prompt"
+
+    def __init__(self, service: Service, request: Request, body: CompletionBody) -> None:
+        super().__init__(service, request, body, body.to_params(service.config.default_sampling))
+        self._completion = body
+        self._echoes: list[str] = []  # what each prompt's choices begin with
+        self._offsets: dict[int, int] = {}  # characters of each choice that have been sent
+        if len(body.prompts) > MAX_PROMPTS:
+            raise RequestError(f"prompt: at most {MAX_PROMPTS} prompts, got {len(body.prompts)}", param="prompt")
+        if body.echo and body.logprobs is not None:
+            raise RequestError("not available yet: echo together with logprobs", param="echo")
+
+    async def prompts(self) -> list[Prompt]:
+        """The prompts, tokenized."""
+        body, builder = self._completion, self._service.builder
+        special = body.add_special_tokens is not False
+        built = []
+        for text in body.prompts:
+            built.append(await builder.completion(text, add_special_tokens=special, cache_salt=body.cache_salt))
+            if body.echo:
+                self._echoes.append(text if isinstance(text, str) else builder.tokenizer.decode(text, False))
+        return built
+
+    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> dict[str, Any]:
+        """A choice of a `text_completion`."""
+        return {
+            "index": index,
+            "text": self._echo(index) + text,
+            "logprobs": self._logprobs(tokens, 0),
+            "finish_reason": last.finish_reason,
+            "stop_reason": last.stop_reason,
+        }
+
+    def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
+        """One piece of a stream; the first of a choice begins with the echo."""
+        offset = self._offsets.get(delta.index)
+        self._offsets[delta.index] = (offset or 0) + len(delta.text)
+        yield {
+            "index": delta.index,
+            "text": (self._echo(delta.index) if offset is None else "") + delta.text,
+            "logprobs": self._logprobs(delta.logprobs or [], offset or 0),
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+
+    def _echo(self, index: int) -> str:
+        return self._echoes[index // self._params.n] if self._echoes else ""
+
+    def _logprobs(self, tokens: list[TokenLogprobs], offset: int) -> dict[str, Any] | None:
+        if self._completion.logprobs is None:
+            return None
+        return completion_logprobs(tokens, self._service.builder.tokenizer, offset)

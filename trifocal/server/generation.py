@@ -1,0 +1,97 @@
+"""What chat and completions have in common: from a validated body to a response, whole or streamed."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from trifocal.server.answer import Answer
+from trifocal.server.disconnect import unless_disconnected
+from trifocal.server.limits import check_params
+from trifocal.server.request_id import request_id_of
+from trifocal.server.schemas import GenerationBody, with_param
+from trifocal.server.service import Service
+from trifocal.server.sse import EventStream
+from trifocal.types import Delta, Prompt, RequestError, SamplingParams, TokenLogprobs
+
+
+class Generation(ABC):
+    """One request. Created from its body: raises `RequestError` where that cannot be served."""
+
+    id_prefix: str
+    kind: str  # `object` of a whole answer
+    chunk_kind: str  # `object` of a piece of a stream
+    prompt_field: str  # where the body has what the model reads
+
+    def __init__(self, service: Service, request: Request, body: GenerationBody, params: SamplingParams) -> None:
+        self._service = service
+        self._request = request
+        self._body = body
+        self._params = params
+        self._renamed = {"messages": self.prompt_field, "prompt": self.prompt_field, **body.renamed}
+        self._id = f"{self.id_prefix}-{request_id_of(request)}"
+        self._created = int(time.time())
+        self._model = service.check_model(body.model)
+        check_params(params)
+
+    @abstractmethod
+    async def prompts(self) -> list[Prompt]:
+        """The prompts to submit. Raises `RequestError`."""
+
+    @abstractmethod
+    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> dict[str, Any]:
+        """A whole choice; `tokens` are its log-probabilities, `last` its last delta."""
+
+    @abstractmethod
+    def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
+        """The choices of the chunks that `delta` makes, in order."""
+
+    async def respond(self, arrived: float) -> Response:
+        """Generate; the client's hang-up aborts. What fails before the first token raises and gets an HTTP status."""
+        receive = self._request.receive
+        if self._body.stream:
+            answer = await unless_disconnected(receive, self._open(arrived))
+            return EventStream(self._chunks(answer), answer)
+        content = await unless_disconnected(receive, self._collect(arrived))
+        return Response(msgspec.json.encode(content), media_type="application/json")
+
+    async def _open(self, arrived: float) -> Answer:
+        try:
+            return await Answer.open(self._service, self._id, await self.prompts(), self._params, arrived)
+        except RequestError as error:  # the engine does not know what the fields are called here
+            raise with_param(error, self._renamed) from None
+
+    async def _collect(self, arrived: float) -> dict[str, Any]:
+        answer = await self._open(arrived)
+        texts: list[list[str]] = [[] for _ in range(answer.num_choices)]
+        tokens: list[list[TokenLogprobs]] = [[] for _ in texts]
+        last: dict[int, Delta] = {}
+        try:
+            async for delta in answer:
+                texts[delta.index].append(delta.text)
+                tokens[delta.index] += delta.logprobs or []
+                last[delta.index] = delta
+        finally:
+            await answer.aclose()
+        choices = [self.choice(i, "".join(texts[i]), tokens[i], last[i]) for i in range(len(texts))]
+        return {**self._head(self.kind), "choices": choices, "usage": answer.usage()}
+
+    async def _chunks(self, answer: Answer) -> AsyncGenerator[dict[str, Any], None]:
+        head = self._head(self.chunk_kind)
+        usage: dict[str, Any] = {"usage": None} if self._body.includes_usage else {}
+        async for delta in answer:
+            if self._body.has_running_usage:
+                usage = {"usage": answer.usage()}
+            for piece in self.pieces(delta):
+                yield {**head, "choices": [piece], **usage}
+        if self._body.includes_usage:
+            yield {**head, "choices": [], "usage": answer.usage()}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}

@@ -1,0 +1,98 @@
+"""The listening side: the socket, TLS, and uvicorn as we run it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from trifocal.server.args import ServerArgs
+from trifocal.types import ConfigError
+
+LAST_WORDS_S = 2.0  # for error events to reach their readers once the engine is gone
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 30  # uvicorn's five seconds race with clients that reuse a connection
+_PROBES = ("/health", "/ping", "/metrics")
+
+
+def bind(args: ServerArgs) -> socket.socket:
+    """A bound socket that does not listen yet: a port in use shows at once, a connection is refused until ready.
+
+    Raises `ConfigError`, for unusable TLS files too.
+    """
+    _check_tls(args)
+    host = args.host or "0.0.0.0"  # all interfaces, as vLLM
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, args.port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on --host {host} --port {args.port}: {error}") from None
+    return listener
+
+
+def _check_tls(args: ServerArgs) -> None:
+    if args.ssl_certfile is None and args.ssl_keyfile is None:
+        return
+    if args.ssl_certfile is None:
+        raise ConfigError("--ssl-keyfile needs --ssl-certfile")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(args.ssl_certfile, args.ssl_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"--ssl-certfile {args.ssl_certfile}: {error}") from None
+
+
+def address(listener: socket.socket, args: ServerArgs) -> str:
+    """The URL under which `listener` is reached."""
+    host, port = listener.getsockname()[:2]
+    scheme = "http" if args.ssl_certfile is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handling: it ends when `should_exit` is set, not when a signal comes."""
+
+    def __init__(self, app: Callable[..., object], args: ServerArgs, on_started: Callable[[], None]) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level=args.uvicorn_log_level,
+            lifespan="off",
+            ws="none",
+            backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(args.shutdown_timeout + LAST_WORDS_S),
+            ssl_keyfile=args.ssl_keyfile,
+            ssl_certfile=args.ssl_certfile,
+        )
+        super().__init__(config)
+        self._on_started = on_started
+        _share_log_handlers(args.uvicorn_log_level)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `serve`: uvicorn would raise them again at the end, and the exit status would not be 0."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        self._on_started()
+
+
+def _share_log_handlers(level: str) -> None:
+    logger = logging.getLogger("uvicorn")
+    logger.handlers = list(logging.getLogger("trifocal").handlers)
+    if level == "info":  # its start and stop lines repeat ours
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.access").addFilter(_is_no_probe)
+
+
+def _is_no_probe(record: logging.LogRecord) -> bool:
+    return not (isinstance(record.args, tuple) and len(record.args) > 2 and record.args[2] in _PROBES)

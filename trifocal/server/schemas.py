@@ -1,0 +1,219 @@
+"""The bodies of requests, as OpenAI and vLLM name their fields.
+
+`null` means the default everywhere. Types are strict with one exception: a flag may be 0 or 1, because the scripts of
+vLLM's users send `stream` that way. Values out of range raise from `SamplingParams`, which knows the ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from trifocal.types import RequestError, SamplingParams
+
+
+def _flag(value: object) -> object:
+    return bool(value) if type(value) is int and value in (0, 1) else value
+
+
+def _strings(value: object) -> object:
+    if value is None or isinstance(value, str) or _is_list_of(value, str):
+        return value
+    raise ValueError("must be a string or a list of strings")
+
+
+def _is_list_of(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # what the engine's tensors hold
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+SAMPLING_FIELDS = (
+    "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
+    "seed", "stop", "stop_token_ids", "ignore_eos", "max_tokens", "min_tokens", "skip_special_tokens",
+    "include_stop_str_in_output",
+)  # fmt: skip
+
+
+class Body(BaseModel):
+    """What every request may carry. Fields beyond the declared ones land in `model_extra`; `extras` judges them."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    model: str | None = None
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`: a last chunk with the usage, or the usage so far in every chunk."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    include_usage: Flag | None = None
+    continuous_usage_stats: Flag | None = None
+
+
+class GenerationBody(Body):
+    """Fields that chat and completions share."""
+
+    n: Int32 | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int32 | None = None
+    min_p: float | None = None
+    seed: Int64 | None = None
+    stop: Annotated[Any, BeforeValidator(_strings)] = None
+    stop_token_ids: list[Int32] | None = None
+    ignore_eos: Flag | None = None
+    max_tokens: Int32 | None = None
+    min_tokens: Int32 | None = None
+    logit_bias: dict[str, float] | None = None
+    skip_special_tokens: Flag | None = None
+    include_stop_str_in_output: Flag | None = None
+    stream: Flag | None = None
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> GenerationBody:
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream to be true", param="stream_options")
+        return self
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Fields of `SamplingParams` that have other names here."""
+        return {}
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def has_running_usage(self) -> bool:
+        """Whether every chunk of a stream tells the usage so far."""
+        return self.includes_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def sampling(self, defaults: Mapping[str, Any], *, logprobs: int | None) -> SamplingParams:
+        """These fields over `defaults` over those of `SamplingParams`, whose `RequestError` passes through."""
+        given = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        return SamplingParams(**{**defaults, **given}, logprobs=logprobs, logit_bias=self._token_bias())
+
+    def _token_bias(self) -> dict[int, float] | None:
+        bias = self.logit_bias or {}
+        for token in bias:
+            if not (token.isascii() and token.isdigit() and len(token) <= 10):
+                raise RequestError(f"logit_bias: keys must be token ids, got {token[:40]!r}", param="logit_bias")
+        return {int(token): value for token, value in bias.items()} or None
+
+
+class Conversation(Body):
+    """Messages and how to render them."""
+
+    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    add_generation_prompt: Flag | None = None
+    continue_final_message: Flag | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_turn(self) -> Conversation:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise RequestError(
+                "add_generation_prompt and continue_final_message exclude each other", param="continue_final_message"
+            )
+        return self
+
+
+class ChatBody(Conversation, GenerationBody):
+    """POST /v1/chat/completions."""
+
+    max_completion_tokens: Int32 | None = None
+    logprobs: Flag | None = None
+    top_logprobs: Int32 | None = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> ChatBody:
+        if self.messages is None:
+            raise RequestError("messages is required", param="messages")
+        if self.top_logprobs is not None and self.top_logprobs != 0 and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        return self
+
+    def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """Sampling parameters; without any limit on tokens the answer may fill the context."""
+        limit = self.max_completion_tokens
+        body = self if limit is None else self.model_copy(update={"max_tokens": limit})
+        num_rivals = (self.top_logprobs or 0) if self.logprobs else None
+        try:
+            return body.sampling({"max_tokens": None, **defaults}, logprobs=num_rivals)
+        except RequestError as error:
+            raise with_param(error, self.renamed) from None
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Fields of `SamplingParams` by the names that this body has for them."""
+        names = {"logprobs": "top_logprobs"}
+        return names if self.max_completion_tokens is None else {**names, "max_tokens": "max_completion_tokens"}
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions. `prompt` is one text, one list of token ids, or a list of either."""
+
+    prompt: Any = Field(...)
+    logprobs: Int32 | None = None
+    echo: Flag | None = None
+    add_special_tokens: Flag | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _check_prompt(cls, value: object) -> object:
+        many = isinstance(value, list) and all(isinstance(item, str) or _is_list_of(item, int) for item in value)
+        if value in ("", [], [[]]) or not (isinstance(value, str) or _is_list_of(value, int) or many):
+            raise ValueError("must be a text, a list of token ids, or a list of either, and not empty")
+        return value
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """`prompt` as the list that it stands for."""
+        return [self.prompt] if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else self.prompt
+
+    def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """Sampling parameters; 16 tokens where no one says otherwise."""
+        return self.sampling(defaults, logprobs=self.logprobs)
+
+
+class TokenizeBody(Conversation):
+    """POST /tokenize: either a prompt or messages."""
+
+    prompt: str | None = None
+    add_special_tokens: Flag | None = None
+    return_token_strs: Flag | None = None
+
+    @model_validator(mode="after")
+    def _check_source(self) -> TokenizeBody:
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("give either prompt or messages", param="prompt")
+        return self
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize."""
+
+    tokens: list[Int32]
+
+
+def with_param(error: RequestError, renamed: Mapping[str, str]) -> RequestError:
+    """`error` naming the field as the client wrote it."""
+    old = error.param or ""
+    if old not in renamed:
+        return error
+    message = error.message.replace(old, renamed[old], 1)  # messages begin with the name of the field
+    return RequestError(message, param=renamed[old], status=error.status, code=error.code)

@@ -1,0 +1,54 @@
+"""POST /tokenize and /detokenize, in vLLM's form."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from trifocal.server.disconnect import unless_disconnected
+from trifocal.server.limits import check_token_ids, read_json
+from trifocal.server.prompts import build_chat_prompt
+from trifocal.server.schemas import DetokenizeBody, TokenizeBody
+from trifocal.server.service import Service, service_of
+
+router = APIRouter()
+
+
+@router.post("/tokenize", response_model=None)
+async def tokenize(request: Request) -> Response:
+    """Token ids of a prompt or a conversation, placeholders of media expanded: what the model would see."""
+    service = service_of(request)
+    body = await read_json(request, TokenizeBody, service.args.max_request_bytes)
+    service.check_model(body.model)
+    content = await unless_disconnected(request.receive, _tokenize(service, body))
+    return Response(msgspec.json.encode(content), media_type="application/json")
+
+
+async def _tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
+    if body.prompt is not None:
+        special = body.add_special_tokens is not False
+        token_ids = await asyncio.to_thread(service.builder.tokenizer.encode, body.prompt, add_special_tokens=special)
+    else:
+        token_ids = (await build_chat_prompt(service.builder, body)).token_ids
+    spell = service.builder.tokenizer.id_to_token
+    return {
+        "count": len(token_ids),
+        "max_model_len": service.config.max_model_len,
+        "tokens": token_ids,
+        "token_strs": [spell(token_id) or "" for token_id in token_ids] if body.return_token_strs else None,
+    }
+
+
+@router.post("/detokenize", response_model=None)
+async def detokenize(request: Request) -> Response:
+    """Text of token ids, special tokens shown."""
+    service = service_of(request)
+    body = await read_json(request, DetokenizeBody, service.args.max_request_bytes)
+    service.check_model(body.model)
+    check_token_ids(body.tokens, service.config, "tokens")
+    text = await asyncio.to_thread(service.builder.tokenizer.decode, body.tokens, False)
+    return Response(msgspec.json.encode({"prompt": text}), media_type="application/json")
