@@ -1,0 +1,229 @@
+"""Who may import whom (docs/architecture.md), kept by reading the sources: nothing is imported to test this.
+
+Imports inside functions count; those under `if TYPE_CHECKING:` do not.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "trifocal"
+
+# The vocabulary: everybody may import these, and they import nothing above themselves.
+BASE = {"", "types", "config", "model_spec", "envs", "registry", "log", "metrics"}
+CLIENT = {"client", "cli.flags", "cli.local_server"}
+
+# A part is named by the longest prefix in this table; the order is the order of the layers.
+MAY_IMPORT: dict[str, set[str]] = {
+    "__main__": {"cli"},
+    "entrypoints": {"cli"},  # vLLM's module path for `trifocal serve`
+    "cli": {"cli", "client", "server.app", "server.args"},
+    "demo": {"demo", *CLIENT},
+    "bench": {"bench", "demo", "llm", *CLIENT},
+    "client": set(),
+    # Both front ends turn messages and media into prompts; that is multimodal's work, not the engine's.
+    "llm": {"engine", "multimodal", "tokenizer", "models.registry"},
+    "server": {"server", "engine.async_engine", "multimodal", "tokenizer"},
+    "engine": {"engine", "executor", "tokenizer"},  # tokens become text in engine.detokenizer
+    "executor": {"executor", "worker"},
+    "executor.base": set(),  # the contract: what a worker answers its executor is written there
+    "worker": {
+        "executor.base",
+        "tokenizer",
+        "worker",
+        "models",
+        "layers",
+        "attention",
+        "quant",
+        "platforms",
+        "distributed",
+    },
+    "models": {"models", "layers", "attention", "quant", "multimodal", "tokenizer", "distributed"},
+    "layers": {"layers", "quant", "distributed", "platforms"},
+    "attention": {"attention", "platforms"},
+    "quant": {"quant", "layers", "distributed"},
+    "multimodal": {"multimodal", "tokenizer", "models.registry"},  # the registry finds a family's processor
+    "models.registry": {"models.base"},
+    "tokenizer": set(),
+    "platforms": {"platforms"},
+    "distributed": {"platforms"},
+    # The vocabulary itself; `resolve` asks two tables whether a name is known, without importing what they name.
+    "config": {"models.registry", "platforms"},
+    **{name: set() for name in sorted(BASE - {"config"})},
+}
+PLANNERS = ("engine.scheduler", "engine.block_manager", "engine.sequence", "engine.encoder_cache")
+DEVICE_WORD = re.compile(r"(?<![a-z])(cuda|npu|nccl)(?![a-z])", re.IGNORECASE)
+QUANT_WORD = re.compile(r"(?<![a-z])(awq|gptq|marlin)(?![a-z])", re.IGNORECASE)
+MAY_NAME_DEVICES = (
+    "platforms",
+    "attention.cuda",
+    "config",  # the help text of --device
+    "cli.serve",  # the help text names the allocators' variables
+)
+
+
+def module_name(path: Path, root: Path = ROOT) -> str:
+    """`trifocal/engine/stop.py` -> `engine.stop`, a package by its own name, `trifocal` itself as the empty name."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(source: str, *, top_level_only: bool = False) -> Iterator[str]:
+    """Full names of what a source imports; `from a import b` yields `a.b` (b may be a module)."""
+
+    def walk(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if top_level_only and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, "imports are written out in full here"
+                yield from (f"{child.module}.{alias.name}" for alias in child.names)
+            yield from walk(child)
+
+    return walk(ast.parse(source))
+
+
+def part_of(name: str) -> str:
+    """The part that a module belongs to: the longest prefix that MAY_IMPORT knows."""
+    part = name
+    while part not in MAY_IMPORT:
+        part = part.rpartition(".")[0]
+        assert part, f"{name} is a new part of trifocal: give it a row in MAY_IMPORT"
+    return part
+
+
+def within(name: str, parts: set[str]) -> bool:
+    return any(name == part or (part and name.startswith(part + ".")) for part in parts)
+
+
+def breaches(module: str, source: str) -> list[str]:
+    """Imports of `source` that its part may not make."""
+    allowed = MAY_IMPORT[part_of(module)] | BASE
+    wrong = []
+    for full in imports(source):
+        if full != "trifocal" and not full.startswith("trifocal."):
+            continue
+        name = full.removeprefix("trifocal").removeprefix(".")
+        target = name if name in SOURCES else name.rpartition(".")[0]
+        if not within(target, allowed):
+            wrong.append(f"{module} imports {full}")
+    return wrong
+
+
+def named(source: str, word: re.Pattern[str]) -> list[str]:
+    """Identifiers and texts (docstrings and comments excepted) in which `word` occurs."""
+    tree = ast.parse(source)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        texts = {
+            ast.Name: lambda n: n.id,
+            ast.Attribute: lambda n: n.attr,
+            ast.FunctionDef: lambda n: n.name,
+            ast.ClassDef: lambda n: n.name,
+            ast.Constant: lambda n: n.value if isinstance(n.value, str) and id(n) not in docstrings else "",
+        }
+        text = texts.get(type(node), lambda n: "")(node)  # type: ignore[no-untyped-call]
+        if word.search(text):
+            found.append(text)
+    return found
+
+
+def reaches_torch(module: str, sources: dict[str, str]) -> list[str] | None:
+    """A chain of top-level imports from `module` to torch, or None."""
+    chains, seen = [[module]], {module}
+    while chains:
+        chain = chains.pop()
+        for full in imports(sources[chain[-1]], top_level_only=True):
+            if full == "torch" or full.startswith("torch."):
+                return [*chain, full]
+            name = full.removeprefix("trifocal").removeprefix(".")
+            packages = [".".join(name.split(".")[:count]) for count in range(1, name.count(".") + 2)]
+            for target in packages if full.startswith("trifocal") else []:
+                if target in sources and target not in seen:
+                    seen.add(target)
+                    chains.append([*chain, target])
+    return None
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_layers(module: str) -> None:
+    assert breaches(module, SOURCES[module]) == []
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if not within(name, set(MAY_NAME_DEVICES))])
+def test_no_device_is_named(module: str) -> None:
+    assert named(SOURCES[module], DEVICE_WORD) == []
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if name.startswith("models.")])
+def test_models_name_no_quantization(module: str) -> None:
+    assert named(SOURCES[module], QUANT_WORD) == []
+
+
+PROCESSORS = [name for name in SOURCES if name.startswith("models.") and name.endswith(".processor")]
+TORCH_FREE = [*PLANNERS, *PROCESSORS, "cli.serve", "server.app", "engine.async_engine", "demo.run", "bench.serve"]
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_torch_free(module: str) -> None:
+    assert reaches_torch(module, SOURCES) is None
+    assert not [name for name in imports(SOURCES[module]) if name.split(".")[0] == "torch"]
+
+
+@pytest.mark.parametrize("module", PROCESSORS)
+def test_a_processor_stays_in_the_server_process(module: str) -> None:
+    family = module.rpartition(".")[0]
+    ours = [name.removeprefix("trifocal.") for name in imports(SOURCES[module]) if name.startswith("trifocal.")]
+    allowed = {"types", "config", "model_spec", "multimodal", "tokenizer", family}
+    assert [name for name in ours if not within(name, allowed)] == []
+
+
+# The rules themselves must be able to fail.
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("server.chat", "from trifocal.worker.sampler import Sampler"),
+        ("server.chat", "from trifocal.engine import scheduler"),
+        ("worker.worker", "def late():\n    import trifocal.engine.scheduler"),
+        ("models.qwen2_5_vl.model", "from trifocal.platforms import get_platform"),
+        ("types", "from trifocal import llm"),
+    ],
+)
+def test_a_breach_is_found(module: str, source: str) -> None:
+    assert breaches(module, source)
+
+
+def test_type_checking_is_exempt() -> None:
+    assert breaches("types", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import trifocal.llm") == []
+
+
+def test_torch_is_found_through_others() -> None:
+    sources = {"a": "from trifocal.b import x", "b": "import trifocal.c", "c": "import torch.nn", "d": "import numpy"}
+    assert reaches_torch("a", sources) == ["a", "b", "c", "torch.nn"]
+    assert reaches_torch("d", sources) is None
+    assert reaches_torch("a", {**sources, "b": "def late():\n    import trifocal.c"}) is None
+
+
+def test_words_are_found() -> None:
+    assert named("x = tensor.cuda()\ny = 'nccl'\nis_npu = 1", DEVICE_WORD) == ["nccl", "is_npu", "cuda"]
+    assert named('"""About cuda."""\ninput_ids = 1\ncudagraph_sizes = 2', DEVICE_WORD) == []
+
+
+def test_a_new_part_needs_a_row() -> None:
+    with pytest.raises(AssertionError, match="row in MAY_IMPORT"):
+        part_of("unheard.of")

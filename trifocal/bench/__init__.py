@@ -1,0 +1,1 @@
+"""Load generators: `trifocal bench serve` over HTTP, `trifocal bench throughput` offline."""
