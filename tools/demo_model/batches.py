@@ -1,0 +1,132 @@
+"""Training batches: a seeded mixture of samples, packed into padded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from tools.demo_model.preprocess import frames_to_patches, image_to_patches
+from tools.demo_model.questions import Exchange
+from tools.demo_model.samples import Sample, make_sample, pick_exchanges
+from tools.demo_model.sequences import IGNORED, Media, Part, TokenRow, chat_row, tree_row
+from tools.demo_model.smalltalk import small_talk
+from tools.demo_model.tokenizer import DEFAULT_SYSTEM, SYSTEMS
+
+# Share of each kind of sample, at the start of training and after the warm-up of the curriculum.
+EASY = {"single": 0.5, "pair": 0.15, "group": 0.1, "text": 0.1, "images": 0.02, "clip": 0.08, "talk": 0.05}
+FULL = {"single": 0.16, "pair": 0.17, "group": 0.2, "text": 0.2, "images": 0.12, "clip": 0.11, "talk": 0.04}
+CURRICULUM_STEPS = 600
+MAX_EXCHANGES = 5
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded rows. B rows of L tokens, P patch rows, M media items.
+
+    ids, labels [B, L]; positions [3, B, L]; visible [B, 1, L, L] bool; pixels [P, 1176]; grids [M, 3];
+    kinds: the kind of every answer, in the order of `answers` (row, begin, end).
+    """
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    visible: Tensor
+    is_media: Tensor
+    pixels: Tensor
+    grids: Tensor
+    answers: tuple[tuple[int, int, int], ...]
+    kinds: tuple[str, ...]
+
+
+def media_of(sample: Sample) -> list[Media]:
+    if sample.frames:
+        return [Media(frames_to_patches(sample.frames), 2 / sample.fps)]
+    return [Media(image_to_patches(image)) for image in sample.images]
+
+
+def _system(rng: Random) -> str:
+    return DEFAULT_SYSTEM if rng.random() < 0.85 else rng.choice(SYSTEMS)
+
+
+def _loose(rng: Random, question: str) -> str:
+    """The question as a hurried user types it, now and then."""
+    if rng.random() < 0.1:
+        question = question[0].lower() + question[1:]
+    if rng.random() < 0.1:
+        question = question.rstrip("?.")
+    return question
+
+
+def sample_row(rng: Random, tokenizer: Tokenizer, sample: Sample) -> tuple[TokenRow, list[Exchange]]:
+    """One row about one sample: single-turn chats side by side, or one chat of several turns."""
+    media, system = media_of(sample), _system(rng)
+    chosen = pick_exchanges(rng, sample.exchanges, MAX_EXCHANGES)
+    pairs = [(_loose(rng, exchange.question), exchange.answer) for exchange in chosen]
+    fate = rng.random()
+    if fate < 0.6:
+        return tree_row(tokenizer, media, pairs, system), chosen
+    if fate < 0.75:  # the question first, then the media; the following turns are text
+        chosen, pairs = chosen[:4], pairs[:4]
+        first: list[Part] = [pairs[0][0], *media]
+    else:
+        first = [*media, pairs[0][0]]
+    turns: list[tuple[list[Part], str]] = [(first, pairs[0][1])]
+    turns += [([question], answer) for question, answer in pairs[1:]]
+    return chat_row(tokenizer, turns, system), chosen
+
+
+def talk_row(rng: Random, tokenizer: Tokenizer) -> tuple[TokenRow, list[Exchange]]:
+    chosen = [small_talk(rng) for _ in range(4)]
+    pairs = [(_loose(rng, exchange.question), exchange.answer) for exchange in chosen]
+    if rng.random() < 0.7:
+        return tree_row(tokenizer, [], pairs, _system(rng)), chosen
+    return chat_row(tokenizer, [([question], answer) for question, answer in pairs[:3]], _system(rng)), chosen[:3]
+
+
+def pack(rows: Sequence[TokenRow], kinds: Sequence[str], multiple: int = 16) -> Batch:
+    """Pad on the right; a padded query sees itself only, so that no softmax is empty."""
+    length = -(-max(len(row) for row in rows) // multiple) * multiple
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    labels = torch.full((len(rows), length), IGNORED)
+    positions = torch.zeros(3, len(rows), length, dtype=torch.long)
+    branches = torch.full((len(rows), length), -1)
+    is_media = torch.zeros(len(rows), length, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row.ids)
+        labels[number, : len(row)] = torch.tensor(row.labels)
+        positions[:, number, : len(row)] = torch.tensor(row.positions).T
+        branches[number, : len(row)] = torch.tensor(row.branches)
+        pads = {row.tokenizer.token_to_id(media.pad) for media in row.media}
+        for pad in pads:
+            is_media[number] |= ids[number] == pad
+    seen = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    visible = seen & torch.ones(length, length, dtype=torch.bool).tril()
+    visible &= (branches[:, :, None] >= 0) | torch.eye(length, dtype=torch.bool)
+    media = [item for row in rows for item in row.media]
+    pixels = np.concatenate([item.patches.rows for item in media]) if media else np.zeros((0, 1176), np.float32)
+    grids = torch.tensor([item.patches.grid for item in media], dtype=torch.long).reshape(-1, 3)
+    answers = tuple((number, begin, end) for number, row in enumerate(rows) for begin, end in row.answers)
+    return Batch(ids, labels, positions, visible[:, None], is_media, torch.from_numpy(pixels), grids, answers,
+                 tuple(kinds))  # fmt: skip
+
+
+def training_batch(seed: int, step: int, size: int, tokenizer: Tokenizer) -> Batch:
+    """The batch of a step: a pure function of seed and step, so that a resumed run sees the same data."""
+    rng = Random(f"train-{seed}-{step}")
+    progress = min(1.0, step / CURRICULUM_STEPS)
+    weights = [EASY[kind] * (1 - progress) + FULL[kind] * progress for kind in FULL]
+    rows, kinds = [], []
+    for kind in rng.choices(tuple(FULL), weights, k=size):
+        if kind == "talk":
+            row, chosen = talk_row(rng, tokenizer)
+        else:
+            row, chosen = sample_row(rng, tokenizer, make_sample(rng, kind, ease=0.9 * (1 - progress)))
+        rows.append(row)
+        kinds += [exchange.kind for exchange in chosen]
+    return pack(rows, kinds)
