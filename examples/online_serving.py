@@ -42,9 +42,7 @@ def parse_args() -> argparse.Namespace:
     may = parser.add_argument_group("optional")
     may.add_argument("--temperature", type=float, default=0.0, help="randomness; 0: the likeliest token (default)")
     may.add_argument("--top-k", type=int, default=-1, help="choose among so many tokens; -1: all (default)")
-    may.add_argument(
-        "--top-p", type=float, default=1.0, help="choose among this share of probability, in (0, 1]"
-    )
+    may.add_argument("--top-p", type=float, default=1.0, help="choose among this share of probability, in (0, 1]")
     may.add_argument("--max-tokens", type=int, default=16, help="longest answer in tokens (default: 16)")
     may.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: repeat less (default: 1.0)")
     may.add_argument("--stop-token-ids", nargs="+", type=int, help="tokens that end the answer")

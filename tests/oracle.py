@@ -72,12 +72,12 @@ def load_ours(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
     return load_model(spec, dtype=dtype, device=torch.device("cpu"), load_format="auto", seed=0)
 
 
-def load_reference(folder: Path) -> torch.nn.Module:
-    """transformers' model of a folder, float32, eager attention. Raises if a weight was missing or left over."""
+def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """transformers' model of a folder, eager attention. Raises if a weight was missing or left over."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        folder, dtype=dtype, attn_implementation="eager", output_loading_info=True
     )
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     return model.eval()
@@ -99,7 +99,7 @@ def reference_logits(model: torch.nn.Module, sample: Sample) -> Tensor:
     for modality, name in (("image", "pixel_values"), ("video", "pixel_values_videos")):
         items = [item for item in sample.items if item.modality == modality]
         if items:
-            inputs[name] = normalized(items)
+            inputs[name] = normalized(items).to(model.dtype)
             inputs[f"{modality}_grid_thw"] = torch.tensor([item.grid for item in items])
     out = model(
         input_ids=torch.tensor([sample.token_ids]), position_ids=sample.positions[:, None], use_cache=False, **inputs

@@ -101,9 +101,7 @@ def test_several_served_names() -> None:
         (["more", "words"], "unrecognized arguments"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_is_one_line_and_status_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse("model", *words)
     assert caught.value.code == 2

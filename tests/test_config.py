@@ -38,7 +38,7 @@ def test_auto_is_decided(folder: Path) -> None:
     config = resolved(folder)
     assert (config.dtype, config.block_size, config.max_model_len) == ("bfloat16", 16, LIMIT)
     assert (config.executor, config.device, config.tokenizer) == ("uni", "cpu", str(folder))
-    assert config.max_num_batched_tokens == 2048 and not config.is_max_model_len_explicit
+    assert config.max_num_batched_tokens == 512 and not config.is_max_model_len_explicit
     assert config.limit_mm_per_prompt == {"image": 999, "video": 999}
 
 

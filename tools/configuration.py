@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import MISSING, fields
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from trifocal import envs
-from trifocal.cli.flags import flag_of
+from trifocal.cli.flags import flag_of, without_none
 from trifocal.cli.ignored import IGNORED
 from trifocal.config import EngineArgs
 from trifocal.server.args import ServerArgs
@@ -67,8 +66,7 @@ def page() -> str:
 def _kind(item: Any, hints: dict[str, Any]) -> str:
     if item.metadata.get("choices"):
         return ", ".join(item.metadata["choices"])
-    hint = hints[item.name]
-    kind = next((part for part in get_args(hint) if part is not NoneType), hint) if get_origin(hint) is not dict else hint
+    kind = without_none(hints[item.name])
     if get_origin(kind) is dict:
         return "JSON"
     if get_origin(kind) is list:

@@ -17,6 +17,7 @@ from trifocal.types import ConfigError, NotAvailableYetError
 DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
+DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU = 512  # a step of more would make running answers wait for seconds
 _MODALITIES = ("image", "video")
 _DEFAULT_MEDIA_LIMIT = 999  # as in vLLM: many enough to mean "as many as fit the context"
 
@@ -57,7 +58,7 @@ class EngineArgs:
     override_generation_config: dict[str, Any] = arg("model", "JSON of sampling defaults that win over the file", {})
     max_model_len: int | None = arg("scheduling", "longest context in tokens; default: what the model allows", None)
     max_num_seqs: int = arg("scheduling", "most sequences in one step; further requests wait", 256)
-    max_num_batched_tokens: int | None = arg("scheduling", "most tokens computed in one step (default 2048)", None)
+    max_num_batched_tokens: int | None = arg("scheduling", "most tokens computed in one step (default: 512 on a CPU, else 2048)", None)
     enable_chunked_prefill: bool = arg("scheduling", "spread a long prompt over several steps", True)
     enable_prefix_caching: bool = arg("scheduling", "reuse KV blocks of equal prompt beginnings", True)
     max_logprobs: int = arg("scheduling", "most logprobs a request may ask for", 20)
@@ -130,6 +131,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
     if args.quantization or spec.quantization:
         raise NotAvailableYetError(f"--quantization {args.quantization or spec.quantization}")
     max_model_len = _max_model_len(args, spec)
+    device = detect_device(args.device)
     _positive("--max-num-seqs", args.max_num_seqs)
     if not 0 < args.gpu_memory_utilization <= 1:
         raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {args.gpu_memory_utilization}")
@@ -144,7 +146,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
     return EngineConfig(
         spec=spec,
         tokenizer=args.tokenizer or spec.path,
-        device=detect_device(args.device),
+        device=device,
         dtype=dtype,
         load_format=args.load_format,
         seed=args.seed,
@@ -152,7 +154,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         max_model_len=max_model_len,
         is_max_model_len_explicit=args.max_model_len is not None,
         max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=_max_num_batched_tokens(args, max_model_len),
+        max_num_batched_tokens=_max_num_batched_tokens(args, max_model_len, device),
         enable_chunked_prefill=args.enable_chunked_prefill,
         enable_prefix_caching=args.enable_prefix_caching,
         max_logprobs=args.max_logprobs,
@@ -198,10 +200,10 @@ def _max_model_len(args: EngineArgs, spec: ModelSpec) -> int:
     return args.max_model_len
 
 
-def _max_num_batched_tokens(args: EngineArgs, max_model_len: int) -> int:
+def _max_num_batched_tokens(args: EngineArgs, max_model_len: int, device: str) -> int:
     value = args.max_num_batched_tokens
     if value is None:
-        value = DEFAULT_MAX_NUM_BATCHED_TOKENS
+        value = DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU if device == "cpu" else DEFAULT_MAX_NUM_BATCHED_TOKENS
         return value if args.enable_chunked_prefill else max(value, max_model_len)
     _positive("--max-num-batched-tokens", value)
     if not args.enable_chunked_prefill and value < max_model_len:

@@ -112,3 +112,26 @@ def test_pixels_are_normalised_bit_for_bit(tmp_path: Path) -> None:
     item = samples()["image"].items[0]
     ours = model.visual.patch_embed.normalize(torch.from_numpy(item.pixels))
     assert torch.equal(ours, normalized([item]))
+
+
+def test_half_precision_is_no_worse_than_the_reference(tmp_path: Path) -> None:
+    """bfloat16 rounds where the reference rounds: the distance to float32 is that of transformers' bfloat16."""
+    folder = tiny.write_checkpoint(tmp_path, dtype="bfloat16")
+    runner = Runner(load_ours(folder, torch.bfloat16), kv_heads=2, num_blocks=400)
+    exact, rounded = load_reference(folder), load_reference(folder, torch.bfloat16)
+    ours, theirs = [], []
+    for sample in samples().values():
+        truth = reference_logits(exact, sample)
+        ours.append((runner.logits([sample], chunk=64)[0] - truth).square().mean())
+        theirs.append((reference_logits(rounded, sample).float() - truth).square().mean())
+    assert sum(ours) < 1.2 * sum(theirs)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_folder_saved_by_transformers(tmp_path: Path, tied: bool) -> None:
+    """What `save_pretrained` writes today loads to the same model."""
+    original = tiny.write_checkpoint(tmp_path / "original", tied=tied)
+    load_reference(original).save_pretrained(tmp_path / "saved")
+    ours, again = load_ours(original).state_dict(), load_ours(tmp_path / "saved").state_dict()
+    assert ours.keys() == again.keys()
+    assert all(torch.equal(ours[name], again[name]) for name in ours)

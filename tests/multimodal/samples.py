@@ -1,10 +1,12 @@
-"""Pictures and clips made on the spot: every frame of a clip tells its number by its grey value."""
+"""Pictures and clips made on the spot: every frame of a clip shows its number, as black and white stripes."""
 
 from __future__ import annotations
 
 import base64
 import io
+import tempfile
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import av
@@ -12,7 +14,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-STEP = 4  # grey levels from frame to frame: more than any codec loses
+_BITS = np.arange(8)
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
@@ -36,20 +38,28 @@ def clip(
     num_frames: int = 30, fps: int = 10, size: tuple[int, int] = (64, 48), container: str = "mp4",
     codec: str = "libx264", gop: int = 12, options: dict[str, str] | None = None,
 ) -> bytes:  # fmt: skip
-    """A video file whose frame k is grey k * STEP."""
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container, options=options or {}) as output:
+    """A video file whose frame k is `numbered(k)`."""
+    # A file, not a buffer: "faststart" reads back what it wrote.
+    with tempfile.NamedTemporaryFile() as file, av.open(file.name, "w", format=container, options=options or {}) as output:
         stream = output.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.gop_size = gop
         stream.time_base = Fraction(1, fps)
         for index in range(num_frames):
-            pixels = np.full((size[1], size[0], 3), index * STEP % 256, np.uint8)
+            pixels = numbered(index, size[1], size[0])
             output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         output.mux(stream.encode())
-    return buffer.getvalue()
+        output.close()
+        return Path(file.name).read_bytes()
+
+
+def numbered(number: int, height: int, width: int) -> NDArray[np.uint8]:
+    """A frame of eight stripes, a bit each (width a multiple of 8): no codec loses them."""
+    stripes = ((number >> _BITS & 1) * 255).astype(np.uint8).repeat(width // 8)
+    return np.broadcast_to(stripes[None, :, None], (height, width, 3)).copy()
 
 
 def frame_numbers(frames: NDArray[np.uint8]) -> list[int]:
-    """The numbers of the frames of a `clip` (below 64)."""
-    return [round(float(frame.mean()) / STEP) for frame in frames]
+    """The numbers that `numbered` frames show (below 256)."""
+    stripes = frames.reshape(*frames.shape[:2], 8, -1).mean(axis=(1, 3)) > 127
+    return [int((bits << _BITS).sum()) for bits in stripes]

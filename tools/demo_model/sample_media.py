@@ -47,12 +47,12 @@ PICTURES = {
     "word.png": (WORD, 240, 160),
     "number.png": (NUMBER, 320, 240),
 }
+_RIGHT = _scene("black", 4 / 3, [("circle", "orange", 0.5, 0.5, 0.18)])
+_UP = _scene("white", 1.0, [("square", "blue", 0.5, 0.5, 0.18)])
 CLIPS = {
-    "right.mp4": (Clip(_scene("black", 4 / 3, [("circle", "orange", 0.5, 0.5, 0.18)]), "right", (0.15, 0.5), (0.85, 0.5)),
-                  160, 120),
-    "up.mp4": (Clip(_scene("white", 1.0, [("square", "blue", 0.5, 0.5, 0.18)]), "up", (0.5, 0.82), (0.5, 0.18)),
-               128, 128),
-}  # fmt: skip
+    "right.mp4": (Clip(_RIGHT, "right", (0.15, 0.5), (0.85, 0.5)), 160, 120),
+    "up.mp4": (Clip(_UP, "up", (0.5, 0.82), (0.5, 0.18)), 128, 128),
+}
 CLIP_FRAMES, CLIP_FPS = 20, 10
 
 # media, kind, question, answer

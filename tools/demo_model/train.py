@@ -13,9 +13,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.queues import Queue
 from pathlib import Path
+from queue import Full
 from random import Random
 from typing import Any
 
@@ -122,10 +123,18 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
 
 
 def _draw(queue: Queue[Batch], recipe: Recipe, tokenizer_json: str, first: int) -> None:
+    """Fill the queue; give up when the trainer is gone, for nobody would end this process then."""
     torch.set_num_threads(1)
-    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer, trainer = Tokenizer.from_str(tokenizer_json), parent_process()
     for step in range(first, recipe.steps):
-        queue.put(training_batch(recipe.seed, step, recipe.batch_size, tokenizer))
+        batch = training_batch(recipe.seed, step, recipe.batch_size, tokenizer)
+        while True:
+            try:
+                queue.put(batch, timeout=5)
+                break
+            except Full:
+                if trainer is None or not trainer.is_alive():
+                    return
 
 
 def batches_from(recipe: Recipe, tokenizer: Tokenizer, first: int) -> Iterator[Batch]:

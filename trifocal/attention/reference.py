@@ -25,7 +25,6 @@ class _Prefill:
 
     start: int
     length: int
-    context: int
     tokens: Tensor | None  # int64 [context], where they lie in the cache; None where all of them are in this step
 
 
@@ -52,7 +51,7 @@ class ReferenceAttention(AttentionBackend):
                 decodes.append((context, index, row))
             else:
                 tokens = None if length == context else self._tokens(batch, [index], [context])
-                self._prefills.append(_Prefill(row, length, context, tokens))
+                self._prefills.append(_Prefill(row, length, tokens))
             row += length
         self._decodes = [self._decode_group(batch, group) for group in _grouped(sorted(decodes))]
 

@@ -132,7 +132,7 @@ def to_words(cls: type, namespace: argparse.Namespace) -> list[str]:
 
 def _options(item: Field[Any], hint: Any) -> dict[str, Any]:
     """Keywords of `add_argument` for one field."""
-    kind = _without_none(hint)
+    kind = without_none(hint)
     text = item.metadata["help"].replace("%", "%%")
     default = _default(item)
     if default not in (None, {}, MISSING) and "default" not in text:
@@ -159,7 +159,8 @@ class _Boolean(argparse.BooleanOptionalAction):
         self.help = help
 
 
-def _without_none(hint: Any) -> Any:
+def without_none(hint: Any) -> Any:
+    """`int | None` -> `int`."""
     if get_origin(hint) in (Union, UnionType):
         [kind] = [part for part in get_args(hint) if part is not NoneType]
         return kind

@@ -59,7 +59,7 @@ class LocalServer:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "trifocal", "serve", *self._words],
-                env={"TRIFOCAL_LOGGING_LEVEL": "warning", "TQDM_DISABLE": "1", **os.environ},
+                env={"TRIFOCAL_LOGGING_LEVEL": "warning", **os.environ},
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
                 preexec_fn=_die_with_parent(),
             )

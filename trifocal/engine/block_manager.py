@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from trifocal.engine.sequence import Sequence
 
@@ -76,12 +77,11 @@ class BlockManager:
                 self._hash_of[block] = block_hash
         seq.num_published = max(seq.num_published, num_full)
 
-    def withdraw(self, seq: Sequence, start: int) -> set[int]:
-        """Unpublish the sequence's blocks from position `start` on (what they hold is wrong); returns their ids."""
-        blocks = set(seq.block_ids[start // self.block_size :])
-        for block in blocks:
-            self._unpublish(block)
-        return blocks
+    def withdraw(self, blocks: Iterable[tuple[int, bytes]]) -> None:
+        """Nobody is to take these blocks under these hashes any more: what they hold is wrong."""
+        for block, block_hash in blocks:
+            if self._hash_of.get(block) == block_hash:
+                self._unpublish(block)
 
     def _extend_hashes(self, seq: Sequence) -> None:
         size = self.block_size
@@ -126,7 +126,7 @@ class BlockManager:
 
 
 def _hash_block(seq: Sequence, start: int, end: int) -> bytes:
-    parent = seq.block_hashes[-1] if seq.block_hashes else (seq.request.prompt.cache_salt or "").encode()
+    parent = seq.block_hashes[-1] if seq.block_hashes else _root(seq.request.prompt.cache_salt)
     digest = hashlib.blake2b(parent, digest_size=_DIGEST_BYTES)
     digest.update(array("q", seq.token_ids(start, end)).tobytes())
     for item in seq.media:
@@ -134,3 +134,8 @@ def _hash_block(seq: Sequence, start: int, end: int) -> bytes:
             digest.update(item.content_hash)
             digest.update(array("q", [item.span.offset - start, item.span.length]).tobytes())
     return digest.digest()
+
+
+def _root(salt: str | None) -> bytes:
+    """As long as any other parent, so that no choice of a salt can pass for one."""
+    return hashlib.blake2b((salt or "").encode(errors="surrogatepass"), digest_size=_DIGEST_BYTES).digest()

@@ -34,6 +34,11 @@ class EncoderCache:
         """Bytes that sequences still need."""
         return sum(entry.num_bytes for entry in self._entries.values() if entry.users)
 
+    def is_pinned(self, seq: Sequence, content_hash: bytes) -> bool:
+        """Whether the sequence holds the entry; what was dropped (a failed encoding) nobody holds any more."""
+        entry = self._entries.get(content_hash)
+        return entry is not None and seq.request_id in entry.users
+
     def pin(self, seq: Sequence, content_hash: bytes) -> bool:
         """Hold an entry for the sequence; False if it is not there."""
         entry = self._entries.get(content_hash)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from trifocal.engine.admission import Limits, check
 from trifocal.engine.block_manager import BlockManager
@@ -29,6 +30,19 @@ from trifocal.types import (
 )
 
 
+class _Planned(NamedTuple):
+    """A sequence as a plan has it. Release and preemption give the sequence a new list: `block_ids` stays as it was."""
+
+    seq: Sequence
+    start: int
+    end: int
+    block_ids: list[int]
+
+    def blocks_from(self, first: int) -> list[tuple[int, bytes]]:
+        """Its full blocks from index `first` on, each with the hash that it is shared under."""
+        return list(zip(self.block_ids[first:], self.seq.block_hashes[first:], strict=False))
+
+
 @dataclass
 class _Draft:
     """A plan in the making."""
@@ -38,6 +52,7 @@ class _Draft:
     scheduled: dict[str, ScheduledSeq] = field(default_factory=dict)
     new: list[ScheduledNew] = field(default_factory=list)
     encode: list[EncodeJob] = field(default_factory=list)
+    planned: dict[str, _Planned] = field(default_factory=dict)
     has_preempted: bool = False
 
 
@@ -52,6 +67,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # oldest first
         self._forget: list[str] = []  # what the workers are to drop with the next plan
+        self._planned: dict[int, dict[str, _Planned]] = {}  # by step id, until the step's result is in
         self._num_steps = 0
         self._num_preemptions = 0
         self._num_prompt_tokens = 0
@@ -87,20 +103,15 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None if nothing can be computed now (all wait for tokens in flight)."""
-        limits = self.limits
-        draft = _Draft(limits.max_num_batched_tokens, limits.max_num_batched_tokens)
-        for seq in sorted(self._running, key=lambda seq: seq.num_remaining > 1):  # decodes first; stable, so by age
-            self._schedule_running(seq, draft)
-        while self._waiting and draft.budget and not draft.has_preempted and len(self._running) < limits.max_num_seqs:
-            if not self._schedule_waiting(self._waiting[0], draft):
-                break
-            self._running.append(self._waiting.popleft())
-        for seq in self._running:
-            self._unpin_computed(seq)
+        draft = self._draft()
+        while not draft.scheduled and self._is_stuck():
+            self._preempt(max(self._running, key=lambda seq: seq.order))
+            draft = self._draft()
         if not draft.scheduled:
             return None
         self._num_steps += 1
         self._num_media_encoded += len(draft.encode)
+        self._planned[self._num_steps] = draft.planned
         forget, self._forget = self._forget, []
         return StepPlan(
             step_id=self._num_steps,
@@ -111,8 +122,25 @@ class Scheduler:
             finished=forget,
         )
 
+    def _draft(self) -> _Draft:
+        limits = self.limits
+        draft = _Draft(limits.max_num_batched_tokens, limits.max_num_batched_tokens)
+        for seq in sorted(self._running, key=lambda seq: (seq.num_remaining > 1, seq.order)):  # decodes first, by age
+            self._schedule_running(seq, draft)
+        while self._waiting and draft.budget and not draft.has_preempted and len(self._running) < limits.max_num_seqs:
+            if not self._schedule_waiting(self._waiting[0], draft):
+                break
+            self._running.append(self._waiting.popleft())
+        for seq in self._running:
+            self._unpin_computed(seq)
+        return draft
+
+    def _is_stuck(self) -> bool:
+        """Whether no result can help: one sequence may wait for blocks of another that waits for its embeddings."""
+        return len(self._running) > 1 and not any(seq.num_in_flight for seq in self._seqs.values())
+
     def _schedule_running(self, seq: Sequence, draft: _Draft) -> None:
-        if seq.is_at_limit or seq not in self._running:  # the latter: preempted a moment ago
+        if seq.is_at_limit or (draft.has_preempted and seq not in self._running):  # preempted a moment ago
             return
         num_tokens = self._within_budget(seq, draft)
         while num_tokens and not self.blocks.can_grow(seq, seq.num_computed_tokens + num_tokens):
@@ -135,7 +163,8 @@ class Scheduler:
         if num_tokens == 0:
             self._reset(seq)
             return False
-        if not seq.output_token_ids:
+        if not seq.has_started:
+            seq.has_started = True
             seq.num_cached_tokens = num_hit
             self._num_prompt_tokens += seq.num_prompt_tokens
         self._prefix_queries += seq.num_tokens
@@ -164,7 +193,7 @@ class Scheduler:
         return self.encoder_cache.can_hold(missing)
 
     def _secure(self, seq: Sequence, item: MediaItem, draft: _Draft) -> bool:
-        if item.content_hash in seq.pinned:
+        if self.encoder_cache.is_pinned(seq, item.content_hash):
             return True
         if self.encoder_cache.pin(seq, item.content_hash):
             self._encoder_hits += 1
@@ -191,6 +220,7 @@ class Scheduler:
             new_block_ids=list(seq.block_ids) if is_new else added,
             samples=samples,
         )
+        draft.planned[seq.request_id] = _Planned(seq, start, start + num_tokens, seq.block_ids)
         draft.budget -= num_tokens
         seq.is_new_to_workers = False
         seq.num_computed_tokens += num_tokens
@@ -203,14 +233,17 @@ class Scheduler:
             if victim.order <= seq.order:
                 return False
             if victim.request_id not in draft.scheduled:
-                self._running.remove(victim)
-                self._forget.append(victim.request_id)
-                self._reset(victim)
-                self._waiting.appendleft(victim)
-                self._num_preemptions += 1
+                self._preempt(victim)
                 draft.has_preempted = True
                 return True
         return False
+
+    def _preempt(self, seq: Sequence) -> None:
+        self._running.remove(seq)
+        self._forget.append(seq.request_id)
+        self._reset(seq)
+        self._waiting.appendleft(seq)
+        self._num_preemptions += 1
 
     def _reset(self, seq: Sequence) -> None:
         """Back to nothing computed; tokens generated so far are kept."""
@@ -224,16 +257,20 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         """Advance by what a step produced; finished sequences give everything back."""
         outputs = []
-        for request_id, message in result.errors.items():
-            seq = self._seqs.get(request_id)
-            if seq is not None:
-                outputs.extend(self._fail(seq, message))
+        if result.errors:
+            self._drop_suspects(plan, result)
+            for seq, message in self._find_spoilt(plan.step_id, result):
+                self._remove(seq)
+                outputs.append(TokenOutput(seq.request_id, [], finish_reason="error", stop_reason=message))
+        planned = self._planned.pop(plan.step_id)
         for request_id, token_id in result.token_ids.items():
-            seq = self._seqs.get(request_id)
-            if seq is None:  # finished or aborted while this step was running
-                continue
-            outputs.append(self._append(seq, token_id, result))
+            seq = planned[request_id].seq
+            if self._is_alive(seq):  # else finished or aborted while this step was running
+                outputs.append(self._append(seq, token_id, result))
         return outputs
+
+    def _is_alive(self, seq: Sequence) -> bool:
+        return self._seqs.get(seq.request_id) is seq  # an id may have been given to a new request meanwhile
 
     def _append(self, seq: Sequence, token_id: int, result: StepResult) -> TokenOutput:
         seq.output_token_ids.append(token_id)
@@ -254,17 +291,40 @@ class Scheduler:
             num_cached_tokens=seq.num_cached_tokens,
         )
 
-    def _fail(self, seq: Sequence, message: str) -> list[TokenOutput]:
-        """End a request, and those that share what it spoilt: KV that was computed without its picture."""
-        failed = [seq]
-        if seq.media:
-            tainted = self.blocks.withdraw(seq, seq.media[0].span.offset)
-            failed += [o for o in self._running if o is not seq and tainted.intersection(o.block_ids)]
-            for item in seq.media:
-                self.encoder_cache.drop(item.content_hash)
-        for each in failed:
-            self._remove(each)
-        return [TokenOutput(each.request_id, [], finish_reason="error", stop_reason=message) for each in failed]
+    def _drop_suspects(self, plan: StepPlan, result: StepResult) -> None:
+        """Embeddings that failed requests were to make: the workers may not have them."""
+        for job in plan.encode:
+            if job.request_id in result.errors:
+                self.encoder_cache.drop(job.content_hash)
+
+    def _find_spoilt(self, step_id: int, result: StepResult) -> list[tuple[Sequence, str]]:
+        """Requests that end by a step's errors: those that failed, and those that read what they spoilt.
+
+        A request that failed on its media has written wrong KV, which others may have taken as their prefix since, in
+        this step or in one planned meanwhile. All of it is withdrawn, whoever wrote it and whether he is still alive.
+        """
+        spoilt: dict[Sequence, str] = {}
+        blocks: dict[tuple[int, bytes], str] = {}
+        for step in (step for step in self._planned if step >= step_id):
+            for request_id, planned in self._planned[step].items():
+                message = result.errors.get(request_id) if step == step_id else None
+                first = None if message is None else self._first_spoilt(planned)
+                for index, block in enumerate(planned.blocks_from(0)):
+                    if block in blocks:
+                        first, message = index if first is None else min(first, index), message or blocks[block]
+                        break
+                if message is not None:
+                    spoilt.setdefault(planned.seq, message)
+                if first is not None and message is not None:
+                    blocks |= dict.fromkeys(planned.blocks_from(first), message)
+        self.blocks.withdraw(blocks)
+        return [(seq, message) for seq, message in spoilt.items() if self._is_alive(seq)]
+
+    def _first_spoilt(self, planned: _Planned) -> int | None:
+        """First block that a failed step may have filled wrongly: the one with its first picture, None without any."""
+        spans = [item.span for item in planned.seq.media]
+        inside = [span.offset for span in spans if span.offset < planned.end and span.end > planned.start]
+        return max(planned.start, inside[0]) // self.blocks.block_size if inside else None
 
     def _remove(self, seq: Sequence) -> None:
         del self._seqs[seq.request_id]

@@ -27,6 +27,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # chained, one per full block of known tokens
     num_published: int = 0  # leading blocks already offered to the prefix cache
     pinned: set[bytes] = field(default_factory=set)  # media whose embeddings this sequence holds in the encoder cache
+    has_started: bool = False  # was ever scheduled; preemption does not change that
     is_new_to_workers: bool = True
     order: int = field(default_factory=lambda: next(_ORDER))  # age, kept across preemption
 

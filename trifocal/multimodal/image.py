@@ -62,7 +62,7 @@ def open_bytes(data: bytes, where: str) -> PIL.Image.Image:
         raise refusal(where, "the image is empty")
     try:
         return PIL.Image.open(io.BytesIO(data), formats=_known_formats())
-    except PIL.Image.DecompressionBombError:
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
         raise refusal(where, f"the image has more than {MAX_PIXELS // 1_000_000} megapixels") from None
     except PIL.UnidentifiedImageError:
         raise refusal(where, "this is not an image that can be read (JPEG, PNG, WebP, GIF, …)") from None

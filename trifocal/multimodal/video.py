@@ -19,6 +19,7 @@ from trifocal.types import RequestError
 
 MAX_FRAME_BYTES = 2 << 30  # of all chosen frames of one clip, as RGB
 MAX_FRAMES = 1_000_000  # nine hours at 30 a second: looking through more of them would hold a thread for minutes
+MAX_ANIMATION_PIXELS = 2_000_000_000  # of all frames of an animated picture: each of them must be decoded in turn
 _MAX_FPS = 1000.0
 
 Sampler = Callable[[int, float], FrameSample]
@@ -148,16 +149,23 @@ def _open_animation(data: bytes, sampler: Sampler, where: str) -> OpenedVideo:
     check_size(picture.height, picture.width, where)
     try:
         count = getattr(picture, "n_frames", 1)
-        milliseconds = 0.0
-        if count <= MAX_FRAMES:
-            for index in range(count):
-                picture.seek(index)
-                milliseconds += picture.info.get("duration", 0) or 100  # browsers show an unset duration as 100 ms
-            picture.seek(0)
+        if count * picture.height * picture.width > MAX_ANIMATION_PIXELS:
+            raise refusal(where, f"the animation's {count} frames of {picture.width}x{picture.height} are too many")
+        milliseconds = sum(_duration(picture, index) for index in range(count))
+        picture.seek(0)
+    except RequestError:
+        raise
     except Exception as error:  # as in load_video
         raise refusal(where, f"the animation is broken or cut off: {error}") from None
     fps = min(count / milliseconds * 1000, _MAX_FPS)
     return _opened(picture, count, fps, picture.height, picture.width, sampler, where)
+
+
+def _duration(picture: PIL.Image.Image, index: int) -> float:
+    """Milliseconds that a frame is shown."""
+    picture.seek(index)
+    picture.load()  # WebP tells a frame's duration only then
+    return picture.info.get("duration", 0) or 100.0  # as browsers show a frame that does not say
 
 
 def _opened(source: Any, count: int, fps: float, height: int, width: int, sampler: Sampler, where: str) -> OpenedVideo:

@@ -33,7 +33,9 @@ class VideoFile:
             raise refusal(where, "the video is empty")
         try:
             with self._open() as container:
-                self._read_header(container)
+                self._read_packets(container)
+            with self._open() as container:  # again, not from its start: raw streams cannot seek
+                self._read_first_frame(container)
         except av.FFmpegError as error:
             raise refusal(where, f"this is not a video that can be read ({error.strerror})") from None
         check_size(self.height, self.width, where)
@@ -41,30 +43,22 @@ class VideoFile:
     def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """RGB frames uint8 [height, width, 3] at rising `indices`; those between are decoded only if they must be."""
         with self._open() as container:
-            stream = _video_stream(container)
-            assert stream is not None
+            stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             find = self._by_time if self._pts else self._by_order
-            found = find(container, stream, indices)
-            num_found, last = 0, None
-            for last in map(self._to_rgb, found):
-                num_found += 1
-                yield last
-        # Containers count a frame or two that no decoder gives back: the one before stands in. More is a cut file.
-        if last is None or indices[num_found - 1] + max(2, self.num_frames // 50) < indices[-1]:
-            message = f"the video is cut off: of {self.num_frames} frames that it announces the later ones are missing"
-            raise refusal(self._where, message)
-        for _ in indices[num_found:]:
-            yield last
+            yield from map(self._to_rgb, find(container, stream, indices))
 
     def _open(self) -> InputContainer:
         return av.open(io.BytesIO(self._data), mode="r", container_options=_CONTAINER_OPTIONS)
 
-    def _read_header(self, container: InputContainer) -> None:
-        stream = _video_stream(container)
-        if stream is None:
+    def _read_packets(self, container: InputContainer) -> None:
+        if not container.streams.video:
             raise refusal(self._where, "the file has no video in it")
-        packets = [packet for packet in container.demux(stream) if packet.size and not packet.is_discard]
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        if len(packets) < stream.frames - _tolerance(stream.frames):
+            raise refusal(self._where, f"the video is cut off: {stream.frames} frames announced, {len(packets)} found")
+        packets = [packet for packet in packets if not packet.is_discard]
         times = [packet.pts for packet in packets if packet.pts is not None]
         # Frames are found by time only where each has its own; some AVI and raw streams have none.
         self._pts = sorted(times) if len(set(times)) == len(packets) else []
@@ -72,8 +66,9 @@ class VideoFile:
         self.num_frames = len(packets)
         rate = stream.average_rate or stream.guessed_rate
         self.fps = min(float(rate), _MAX_FPS) if rate and rate > 0 else _FALLBACK_FPS
-        container.seek(0)
-        first = next(container.decode(stream), None) if packets else None
+
+    def _read_first_frame(self, container: InputContainer) -> None:
+        first = next(container.decode(container.streams.video[0]), None)
         if first is None:
             raise refusal(self._where, "the video has no frame that can be decoded")
         self._size = (first.width, first.height)
@@ -84,31 +79,40 @@ class VideoFile:
     def _by_time(
         self, container: InputContainer, stream: VideoStream, indices: NDArray[np.int64]
     ) -> Iterator[VideoFrame]:
-        position = -1  # index of the last frame that the decoder gave
         decoder = container.decode(stream)
+        last: VideoFrame | None = None
         for index in indices:
-            wanted = self._pts[index]
-            key = bisect_right(self._key_pts, wanted) - 1
-            if key >= 0 and bisect_right(self._pts, self._key_pts[key]) - 1 - position > _SEEK_GAIN:
+            wanted, key = self._pts[index], bisect_right(self._key_pts, self._pts[index]) - 1
+            if key >= 0 and self._index(self._key_pts[key]) - self._index_of(last) > _SEEK_GAIN:
                 container.seek(self._key_pts[key], stream=stream)
                 decoder = container.decode(stream)
-            frame = next((frame for frame in decoder if frame.pts is not None and frame.pts >= wanted), None)
-            if frame is None:
-                return
-            position = int(index)
-            yield frame
+            while (last is None or last.pts < wanted) and (frame := next(decoder, None)) is not None:
+                last = frame if frame.pts is not None else last
+            yield self._near(last, self._index_of(last), index)
 
     def _by_order(
         self, container: InputContainer, stream: VideoStream, indices: NDArray[np.int64]
     ) -> Iterator[VideoFrame]:
-        wanted = iter(indices.tolist())
-        index = next(wanted, None)
-        for position, frame in enumerate(container.decode(stream)):
-            if position == index:
-                yield frame
-                index = next(wanted, None)
-                if index is None:
-                    return
+        decoder = container.decode(stream)
+        last: VideoFrame | None = None
+        position = -1
+        for index in indices:
+            while position < index and (frame := next(decoder, None)) is not None:
+                last = frame
+                position += 1
+            yield self._near(last, position, index)
+
+    def _index(self, pts: int) -> int:
+        return bisect_right(self._pts, pts) - 1
+
+    def _index_of(self, frame: VideoFrame | None) -> int:
+        return -1 if frame is None or frame.pts is None else self._index(frame.pts)
+
+    def _near(self, frame: VideoFrame | None, position: int, index: int) -> VideoFrame:
+        """`frame`, the last one decoded at `position`, if it is or may stand in for frame `index`."""
+        if frame is None or position + _tolerance(self.num_frames) < index:
+            raise refusal(self._where, f"the video is cut off: not all of its {self.num_frames} frames can be decoded")
+        return frame
 
     def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
         width, height = self._size  # a stream may change its size midway: frames are scaled to the first one's
@@ -116,5 +120,6 @@ class VideoFile:
         return np.ascontiguousarray(np.rot90(pixels, self._quarter_turns))
 
 
-def _video_stream(container: InputContainer) -> VideoStream | None:
-    return next(iter(container.streams.video), None)
+def _tolerance(num_frames: int) -> int:
+    """Containers count a frame or two that no decoder gives back: the one before stands in. More is a broken file."""
+    return max(2, num_frames // 50)

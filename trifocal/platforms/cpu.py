@@ -52,9 +52,9 @@ class CpuPlatform(Platform):
         """
         peak = PeakMemory()
         _reset_high_water_mark()
-        before = min(_resident_bytes("VmRSS"), _resident_bytes("VmHWM"))
+        before = _high_water_mark()
         yield peak
-        peak.num_bytes = max(0, _resident_bytes("VmHWM") - before)
+        peak.num_bytes = _high_water_mark() - before
 
     def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:
         """`TRIFOCAL_CPU_KVCACHE_SPACE`, else what `utilization` of the memory leaves, at most 4 GiB."""
@@ -78,9 +78,9 @@ def _proc_fields(path: Path) -> dict[str, int]:
     return found
 
 
-def _resident_bytes(field: str) -> int:
-    """VmRSS or VmHWM of this process; the high-water mark of getrusage where /proc lacks them."""
-    value = _proc_fields(Path("/proc/self/status")).get(field)
+def _high_water_mark() -> int:
+    """Most bytes that were resident; getrusage's figure, which knows no reset, where /proc lacks one."""
+    value = _proc_fields(Path("/proc/self/status")).get("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if value is None else value
 
 

@@ -1,0 +1,86 @@
+"""Models, health, version and metrics."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.server.helpers import HELLO, MODEL, ask, image_part, metric, picture
+from trifocal import __version__
+
+VLLM_NAMES = (
+    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "gpu_cache_usage_perc",
+    "prefix_cache_queries_total", "prefix_cache_hits_total", "prompt_tokens_total", "generation_tokens_total",
+    "num_preemptions_total", "request_success_total", "time_to_first_token_seconds_bucket",
+    "time_per_output_token_seconds_bucket", "inter_token_latency_seconds_count", "e2e_request_latency_seconds_sum",
+    "request_prompt_tokens_count", "request_generation_tokens_count",
+)  # fmt: skip
+
+
+def test_models(client: openai.OpenAI, checkpoint: Path) -> None:
+    [model] = client.models.list().data
+    assert (model.id, model.object) == (MODEL, "model")
+    assert getattr(model, "max_model_len", None) == 1024 and getattr(model, "root", None) == str(checkpoint)
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("no/such/model")
+
+
+def test_health_and_version(http: httpx.Client) -> None:
+    assert (http.get("/health").status_code, http.get("/health").content) == (200, b"")
+    assert http.head("/health").status_code == 200
+    assert http.get("/version").json() == {"version": __version__}
+
+
+def test_metrics_have_vllms_names_and_ours(http: httpx.Client) -> None:
+    http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 2, "ignore_eos": True})
+    text = http.get("/metrics").text
+    for name in VLLM_NAMES:
+        assert f"vllm:{name}{{" in text, name
+        if not name.startswith(("gpu_", "time_per_output")):
+            assert f"trifocal:{name}{{" in text, name
+    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(re.match(r'(vllm|trifocal):\w+\{.*model_name="tiny".*\} \S+$', line) for line in samples)
+    names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
+    assert len(names) == len(set(names))
+
+
+def test_metrics_count_requests(http: httpx.Client) -> None:
+    names = ("prompt_tokens_total", "generation_tokens_total", "e2e_request_latency_seconds_count",
+             "time_to_first_token_seconds_count", "inter_token_latency_seconds_count")  # fmt: skip
+    before = {name: metric(http, f"vllm:{name}") for name in names}
+    body = {"messages": HELLO, "max_tokens": 5, "ignore_eos": True, "n": 2}
+    usage = http.post("/v1/chat/completions", json=body).json()["usage"]
+    grown = {name: metric(http, f"vllm:{name}") - before[name] for name in names}
+    assert grown["generation_tokens_total"] == usage["completion_tokens"] == 10
+    assert grown["prompt_tokens_total"] == 2 * usage["prompt_tokens"]  # each choice is a sequence of its own
+    assert grown["e2e_request_latency_seconds_count"] == grown["time_to_first_token_seconds_count"] == 2
+    assert 1 <= grown["inter_token_latency_seconds_count"] <= 8
+
+
+def test_metrics_count_media(http: httpx.Client) -> None:
+    def counts() -> tuple[float, float]:
+        return metric(http, "trifocal:media_encoded_total"), metric(http, "trifocal:encoder_cache_hits_total")
+
+    def look(text: str) -> None:
+        body = {"messages": ask(image_part(picture(seed=77)), text=text), "max_tokens": 1, "cache_salt": text}
+        assert http.post("/v1/chat/completions", json=body).status_code == 200
+
+    encoded, hits = counts()
+    look("one")
+    assert counts() == (encoded + 1, hits)
+    look("two")
+    assert counts() == (encoded + 1, hits + 1)
+
+
+def test_refused_requests_count_as_nothing(http: httpx.Client) -> None:
+    def ended() -> float:
+        return metric(http, "vllm:request_success_total")
+
+    before = ended()
+    http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 5000})
+    assert ended() == before
