@@ -93,7 +93,7 @@ def test_hang_up_while_pictures_are_preprocessed(server: Server, http: httpx.Cli
 
 def test_hang_up_in_the_middle_of_the_body(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 999\r\n\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: t\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 999\r\n\r\n"
         connection.sendall(head.encode() + b'{"messages')
 
 

@@ -339,7 +339,8 @@ class Scheduler:
 
     def _unpin_computed(self, seq: Sequence) -> None:
         if seq.pinned:
-            needed = {item.content_hash for item in seq.media if item.span.end > seq.num_computed_tokens}
+            done = seq.num_computed_tokens  # a picture shown twice is not held from one span to the next
+            needed = {item.content_hash for item in seq.media if item.span.offset < done < item.span.end}
             for content_hash in seq.pinned - needed:
                 self.encoder_cache.unpin(seq, content_hash)
 

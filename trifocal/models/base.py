@@ -17,6 +17,10 @@ class Model(nn.Module, ABC):
     position_rows: int = 1  # 3 for M-RoPE
 
     @abstractmethod
+    def rename(self, name: str) -> str | None:
+        """Our name of a checkpoint's tensor, whatever spelling the checkpoint uses; None for one that is not needed."""
+
+    @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:
         """int64 [n] -> [n, hidden_size]."""
 

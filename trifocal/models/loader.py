@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +22,6 @@ from trifocal.types import ConfigError
 _INDEX = "model.safetensors.index.json"
 _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older releases saved with the weights
 
-
-class _Renames(Protocol):
-    def rename(self, name: str) -> str | None: ...
 
 
 def load_model(
@@ -48,12 +44,11 @@ def load_model(
 
 def load_weights(model: Model, folder: Path, *, progress: bool = False) -> None:
     """Copy the safetensors of `folder` into the parameters of `model`. Raises `ConfigError`."""
-    rename = cast(_Renames, model).rename
     slots = weight_slots(model)
     filled: dict[str, str] = {}  # our name -> file
     with torch.no_grad():
         for file, name, tensor in _tensors(folder, progress):
-            ours = rename(name)
+            ours = model.rename(name)
             if ours is None or name.endswith(_HARMLESS):
                 continue
             slot = slots.get(ours)

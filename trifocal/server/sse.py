@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from trifocal.log import get_logger
 from trifocal.server.disconnect import unless_disconnected
 from trifocal.server.errors import error_body, to_error
+from trifocal.types import TrifocalError
 
 logger = get_logger(__name__)
 
@@ -65,7 +66,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": event(chunk), "more_body": True})
         except Exception as error:  # the status line is gone: the stream itself must tell
             refusal = to_error(error)
-            if refusal is not error:
+            if not isinstance(error, TrifocalError):
                 logger.error("a stream broke", exc_info=error)
             last = event(error_body(refusal))
         await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -1,0 +1,211 @@
+"""Messages and templates: what is accepted, how it is rendered, and which place an error names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests import tiny
+from trifocal.multimodal.messages import Conversation, MessageParser
+from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
+from trifocal.tokenizer import Tokenizer
+from trifocal.types import ConfigError, RequestError
+
+PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+PARTS_ONLY = "{% for m in messages %}{% for c in m.content %}{{ c['text'] }}{% endfor %}{% endfor %}"
+TOKENIZER = Tokenizer(tokenizers.Tokenizer.from_str(tiny.tokenizer_json()), {})
+
+
+def parse(messages: Any, template: str = tiny.CHAT_TEMPLATE) -> Conversation:
+    """Parse for a template."""
+    parser = MessageParser(ChatTemplate(template, {}), lambda modality: f"<{modality}>")
+    return parser.parse(messages, TOKENIZER.guard())
+
+
+def render(template: str, messages: Any, **extra: Any) -> str:
+    """Render with a limit that is never met."""
+    return ChatTemplate(template, {"bos_token": "<s>"}).render(
+        messages, add_generation_prompt=True, max_chars=10_000, extra=extra
+    )
+
+
+# ------------------------------------------------------------------------------------------------- messages
+
+
+def test_parts_in_order() -> None:
+    content = [
+        {"type": "text", "text": "a"},
+        {"type": "image_url", "image_url": {"url": "http://x/1.png", "detail": "high"}},
+        {"type": "video_url", "video_url": {"url": "http://x/2.mp4"}},
+        {"type": "image_url", "image_url": "http://x/3.png"},
+        {"type": "input_image", "image_url": "http://x/4.png"},
+        {"image_url": {"url": "http://x/5.png"}},
+        {"type": "image", "image": b"6"},
+        "b",
+        {"type": "input_text", "text": "c"},
+    ]
+    found = parse([{"role": "user", "content": content}])
+    assert [part["type"] for part in found.messages[0]["content"]] == [
+        "text", "image", "video", "image", "image", "image", "image", "text", "text",
+    ]  # fmt: skip
+    assert [ref.source for ref in found.media] == [
+        "http://x/1.png", "http://x/2.mp4", "http://x/3.png", "http://x/4.png", "http://x/5.png", b"6",
+    ]  # fmt: skip
+    assert [ref.modality for ref in found.media] == ["image", "video", *["image"] * 4]
+    assert found.media[1].where == "messages[0].content[2].video_url"
+
+
+def test_text_content_stays_as_it_came() -> None:
+    found = parse([{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]}])
+    assert [message["content"] for message in found.messages] == ["s", [{"type": "text", "text": "u"}]]
+
+
+def test_templates_without_parts_get_text() -> None:
+    """As vLLM does it: placeholders first, a line each."""
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "u"}, {"type": "text", "text": "b"}]
+    found = parse([{"role": "user", "content": parts}], PLAIN)
+    assert found.messages[0]["content"] == "<image>\na\nb"
+
+
+def test_templates_without_strings_get_parts() -> None:
+    found = parse([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], PARTS_ONLY)
+    assert [message["content"] for message in found.messages] == [[{"type": "text", "text": "a"}], []]
+
+
+def test_tool_calls() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, "<|im_end|>"]}'}}
+    found = parse(
+        [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "42", "tool_call_id": "1", "name": "f"},
+        ]
+    )
+    assert found.messages[0]["content"] == ""
+    assert found.messages[0]["tool_calls"][0]["function"]["arguments"]["a"][0] == 1
+    assert "<|im_end|>" not in str(found.messages)
+    assert found.messages[1] == {"role": "tool", "content": "42", "tool_call_id": "1", "name": "f"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ("hi", "messages"),
+        ([], "messages"),
+        (["hi"], "messages[0]"),
+        ([{"content": "x"}], "messages[0].role"),
+        ([{"role": "root", "content": "x"}], "messages[0].role"),
+        ([{"role": ["user"], "content": "x"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": [5]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": [{}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": {"a": 1}}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": [{"type": "x"}]}], "messages[1].content[0]"),
+        ([{"role": "user", "content": "x", "name": 5}], "messages[0].name"),
+        ([{"role": "assistant", "tool_calls": 5}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "tool_calls": [5]}], "messages[0].tool_calls[0]"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+    ],
+)
+def test_bad_messages_name_their_place(messages: Any, param: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse(messages)
+    assert (caught.value.param, caught.value.status) == (param, 400)
+
+
+def test_unsupported_parts_are_named() -> None:
+    with pytest.raises(RequestError, match="'input_audio' are not supported; supported: text, image_url, video_url"):
+        parse([{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}])
+
+
+# ------------------------------------------------------------------------------------------------- templates
+
+TEMPLATES = [
+    tiny.CHAT_TEMPLATE,
+    PLAIN,
+    "{%- for m in messages %}\n    {{- m.role }}\n    {% if loop.last %}\n  x\n    {% endif %}\n{% endfor %}\n",
+    "{{ bos_token }}{{ messages | tojson }}{{ {'a': '<é&'} | tojson(indent=2) }}",
+    "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}{% endfor %}",
+    "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}|{% endfor %}",
+    "{% if tools %}T{% endif %}{% if documents %}D{% endif %}{{ messages[0]['content'].split('a') | length }}",
+    "{{ strftime_now('%Y') }}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_rendering_is_that_of_transformers(template: str) -> None:
+    reference = PreTrainedTokenizerFast(tokenizer_object=TOKENIZER.backend, bos_token="<s>")
+    messages = [
+        {"role": "system", "content": "be <brief> & 'kind'"},
+        {"role": "user", "content": "a\n  b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    expected = reference.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=True, colour="red"
+    )
+    assert render(template, messages, colour="red") == expected
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ raise_exception('only user and assistant') }}",
+        "{{ messages[0].content.nothing.at_all }}",
+        "{{ 1 / 0 }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{% for i in range(10**9) %}x{% endfor %}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_what_templates_refuse(template: str) -> None:
+    with pytest.raises(RequestError, match="the chat template refused") as caught:
+        render(template, [{"role": "user", "content": "x"}])
+    assert caught.value.param == "messages"
+
+
+def test_output_is_limited() -> None:
+    template = ChatTemplate("{% for i in range(1000) %}{{ messages[0].content }}{% endfor %}", {})
+    with pytest.raises(RenderedTooLongError):
+        template.render([{"role": "user", "content": "x" * 100}], add_generation_prompt=True, max_chars=5000, extra={})
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "tokenize", "chat_template"])
+def test_reserved_template_arguments(name: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        render(PLAIN, [], **{name: 1})
+    assert caught.value.param == "chat_template_kwargs"
+
+
+@pytest.mark.parametrize(
+    ("template", "takes_string", "takes_parts"),
+    [(tiny.CHAT_TEMPLATE, True, True), (PLAIN, True, False), (PARTS_ONLY, False, True)],
+)
+def test_what_a_template_takes(template: str, takes_string: bool, takes_parts: bool) -> None:
+    made = ChatTemplate(template, {})
+    assert (made.takes_string, made.takes_parts) == (takes_string, takes_parts)
+
+
+def test_chat_template_flag(tmp_path: Path) -> None:
+    file = tmp_path / "t.jinja"
+    file.write_text("{{ 'é' }}", encoding="utf-8")
+    assert read_chat_template(str(file)) == "{{ 'é' }}"
+    assert read_chat_template(tiny.CHAT_TEMPLATE * 9) == tiny.CHAT_TEMPLATE * 9
+    with pytest.raises(ConfigError, match="neither a file"):
+        read_chat_template(str(tmp_path / "none.jinja"))
+    with pytest.raises(ConfigError, match="does not compile"):
+        ChatTemplate("{% if %}", {})

@@ -1,0 +1,79 @@
+"""The example scripts, run as their users run them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trifocal.demo.run import NAME, SAMPLES
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(EXAMPLES / script), *words], capture_output=True, text=True, timeout=120)
+
+
+def online(url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    host, _, port = url.removeprefix("http://").partition(":")
+    where = ["--model-path", NAME, "--image-path", str(SAMPLES / "circle.png"), "--docker-ip", host]
+    return run("online_serving.py", *where, "--served-port", port, *words)
+
+
+def test_online_as_in_the_guide(demo_server: str) -> None:
+    done = online(demo_server, "--text", "What", "is", "the", "image", "content?")
+    assert done.returncode == 0, done.stderr
+    body = json.loads(done.stdout)
+    assert body["choices"][0]["message"]["content"] == "A large red circle on a blue background."
+    assert body["usage"]["completion_tokens"] <= 16
+
+
+@pytest.mark.parametrize("stream", [["--stream"], ["--stream", "1"], ["--stream=true"]])
+def test_online_streams(demo_server: str, stream: list[str]) -> None:
+    done = online(demo_server, *stream, "--text", "What is the image content?")
+    assert (done.returncode, done.stdout) == (0, "A large red circle on a blue background.\n")
+
+
+def test_online_booleans_mean_what_they_say(demo_server: str) -> None:
+    done = online(demo_server, "--stream", "False", "--ignore-eos", "true", "--top-p", "0.9", "--text", "What?")
+    body = json.loads(done.stdout)
+    assert body["usage"]["completion_tokens"] == 16 and body["choices"][0]["finish_reason"] == "length"
+    refused = online(demo_server, "--stop-token-ids", "1", "2", "--ignore-eos", "perhaps", "--text", "What?")
+    assert refused.returncode == 2 and "expected true or false" in refused.stderr
+
+
+def test_online_failures(demo_server: str) -> None:
+    done = online(demo_server, "--top-p", "1.5", "--text", "What?")
+    assert done.returncode == 1 and "top_p" in done.stdout
+    assert online("http://127.0.0.1:9", "--text", "What?").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--num-prompts", "2"], "A large red circle on a blue background."),
+        (["--modality", "video", "--num-frames", "4", "--num-prompts", "1"], "To the right."),
+        (["--image", str(SAMPLES / "heart.png"), "--text", "What shape is this?", "--max-num-seqs=2"], "A heart."),
+    ],
+)
+def test_offline(words: list[str], answer: str) -> None:
+    done = run("offline_inference/vision_language.py", "--model-type", "qwen2_5_vl", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"  {answer}" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("model_type", ["internvl_chat", "minicpmv"])
+def test_offline_not_available_yet(model_type: str) -> None:
+    done = run("offline_inference/vision_language.py", "--model-type", model_type)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"vision_language.py: not available yet: --model-type {model_type}")
+
+
+def test_offline_mistakes() -> None:
+    for words in (["--image", "nothing.png"], ["--max-model-lenn", "3"], ["--num-prompts", "0"]):
+        done = run("offline_inference/vision_language.py", *words)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
