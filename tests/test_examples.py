@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny_internvl, tiny_minicpmv
 from trifocal.demo.run import NAME, SAMPLES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -66,11 +67,25 @@ def test_offline(words: list[str], answer: str) -> None:
     assert f"  {answer}" in done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("model_type", ["internvl_chat", "minicpmv"])
-def test_offline_not_available_yet(model_type: str) -> None:
-    done = run("offline_inference/vision_language.py", "--model-type", model_type)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"vision_language.py: not available yet: --model-type {model_type}")
+@pytest.mark.parametrize(("text", "modality"), [("qwen2", "image"), ("internlm2", "video")])
+def test_offline_internvl(tmp_path: Path, text: tiny_internvl.Text, modality: str) -> None:
+    folder = str(tiny_internvl.write_checkpoint(tmp_path, text))
+    words = ["--model-type", "internvl_chat", "--model", folder, "--modality", modality, "--num-frames", "2"]
+    words += ["--num-prompts", "1", "--text", "What is it?", "--max-model-len", "1024"]
+    done = run("offline_inference/vision_language.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("What is it?\n  ")
+    assert run("offline_inference/vision_language.py", "--model-type", "internvl_chat").returncode == 2  # no folder
+
+
+@pytest.mark.parametrize("modality", ["image", "video"])
+def test_offline_minicpmv(tmp_path: Path, modality: str) -> None:
+    folder = str(tiny_minicpmv.write_checkpoint(tmp_path))
+    words = ["--model-type", "minicpmv", "--model", folder, "--modality", modality, "--num-frames", "2"]
+    done = run("offline_inference/vision_language.py", *words, "--num-prompts", "1", "--text", "What is it?")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("What is it?\n  ")
+    assert run("offline_inference/vision_language.py", "--model-type", "minicpmv").returncode == 2  # no such folder
 
 
 def test_offline_mistakes() -> None:

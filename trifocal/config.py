@@ -144,7 +144,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
     if not dtype:
         raise ConfigError(f"--dtype must be auto, {', '.join(DTYPES)}, got {args.dtype!r}")
     return EngineConfig(
-        spec=spec,
+        spec=spec.for_context(max_model_len),
         tokenizer=args.tokenizer or spec.path,
         device=device,
         dtype=dtype,

@@ -8,7 +8,7 @@ Everything that is wrong with a folder raises `ConfigError` naming the file and 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,17 @@ _SCALES_CONTEXT = ("linear", "dynamic", "yarn", "longrope")
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """Rotary embedding: `kind` is one of default, linear, dynamic, yarn, llama3, longrope; `extra` its own fields."""
+    """Rotary embedding: `kind` is one of default, linear, dynamic, yarn, llama3, longrope; `extra` its own fields.
+
+    `context_len` is the longest sequence that will be run; longrope chooses its frequencies by it.
+    """
 
     theta: float = 10000.0
     kind: str = "default"
     factor: float = 1.0
     original_max_position_embeddings: int | None = None
     mrope_section: tuple[int, ...] | None = None
+    context_len: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -98,6 +102,12 @@ class ModelSpec:
         if rope.kind in _SCALES_CONTEXT and rope.original_max_position_embeddings:
             return max(self.text.max_position_embeddings, int(rope.original_max_position_embeddings * rope.factor))
         return self.text.max_position_embeddings
+
+
+    def for_context(self, max_model_len: int) -> ModelSpec:
+        """The same for sequences of at most `max_model_len` tokens."""
+        rope = replace(self.text.rope, context_len=max_model_len)
+        return replace(self, text=replace(self.text, rope=rope))
 
 
 def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
@@ -174,12 +184,17 @@ def rope_config(text: dict[str, Any]) -> RopeConfig:
     theta = scaling.pop("rope_theta", None) or text.get("rope_theta") or 10000.0
     if kind in _SCALES_CONTEXT and original is None:
         original = text.get("original_max_position_embeddings") or text.get("max_position_embeddings")
+    context_len = text.get("max_position_embeddings")
+    factor = scaling.pop("factor", None)
+    if kind == "longrope" and not factor and original and context_len:
+        factor = context_len / original
     return RopeConfig(
         theta=float(theta),
         kind=kind,
-        factor=float(scaling.pop("factor", 1.0) or 1.0),
+        factor=float(factor or 1.0),
         original_max_position_embeddings=int(original) if original else None,
         mrope_section=tuple(int(part) for part in section) if section else None,
+        context_len=int(context_len) if context_len else None,
         extra=scaling,
     )
 

@@ -112,7 +112,8 @@ class Prompt:
 
     `positions` is int64 [rows, num_tokens] (3 rows for M-RoPE), or `None` where position equals index.
     A token generated at sequence index `i` has position `i + position_delta` on every row.
-    `cache_salt` separates tenants: prompts with different salts share no cached block.
+    `cache_salt` separates tenants: prompts with different salts share no cached block. `stop_token_ids` are ids by
+    which the model's family ends an answer, beside those that the checkpoint's configuration names.
     """
 
     token_ids: list[int]
@@ -121,6 +122,7 @@ class Prompt:
     position_delta: int = 0
     text: str | None = None
     cache_salt: str | None = None
+    stop_token_ids: tuple[int, ...] = ()
 
 
 # --------------------------------------------------------------------------------------------- sampling

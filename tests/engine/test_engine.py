@@ -220,7 +220,6 @@ def test_stop_token_and_stop_string_end_early(llm: LLM) -> None:
         ({"max_tokens": 100_000}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
         ({"logit_bias": {tiny.VOCAB: 1.0}}, "logit_bias"),
-        ({"stop_token_ids": [tiny.VOCAB]}, "stop_token_ids"),
     ],
 )
 def test_what_can_never_run_is_refused_with_its_field(llm: LLM, params: dict[str, Any], field: str) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from trifocal.layers.rotary import RotaryEmbedding, inverse_frequencies, rotate
 from trifocal.model_spec import RopeConfig, rope_config
-from trifocal.types import ConfigError, NotAvailableYetError
+from trifocal.types import ConfigError
 
 HEAD_DIM, MAX_POSITIONS = 64, 512
 SCALINGS: dict[str, dict[str, Any]] = {
@@ -107,7 +107,7 @@ def test_rotate_is_a_rotation_by_halves() -> None:
 def test_refusals() -> None:
     with pytest.raises(ConfigError, match="mrope_section"):
         RotaryEmbedding(RopeConfig(mrope_section=(2, 3, 4)), 16)
-    with pytest.raises(NotAvailableYetError, match="longrope"):
-        RotaryEmbedding(RopeConfig(kind="longrope"), 16)
+    with pytest.raises(ConfigError, match="short_factor must be a list of 8"):
+        RotaryEmbedding(RopeConfig(kind="longrope", original_max_position_embeddings=8), 16)
     with pytest.raises(ConfigError, match="low_freq_factor"):
         RotaryEmbedding(RopeConfig(kind="llama3", factor=8.0, original_max_position_embeddings=8), 16)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from tests import tiny
 from trifocal.model_spec import ModelSpec
 from trifocal.models.qwen2_5_vl.options import MediaOptions, PixelLimits
-from trifocal.models.qwen2_5_vl.preprocess import PatchLayout, TokenGrid, mrope_positions, smart_resize
+from trifocal.models.qwen2_5_vl.preprocess import TokenGrid, mrope_positions, smart_resize
 from trifocal.models.qwen2_5_vl.processor import Qwen2_5_VLProcessor
 from trifocal.multimodal.media import Image, Video
+from trifocal.multimodal.patches import PatchLayout
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import RequestError, Span
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from functools import lru_cache
 
 from trifocal.engine.detokenizer import Detokenizer
 from trifocal.engine.stop import StopStrings
+from trifocal.log import get_logger
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import Delta, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
+
+_log = get_logger(__name__)
 
 
 def expand(
@@ -18,7 +22,9 @@ def expand(
     max_tokens = params.max_tokens
     if max_tokens is None:
         max_tokens = max(1, max_model_len - len(prompt.token_ids))
-    stop_ids = frozenset(params.stop_token_ids or []) | (frozenset() if params.ignore_eos else frozenset(eos_ids))
+    stop_ids = frozenset(params.stop_token_ids or [])
+    if not params.ignore_eos:
+        stop_ids |= {*eos_ids, *prompt.stop_token_ids}
     seed = rng.getrandbits(63) if params.seed is None else params.seed
     return [
         Request(
@@ -32,11 +38,21 @@ def expand(
     ]
 
 
+@lru_cache(maxsize=64)
+def _warn_of_words(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
+    """Say once that stop ids look meant for another vocabulary: clients of vLLM send InternLM2's to any InternVL."""
+    words = [token_id for token_id in sorted(stop_ids - tokenizer.special_ids) if tokenizer.id_to_token(token_id)]
+    if words:
+        shown = ", ".join(f"{token_id} ({tokenizer.decode([token_id])!r})" for token_id in words)
+        _log.warning("stop_token_ids: ordinary tokens of this model's vocabulary will end answers: %s", shown)
+
+
 class Choice:
     """One output sequence as its reader sees it; `is_finished` once its last delta is out."""
 
     def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
         params = request.params
+        _warn_of_words(tokenizer, frozenset(params.stop_token_ids or []))
         self.index = index
         self.request = request
         self.is_finished = False

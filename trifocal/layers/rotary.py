@@ -1,7 +1,7 @@
 """Rotary position embedding of text layers: its frequencies under every scaling rule, and its application.
 
-Formulas as in transformers `modeling_rope_utils.py` (linear, dynamic NTK, YaRN, llama3). Angles, cosines and sines
-are float32 and cast to the activation dtype at the end; the rotation itself happens in the activation dtype.
+Formulas as in transformers `modeling_rope_utils.py` (linear, dynamic NTK, YaRN, llama3, LongRoPE). Angles, cosines and
+sines are float32 and cast to the activation dtype at the end; the rotation itself happens in the activation dtype.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.model_spec import RopeConfig
-from trifocal.types import ConfigError, NotAvailableYetError
+from trifocal.types import ConfigError
 
 
 class RotaryEmbedding(nn.Module):
@@ -75,7 +75,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]
         return _llama3(plain, rope), 1.0
     if rope.kind == "yarn":
         return _yarn(plain, rope, head_dim), _yarn_attention_factor(rope)
-    raise NotAvailableYetError(f"config.json: rope_scaling type {rope.kind}")
+    return _longrope(plain, rope), _longrope_attention_factor(rope)
 
 
 def _need(rope: RopeConfig, name: str) -> float:
@@ -122,6 +122,29 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
         return float(given)
     top, bottom = rope.extra.get("mscale"), rope.extra.get("mscale_all_dim")
     return mscale(top) / mscale(bottom) if top and bottom else mscale(1.0)
+
+
+def _longrope(plain: Tensor, rope: RopeConfig) -> Tensor:
+    """Frequencies divided one by one: by the long factors if the context goes beyond the original one, else the short.
+
+    The reference changes over when a sequence grows past the original context, which makes all keys so far worthless.
+    As in vLLM the choice is made once; --max-model-len within the original context gives the short factors.
+    """
+    is_long = (rope.context_len or 0) > _need(rope, "original_max_position_embeddings")
+    name = "long_factor" if is_long else "short_factor"
+    factors = rope.extra.get(name)
+    if not isinstance(factors, list) or len(factors) != len(plain):
+        raise ConfigError(f"config.json: rope_scaling.{name} must be a list of {len(plain)} numbers")
+    return plain / torch.tensor(factors, dtype=torch.float32, device="cpu")
+
+
+def _longrope_attention_factor(rope: RopeConfig) -> float:
+    given = rope.extra.get("attention_factor")
+    if given is not None:
+        return float(given)
+    if rope.factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(rope.factor) / math.log(_need(rope, "original_max_position_embeddings")))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

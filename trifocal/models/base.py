@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
@@ -19,6 +19,10 @@ class Model(nn.Module, ABC):
     @abstractmethod
     def rename(self, name: str) -> str | None:
         """Our name of a checkpoint's tensor, whatever spelling the checkpoint uses; None for one that is not needed."""
+
+    def unpack(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
+        """The weights that a checkpoint keeps as one tensor under `name` (as `rename` gives it); most are their own."""
+        return ((name, tensor),)
 
     @abstractmethod
     def embed(self, token_ids: Tensor) -> Tensor:

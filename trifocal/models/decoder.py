@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +18,9 @@ from trifocal.types import ConfigError
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions; `qk_norm` norms each head of q and k before they are turned."""
 
-    def __init__(self, config: TextConfig, index: int, *, qkv_bias: bool) -> None:
+    def __init__(self, config: TextConfig, index: int, *, qkv_bias: bool, qk_norm: bool) -> None:
         super().__init__()
         self.index = index
         self.head_dim = config.head_dim
@@ -27,11 +29,16 @@ class SelfAttention(nn.Module):
         parts = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=qkv_bias)
         self.o_proj = Linear(heads, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if qk_norm else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
         """x [n, hidden_size], cos and sin [n, 1, head_dim / 2] -> [n, hidden_size]."""
         qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)
         qk, v = torch.split(qkv, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
         q, k = torch.split(rotate(qk, cos, sin), [self.num_heads, self.num_kv_heads], dim=1)
         out: Tensor = self.o_proj(attention(self.index, q, k, v).reshape(len(x), -1))
         return out
@@ -53,36 +60,48 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual."""
+    """Attention and MLP, each behind a norm and beside a residual; `residual_scale` weighs what they add to it."""
 
-    def __init__(self, config: TextConfig, index: int, *, qkv_bias: bool) -> None:
+    residual_scale: float = 1.0
+
+    def __init__(self, config: TextConfig, index: int, *, qkv_bias: bool, qk_norm: bool) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, index, qkv_bias=qkv_bias)
+        self.self_attn = SelfAttention(config, index, qkv_bias=qkv_bias, qk_norm=qk_norm)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
         """[n, hidden_size] -> [n, hidden_size]."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attention)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        x = torch.add(x, self.self_attn(self.input_layernorm(x), cos, sin, attention), alpha=self.residual_scale)
+        return torch.add(x, self.mlp(self.post_attention_layernorm(x)), alpha=self.residual_scale)
 
 
 class Decoder(nn.Module):
     """Token embedding, layers, last norm and output head. `lm_head` is absent where weights are tied."""
 
-    def __init__(self, config: TextConfig, *, qkv_bias: bool) -> None:
+    def __init__(self, config: TextConfig, *, qkv_bias: bool, qk_norm: bool = False) -> None:
         super().__init__()
+        self.config = config
         if config.hidden_act != "silu":
             raise ConfigError(f"config.json: hidden_act {config.hidden_act!r} is not supported; supported: silu")
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
-            DecoderLayer(config, index, qkv_bias=qkv_bias) for index in range(config.num_layers)
+            DecoderLayer(config, index, qkv_bias=qkv_bias, qk_norm=qk_norm) for index in range(config.num_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryEmbedding(config.rope, config.head_dim)
         self.lm_head = None if config.is_tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def rename(self, name: str) -> str | None:
+        """Our name of a tensor of the causal language model (`model.layers…`, `lm_head.weight`); None: not needed."""
+        if name == "lm_head.weight" and self.lm_head is None:
+            return None  # a copy of the tied embedding
+        return name.removeprefix("model.")
+
+    def unpack(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
+        """See `Model.unpack`; names are those that `rename` gives."""
+        return ((name, tensor),)
 
     def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
         """embeds [n, hidden_size], positions int64 [rows, n] -> hidden states after the last norm."""
@@ -97,3 +116,13 @@ class Decoder(nn.Module):
         """[m, hidden_size] -> float32 [m, vocab_size]."""
         scores = self.embed_tokens.as_head(hidden) if self.lm_head is None else self.lm_head(hidden)
         return scores.float()
+
+
+def split_rows(name: str, tensor: Tensor, sizes: Mapping[str, int]) -> Iterable[tuple[str, Tensor]]:
+    """A fused tensor, e.g. `….qkv_proj.weight`, as the siblings in `sizes`, of so many rows each."""
+    parent, _, parameter = name.rpartition(".")
+    if sum(sizes.values()) != len(tensor):
+        raise ConfigError(f"tensor {name} has {len(tensor)} rows, config.json asks for {sum(sizes.values())}")
+    parent = parent.rpartition(".")[0]
+    parts = torch.split(tensor, list(sizes.values()))
+    return [(f"{parent}.{part}.{parameter}", rows) for part, rows in zip(sizes, parts, strict=True)]

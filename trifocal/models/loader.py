@@ -6,7 +6,7 @@ and the tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from trifocal.types import ConfigError
 
 _INDEX = "model.safetensors.index.json"
 _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older releases saved with the weights
-
 
 
 def load_model(
@@ -51,21 +50,42 @@ def load_weights(model: Model, folder: Path, *, progress: bool = False) -> None:
             ours = model.rename(name)
             if ours is None or name.endswith(_HARMLESS):
                 continue
-            slot = slots.get(ours)
-            if slot is None:
-                raise ConfigError(f"{file}: tensor {name} has no place in {type(model).__name__}")
-            if ours in filled:
-                raise ConfigError(f"{file}: tensor {name} was already loaded from {filled[ours]}")
-            if slot.shape != tensor.shape:
-                raise ConfigError(
-                    f"{file}: tensor {name} has shape {list(tensor.shape)}, config.json asks for {list(slot.shape)}"
-                )
-            slot.copy_(tensor)
-            filled[ours] = file
+            for part, values in model.unpack(ours, tensor):
+                _fill(slots, part, values, f"{file}: tensor {name}", model)
+                if part in filled:
+                    raise ConfigError(f"{file}: tensor {name} was already loaded from {filled[part]}")
+                filled[part] = file
     missing = [name for name in slots if name not in filled]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ConfigError(f"{folder.name}: tensor {missing[0]}{more} is in none of the safetensors files")
+
+
+def _fill(slots: Mapping[str, Tensor], name: str, values: Tensor, where: str, model: Model) -> None:
+    slot = slots.get(name)
+    if slot is None:
+        raise ConfigError(f"{where} has no place in {type(model).__name__}")
+    if slot.shape != values.shape:
+        raise ConfigError(f"{where} has shape {list(values.shape)}, config.json asks for {list(slot.shape)}")
+    slot.copy_(values)
+
+
+def tensor_names(folder: Path) -> frozenset[str]:
+    """Names of all tensors in a folder's shards, from the index or the files' headers; none for a folder without."""
+    from safetensors import SafetensorError, safe_open
+
+    expected = _weight_map(folder)
+    if expected or not any(folder.glob("*.safetensors")):
+        return frozenset(expected)
+    names: set[str] = set()
+    for file in _files(folder):
+        _check_file(folder / file)
+        try:
+            with safe_open(folder / file, framework="pt") as shard:
+                names.update(shard.keys())
+        except SafetensorError as error:
+            raise ConfigError(f"{folder.name}/{file} is not a readable safetensors file: {error}") from None
+    return frozenset(names)
 
 
 def weight_slots(model: nn.Module) -> dict[str, Tensor]:

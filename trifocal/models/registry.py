@@ -16,11 +16,21 @@ if TYPE_CHECKING:
 
 MODELS: Registry[type[Model]] = Registry(
     "architecture",
-    {"Qwen2_5_VLForConditionalGeneration": "trifocal.models.qwen2_5_vl.model:Qwen2_5_VL"},
+    {
+        "InternVLChatModel": "trifocal.models.internvl.model:InternVL",
+        "InternVLForConditionalGeneration": "trifocal.models.internvl.model:InternVL",
+        "MiniCPMV": "trifocal.models.minicpmv.model:MiniCPMV",
+        "Qwen2_5_VLForConditionalGeneration": "trifocal.models.qwen2_5_vl.model:Qwen2_5_VL",
+    },
 )
 PROCESSORS: Registry[type[Processor]] = Registry(
     "architecture",
-    {"Qwen2_5_VLForConditionalGeneration": "trifocal.models.qwen2_5_vl.processor:Qwen2_5_VLProcessor"},
+    {
+        "InternVLChatModel": "trifocal.models.internvl.processor:InternVLProcessor",
+        "InternVLForConditionalGeneration": "trifocal.models.internvl.processor:InternVLProcessor",
+        "MiniCPMV": "trifocal.models.minicpmv.processor:MiniCPMVProcessor",
+        "Qwen2_5_VLForConditionalGeneration": "trifocal.models.qwen2_5_vl.processor:Qwen2_5_VLProcessor",
+    },
 )
 
 

@@ -66,6 +66,7 @@ class PromptBuilder:
         except RequestError as error:
             raise ConfigError(f"--mm-processor-kwargs: {error.message}") from None
         source = read_chat_template(chat_template) if chat_template else self.tokenizer.chat_template
+        source = source or self.processor.chat_template
         self._template = ChatTemplate(source, self.tokenizer.special_tokens) if source else None
         self._allowed_local_media_path = allowed_local_media_path
         threads = envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1)
@@ -154,7 +155,9 @@ class PromptBuilder:
                 "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
             )
         guard = self.tokenizer.guard()
-        conversation = MessageParser(self._template, self.processor.placeholder).parse(messages, guard)
+        keeps_order = self.processor.keeps_part_order
+        parser = MessageParser(self._template, self.processor.placeholder, keeps_order=keeps_order)
+        conversation = parser.parse(messages, guard)
         self._check_limits(conversation.media)
         try:
             text = self._template.render(
@@ -207,7 +210,8 @@ class PromptBuilder:
         if isinstance(prompt, str):
             if len(prompt) > self._max_chars:
                 raise self._too_long(self.config.max_model_len + 1, "at least ", "prompt")
-            prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
+            text = self.processor.normalize_prompt(prompt)
+            prompt = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         vocab_size = self.config.spec.text.vocab_size
         for token_id in prompt:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
@@ -237,7 +241,7 @@ class PromptBuilder:
         prompt = self.processor.build(token_ids, media, options)
         if len(prompt.token_ids) > self.config.max_model_len:
             raise self._too_long(len(prompt.token_ids))
-        return replace(prompt, text=text, cache_salt=salt)
+        return replace(prompt, text=text, cache_salt=salt, stop_token_ids=self.processor.stop_token_ids)
 
     # ------------------------------------------------------------------------------------------ checks
 

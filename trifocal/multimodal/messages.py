@@ -42,11 +42,17 @@ class Conversation:
 
 
 class MessageParser:
-    """Reads messages for one template. `placeholder`: the text of a media item where the template takes no parts."""
+    """Reads messages for one template. `placeholder`: the text of a media item where the template takes no parts.
 
-    def __init__(self, template: ChatTemplate, placeholder: Callable[[Modality], str]) -> None:
+    `keeps_order`: such placeholders stay between the texts; otherwise they go first.
+    """
+
+    def __init__(
+        self, template: ChatTemplate, placeholder: Callable[[Modality], str], *, keeps_order: bool = False
+    ) -> None:
         self._template = template
         self._placeholder = placeholder
+        self._keeps_order = keeps_order
 
     def parse(self, messages: object, guard: Guard) -> Conversation:
         """Check and take apart. Raises `RequestError` with the path of what is wrong."""
@@ -105,10 +111,12 @@ class MessageParser:
         return {"type": modality}
 
     def _flatten(self, parts: list[dict[str, str]]) -> str:
-        """Parts as one string, as vLLM does it: placeholders first, then the texts, a line each."""
-        placeholders = [self._placeholder(_MEDIA_TYPES[part["type"]]) for part in parts if part["type"] != "text"]
-        texts = [part["text"] for part in parts if part["type"] == "text"]
-        return "\n".join([*placeholders, *texts])
+        """Parts as one string, a line each; unless the order is kept, placeholders before texts, as vLLM does it."""
+        if not self._keeps_order:
+            parts = sorted(parts, key=lambda part: part["type"] == "text")
+        return "\n".join(
+            part["text"] if part["type"] == "text" else self._placeholder(_MEDIA_TYPES[part["type"]]) for part in parts
+        )
 
 
 def _guess_type(part: Mapping[str, Any]) -> str | None:

@@ -29,11 +29,22 @@ class Processor(ABC):
 
     `options` are mm_processor_kwargs: the server's, overridden by the request's. An unknown or bad one raises
     `RequestError(param="mm_processor_kwargs")`.
+
+    `keeps_part_order`: a list of content parts becomes one string in the order of its parts; otherwise placeholders go
+    first, as in vLLM. `chat_template` serves a checkpoint that brings none. `stop_token_ids`: see `Prompt`.
     """
+
+    keeps_part_order: bool = False
+    chat_template: str | None = None
+    stop_token_ids: tuple[int, ...] = ()
 
     def __init__(self, spec: ModelSpec, tokenizer: Tokenizer) -> None:
         self.spec = spec
         self.tokenizer = tokenizer
+
+    def normalize_prompt(self, text: str) -> str:
+        """A raw prompt as it is tokenised, for a family whose placeholders may be spelt in another way as well."""
+        return text
 
     @abstractmethod
     def check_options(self, options: Mapping[str, Any]) -> None:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from trifocal.model_spec import ModelSpec
 from trifocal.models.qwen2_5_vl.options import MediaOptions, PixelLimits
-from trifocal.models.qwen2_5_vl.preprocess import PatchLayout, TokenGrid, mrope_positions, resize, smart_resize
+from trifocal.models.qwen2_5_vl.preprocess import TokenGrid, mrope_positions, smart_resize
 from trifocal.multimodal.hashing import content_hash
 from trifocal.multimodal.media import Image, Media
+from trifocal.multimodal.patches import PatchLayout, resize
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import ConfigError, MediaItem, Modality, Prompt, RequestError, Span

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trifocal.attention.vision import Segments, segment_attention
 from trifocal.layers.linear import Linear
 from trifocal.layers.norm import RMSNorm
+from trifocal.layers.pixels import PatchEmbed
 from trifocal.layers.rotary import rotate
 from trifocal.models.decoder import GatedMLP
 from trifocal.models.qwen2_5_vl.config import VisionConfig
@@ -19,37 +18,6 @@ from trifocal.models.qwen2_5_vl.windows import Grid, pack
 
 _NORM_EPS = 1e-6
 _ROTARY_THETA = 10000.0
-
-
-class PatchEmbed(nn.Module):
-    """Bytes of a patch -> its embedding. The weight is a 3-D convolution's whose stride equals its size: a product."""
-
-    table: Tensor
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        size = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
-        self.weight = nn.Parameter(torch.empty(config.hidden_size, *size), requires_grad=False)
-        self.register_buffer("table", _byte_table(config), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """uint8 [rows, channels * frames * height * width] -> [rows, hidden_size]."""
-        return F.linear(self.normalize(pixels).to(self.weight.dtype), self.weight.flatten(1))
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 [rows, columns] -> float32, rescaled and normalised by channel."""
-        channels, _ = self.table.shape
-        by_channel = pixels.view(len(pixels), channels, -1).int()
-        by_channel += torch.arange(channels, dtype=torch.int32, device=pixels.device)[:, None] * 256
-        return self.table.flatten().index_select(0, by_channel.flatten()).view(pixels.shape)
-
-
-def _byte_table(config: VisionConfig) -> Tensor:
-    """float32 [channels, 256]: what each byte becomes, rounded exactly where the reference's PIL processor rounds."""
-    scaled = (np.arange(256, dtype=np.float64) * config.rescale_factor).astype(np.float32)
-    mean = np.array(config.image_mean, dtype=np.float32)[:, None]
-    std = np.array(config.image_std, dtype=np.float32)[:, None]
-    return torch.from_numpy((scaled - mean) / std)
 
 
 class VisionAttention(nn.Module):
@@ -113,7 +81,13 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = PatchEmbed(
+            config.hidden_size,
+            (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size),
+            mean=config.image_mean,
+            std=config.image_std,
+            rescale_factor=config.rescale_factor,
+        )
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
         self.merger = PatchMerger(config)
         half = config.head_dim // 2  # each axis turns half of the frequencies
