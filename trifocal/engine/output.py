@@ -12,7 +12,13 @@ from trifocal.types import Delta, Prompt, Request, SamplingParams, TokenLogprobs
 
 
 def expand(
-    request_id: str, prompt: Prompt, params: SamplingParams, *, eos_ids: Iterable[int], max_model_len: int, rng: random.Random
+    request_id: str,
+    prompt: Prompt,
+    params: SamplingParams,
+    *,
+    eos_ids: Iterable[int],
+    max_model_len: int,
+    rng: random.Random,
 ) -> list[Request]:
     """One engine request for each of the `n` choices, with everything decided: length, stop ids, seed."""
     max_tokens = params.max_tokens
