@@ -109,9 +109,7 @@ class AsyncEngine:
         supervisor = Supervisor(config)
         try:
             tokenizer = asyncio.create_task(
-                asyncio.to_thread(
-                    Tokenizer.from_folder, config.tokenizer, trust_remote_code=config.trust_remote_code
-                )
+                asyncio.to_thread(Tokenizer.from_folder, config.tokenizer, trust_remote_code=config.trust_remote_code)
             )
             ready = await supervisor.start()
             engine = cls(config, supervisor, ready.limits, await tokenizer)
