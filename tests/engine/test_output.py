@@ -27,7 +27,7 @@ def feed(to: Choice, ids: list[int], reason: str | None = None, stop: int | None
     deltas = []
     for index, token_id in enumerate(ids):
         is_last = index == len(ids) - 1
-        logprobs = [TokenLogprobs([token_id], [-0.5], 1)] if to.request.params.logprobs is not None else None
+        logprobs = [TokenLogprobs([token_id], [-0.5], 1)]  # shown only if the choice was asked for them
         output = TokenOutput(
             "a", [token_id], logprobs, finish_reason=reason if is_last else None, stop_reason=stop if is_last else None
         )  # type: ignore[arg-type]
