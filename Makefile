@@ -12,7 +12,7 @@ help:
 	@echo "make test                set up, lint, type-check, run the tests"
 	@echo "make check               lint, types and import rules alone"
 	@echo "make bench [ARGS=...]    load-test a server on the built-in model"
-	@echo "make format              let ruff rewrite the sources"
+	@echo "make format              let ruff rewrite the sources, write docs/configuration.md anew"
 
 setup: $(DEV_STAMP)
 
@@ -38,6 +38,7 @@ bench: $(RUN_STAMP)
 format: $(DEV_STAMP)
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
+	@$(BIN)/python -m tools.configuration
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

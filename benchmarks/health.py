@@ -76,7 +76,8 @@ def main() -> int:
     p99 = statistics.quantiles(waits, n=100)[98]
     print(
         f"{len(waits)} answers of /health during {args.pictures} pictures of {args.size}: "
-        f"median {statistics.median(waits):.1f} ms, p99 {p99:.1f} ms, worst {max(waits):.1f} ms (bound: p99 {BOUND_MS:g} ms)"
+        f"median {statistics.median(waits):.1f} ms, p99 {p99:.1f} ms, worst {max(waits):.1f} ms "
+        f"(bound: p99 {BOUND_MS:g} ms)"
     )
     return 0 if p99 <= BOUND_MS else 1
 

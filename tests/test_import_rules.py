@@ -56,7 +56,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"models.registry", "platforms"},
     **{name: set() for name in sorted(BASE - {"config"})},
 }
-PLANNERS = ("engine.scheduler", "engine.block_manager", "engine.sequence", "engine.encoder_cache")
+PLANNERS = (
+    "engine.scheduler",
+    "engine.block_manager",
+    "engine.sequence",
+    "engine.encoder_cache",
+    "engine.in_flight",
+    "engine.admission",
+)
 DEVICE_WORD = re.compile(r"(?<![a-z])(cuda|npu|nccl)(?![a-z])", re.IGNORECASE)
 QUANT_WORD = re.compile(r"(?<![a-z])(awq|gptq|marlin)(?![a-z])", re.IGNORECASE)
 MAY_NAME_DEVICES = (

@@ -58,7 +58,9 @@ class EngineArgs:
     override_generation_config: dict[str, Any] = arg("model", "JSON of sampling defaults that win over the file", {})
     max_model_len: int | None = arg("scheduling", "longest context in tokens; default: what the model allows", None)
     max_num_seqs: int = arg("scheduling", "most sequences in one step; further requests wait", 256)
-    max_num_batched_tokens: int | None = arg("scheduling", "most tokens computed in one step (default: 512 on a CPU, else 2048)", None)
+    max_num_batched_tokens: int | None = arg(
+        "scheduling", "most tokens computed in one step (default: 512 on a CPU, else 2048)", None
+    )
     enable_chunked_prefill: bool = arg("scheduling", "spread a long prompt over several steps", True)
     enable_prefix_caching: bool = arg("scheduling", "reuse KV blocks of equal prompt beginnings", True)
     max_logprobs: int = arg("scheduling", "most logprobs a request may ask for", 20)

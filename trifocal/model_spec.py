@@ -103,7 +103,6 @@ class ModelSpec:
             return max(self.text.max_position_embeddings, int(rope.original_max_position_embeddings * rope.factor))
         return self.text.max_position_embeddings
 
-
     def for_context(self, max_model_len: int) -> ModelSpec:
         """The same for sequences of at most `max_model_len` tokens."""
         rope = replace(self.text.rope, context_len=max_model_len)

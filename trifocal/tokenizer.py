@@ -27,11 +27,18 @@ _log = get_logger(__name__)
 
 _OPEN, _CLOSE, _DIGITS = "\uf8e0", "\uf8e1", 0xF8D0  # private use: no normaliser, case filter or \w touches them
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
 
 def _private(nonce: str, index: int) -> str:
     """A string that no user can guess: `nonce` and `index` in hexadecimal, written with private-use characters."""
     digits = "".join(chr(_DIGITS + int(digit, 16)) for digit in f"{nonce}{index:06x}")
     return f"{_OPEN}{digits}{_CLOSE}"
+
+
+def valid_text(text: str) -> str:
+    """`text` with U+FFFD for each lone surrogate: JSON can carry those, UTF-8 and the tokenizers cannot."""
+    return _SURROGATES.sub("\ufffd", text)
 
 
 def _alternatives(texts: Sequence[str]) -> str:
@@ -60,7 +67,7 @@ class Guard:
 
     def hide(self, text: str) -> str:
         """`text` without control literals."""
-        hidden = self._controls.sub(lambda match: self._sentinel(match[0]), text)
+        hidden = self._controls.sub(lambda match: self._sentinel(match[0]), valid_text(text))
         for length in range(min(self._longest, len(hidden)), 0, -1):
             if hidden[-length:] in self._beginnings:
                 return hidden[:-length] + self._sentinel(hidden[-length:])
@@ -144,7 +151,7 @@ class Tokenizer:
 
         `add_special_tokens` adds what the tokenizer puts around a text (a BOS for some families).
         """
-        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self.backend.encode(valid_text(text), add_special_tokens=add_special_tokens).ids
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of `text` where nothing becomes a control token."""

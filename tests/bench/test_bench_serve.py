@@ -46,3 +46,8 @@ def test_throughput(tmp_path: Path) -> None:
     assert main(["bench", "throughput", *words]) == 0
     result = json.loads(file.read_text())
     assert result["num_output_tokens"] == 12 and result["requests_per_s"] > 0
+
+
+def test_throughput_refuses_senseless_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "throughput", "--num-prompts", "0"]) == 2
+    assert "--num-prompts" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A worker without a model. Its "KV" is a hash of all that the model would have seen, so that every plan can be checked.
+"""A worker without a model. Its "KV" is a hash of all that a model would have seen, so every plan can be checked.
 
 The content of a position covers its token, the embedding at it (content hash and row), everything before it and the
 cache salt. A sampled token is a function of the content of the last position: it is right only if all blocks are.
@@ -107,11 +107,17 @@ class _State:
 
 
 class FakeWorker:
-    """Executes plans and asserts that each makes sense. Encoding an item in `failing` fails now and then."""
+    """Executes plans and asserts that each makes sense.
 
-    def __init__(self, limits: Limits, failing: Iterable[bytes] = (), seed: int = 0) -> None:
+    Encoding an item in `failing` fails now and then, and so does sampling for requests in `unlucky`.
+    """
+
+    def __init__(
+        self, limits: Limits, failing: Iterable[bytes] = (), unlucky: Iterable[str] = (), seed: int = 0
+    ) -> None:
         self.limits = limits
         self.failing = frozenset(failing)
+        self.unlucky = frozenset(unlucky)
         self.failed_hashes: set[bytes] = set()
         self.embeds: dict[bytes, int] = {}
         self.num_encoded = 0
@@ -136,6 +142,8 @@ class FakeWorker:
         token_ids = {}
         for seq in plan.scheduled:
             token_id = self._compute(seq, errors)
+            if seq.samples and seq.request_id in self.unlucky and self._random.random() < 0.3:
+                errors.setdefault(seq.request_id, "the model produced no valid probabilities")
             if seq.samples and seq.request_id not in errors:
                 token_ids[seq.request_id] = token_id
         return StepResult(plan.step_id, token_ids, errors=errors)

@@ -36,7 +36,7 @@ class Run:
         self.can_abort = self.random.random() < 0.5
         self.is_pipelined = self.random.random() < 0.8
         failing = self.random.sample(_HASHES, 2) if can_fail else []
-        self.worker = FakeWorker(self.limits, failing, seed)
+        self.worker = FakeWorker(self.limits, failing, ["r3", "r7"] if can_fail else [], seed)
         is_caching = self.random.random() < 0.8
         blocks = BlockManager(self.limits.num_blocks, self.limits.block_size, enable_prefix_caching=is_caching)
         self.scheduler = Scheduler(self.limits, blocks, EncoderCache(self.limits.encoder_cache_bytes))
@@ -131,20 +131,22 @@ class Run:
         for life in self.lives:
             token_ids, reason = oracle(life.request)
             if life.finish_reason == "error":
-                assert suspects & _hashes(life.request), "failed by a fault of others"
+                is_unlucky = life.request.request_id in self.worker.unlucky
+                assert is_unlucky or suspects & _hashes(life.request), "failed by a fault of others"
             elif life.finish_reason != "abort":
                 assert (life.token_ids, life.finish_reason) == (token_ids, reason)
             assert life.token_ids == token_ids[: len(life.token_ids)]
 
     def _suspects(self) -> set[bytes]:
-        """Pictures that could not be encoded, and those shown beside them: a result does not say which one it was."""
-        shown = [_hashes(life.request) for life in self.lives]
-        return set().union(*(hashes for hashes in shown if hashes & self.worker.failed_hashes))
+        """Pictures of requests that failed of themselves: a result does not say whether a picture did it, and which."""
+        failed = self.worker.failed_hashes
+        unlucky = self.worker.unlucky
+        shown = [(_hashes(life.request), life.request.request_id in unlucky) for life in self.lives]
+        return set().union(*(hashes for hashes, is_unlucky in shown if is_unlucky or hashes & failed))
 
 
 def _hashes(request: Request) -> set[bytes]:
     return {item.content_hash for item in request.prompt.media}
-
 
 
 def test_answers_do_not_depend_on_company() -> None:

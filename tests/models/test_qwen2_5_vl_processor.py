@@ -185,10 +185,10 @@ def test_odd_clip_repeats_its_last_frame() -> None:
 
 def test_large_photo_is_quick(processor: Qwen2_5_VLProcessor) -> None:
     pixels = np.zeros((3024, 4032, 3), np.uint8)
-    start = time.perf_counter()
+    start = time.thread_time()  # of this thread: the machine may be busy with others
     item = processor.build([IMAGE], [Image(pixels)], {}).media[0]
     assert item.grid == (1, 216, 288)
-    assert time.perf_counter() - start < 3  # about 0.15 s on an idle core
+    assert time.thread_time() - start < 1.5  # about 0.15 s on an idle core
 
 
 # ------------------------------------------------------------------------------------------------- clips
@@ -204,7 +204,8 @@ def test_large_photo_is_quick(processor: Qwen2_5_VLProcessor) -> None:
         (1, 25.0, {}, [0], 25.0),
         (90, 30.0, {"fps": 1}, [0, 30, 59, 89], 4 / 3),
         (90, 30.0, {"num_frames": 4}, [0, 30, 59, 89], 4 / 3),
-        (90, 30.0, {"num_frames": 5, "fps": 1}, [0, 30, 59, 89], 4 / 3),
+        (90, 30.0, {"fps": 2, "num_frames": 5}, [0, 30, 59, 89], 4 / 3),  # the later of the two rules
+        (90, 30.0, {"num_frames": 2, "fps": 1}, [0, 30, 59, 89], 4 / 3),
         (90, 30.0, {"num_frames": 1}, [0, 89], 2 / 3),
         (5, 30.0, {"num_frames": 64}, [0, 1, 3, 4], 24.0),
         (90, 30.0, {"max_frames": 5}, [0, 30, 59, 89], 4 / 3),
@@ -260,9 +261,26 @@ def test_clip_frames_are_images_in_pairs(processor: Qwen2_5_VLProcessor) -> None
     assert clip.content_hash != image.content_hash
 
 
+def test_scaling_beforehand_changes_nothing(processor: Qwen2_5_VLProcessor) -> None:
+    """Also where resizing twice would not be resizing once: strips, which may even become too long for the rule."""
+    random = np.random.default_rng(5)
+    sizes = [(30, 5990), (28, 5600), (5600, 28), (1, 200), (27, 30)]
+    sizes += [tuple(int(side) for side in np.exp(random.uniform(1, 8, 2))) for _ in range(500)]
+    for height, width in sizes:
+        if max(height, width) > 200 * min(height, width):
+            continue
+        for modality in ("image", "video"):
+            for options in ({}, {"max_pixels": 100 * 784}, {"max_pixels": 5 * 784}):
+                size = (4, height, width)
+                before = processor.num_tokens(modality, size, options)
+                scaled = processor.resized(modality, size, options)
+                assert processor.num_tokens(modality, (4, *scaled), options) == before
+                assert processor.resized(modality, (4, *scaled), options) == scaled
+
+
 def test_frames_may_come_scaled(processor: Qwen2_5_VLProcessor) -> None:
     frames = noise(4, 300, 200, 3)
-    height, width = processor.frame_size(4, 300, 200, {})
+    height, width = processor.resized("video", (4, 300, 200), {})
     size = (width, height)
     scaled = np.stack([PIL.Image.fromarray(f).resize(size, PIL.Image.Resampling.BICUBIC) for f in frames])
     whole = processor.build([VIDEO], [Video(frames, 2.0)], {}).media[0]
@@ -353,6 +371,12 @@ def test_hash_covers_pixels_grid_time_and_kind(processor: Qwen2_5_VLProcessor) -
     wide, tall = np.zeros((56, 112, 3), np.uint8), np.zeros((112, 56, 3), np.uint8)
     pair = [processor.build([IMAGE], [Image(pixels)], {}).media[0].content_hash for pixels in (wide, tall)]
     assert pair[0] != pair[1]  # the same bytes, another grid
+
+
+def test_later_options_rule() -> None:
+    assert MediaOptions.parse({"max_pixels": 5, "size": {"longest_edge": 7}}).max_pixels == 7
+    assert MediaOptions.parse({"size": {"longest_edge": 7}, "max_pixels": 5}).max_pixels == 5
+    assert MediaOptions.parse({"size": None, "max_pixels": None, "fps": None}) == MediaOptions()
 
 
 def test_options_change_the_size(processor: Qwen2_5_VLProcessor) -> None:

@@ -40,7 +40,10 @@ def clip(
 ) -> bytes:  # fmt: skip
     """A video file whose frame k is `numbered(k)`."""
     # A file, not a buffer: "faststart" reads back what it wrote.
-    with tempfile.NamedTemporaryFile() as file, av.open(file.name, "w", format=container, options=options or {}) as output:
+    with (
+        tempfile.NamedTemporaryFile() as file,
+        av.open(file.name, "w", format=container, options=options or {}) as output,
+    ):
         stream = output.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.gop_size = gop

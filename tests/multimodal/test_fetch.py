@@ -39,7 +39,9 @@ def refused(url: str, message: str, root: str | None = None, handler: Handler | 
     """Assert that fetching is refused with 400 and the item's place."""
     with pytest.raises(RequestError, match=message) as caught:
         get(url, root, handler)
-    assert caught.value.message.startswith(f"{WHERE}: ") and (caught.value.param, caught.value.status) == ("messages", 400)
+    error = caught.value
+    assert error.message.startswith(f"{WHERE}: ") and (error.param, error.status) == ("messages", 400)
+    assert len(error.message) < 400
 
 
 # ------------------------------------------------------------------------------------------------- data:

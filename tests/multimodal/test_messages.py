@@ -187,7 +187,7 @@ def test_output_is_limited() -> None:
 @pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "tokenize", "chat_template"])
 def test_reserved_template_arguments(name: str) -> None:
     with pytest.raises(RequestError) as caught:
-        render(PLAIN, [], **{name: 1})
+        ChatTemplate(PLAIN, {}).render([], add_generation_prompt=True, max_chars=9, extra={name: 1})
     assert caught.value.param == "chat_template_kwargs"
 
 

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from tests.multimodal.samples import clip, encoded, frame_numbers, noise, numbered
-from trifocal.multimodal import video
+from trifocal.multimodal import image, video
 from trifocal.multimodal.processor import FrameSample
 from trifocal.multimodal.video import OpenedVideo, load_video, open_video
 from trifocal.multimodal.video_file import VideoFile
@@ -225,6 +225,10 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match="3 frames of 64x48 are too many"):
         load_video(opened(MP4, 0, 1, 2))
     assert len(load_video(opened(MP4, 0, 1, 2), lambda *_: (24, 32)).frames) == 3
+    monkeypatch.setattr(image, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(RequestError, match="64x48 is more than"):
+        opened(MP4, 0)
+    monkeypatch.undo()
     monkeypatch.setattr(video, "MAX_FRAMES", 39)
     with pytest.raises(RequestError, match="has 40 frames"):
         opened(MP4, 0)

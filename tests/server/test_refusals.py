@@ -73,19 +73,20 @@ def post(http: httpx.Client, **fields: Any) -> httpx.Response:
     return http.post(CHAT, json={"model": MODEL, "messages": HELLO, "max_tokens": 2, **fields})
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("field, value", BAD_VALUES, ids=lambda value: str(value)[:30])
-def test_bad_value_names_its_field(http: httpx.Client, field: str, value: Any, stream: bool) -> None:
-    if field.startswith("stream"):
-        error = refused(post(http, **{field: value}))
-    else:
-        error = refused(post(http, stream=stream, **{field: value}))
-    assert names(error, field)
+def test_bad_value_names_its_field(http: httpx.Client, field: str, value: Any) -> None:
+    assert names(refused(post(http, **{field: value})), field)
+
+
+def test_bad_values_get_a_status_in_a_stream_too(http: httpx.Client) -> None:
+    for field, value in BAD_VALUES[::7]:
+        if not field.startswith("stream"):
+            assert names(refused(post(http, stream=True, **{field: value})), field)
 
 
 def test_refusals_touch_nothing_in_the_engine(http: httpx.Client) -> None:
     before = metric(http, "trifocal:prompt_tokens_total")
-    for field, value in BAD_VALUES[:30]:
+    for field, value in BAD_VALUES[::5]:
         post(http, **{field: value})
     assert metric(http, "trifocal:prompt_tokens_total") == before
 
@@ -185,10 +186,9 @@ BAD_MEDIA = {
 }
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("part", BAD_MEDIA.values(), ids=BAD_MEDIA)
-def test_bad_media(http: httpx.Client, part: dict[str, Any], stream: bool) -> None:
-    error = refused(post(http, messages=ask(image_part(PNG), part), stream=stream))
+def test_bad_media(http: httpx.Client, part: dict[str, Any]) -> None:
+    error = refused(post(http, messages=ask(image_part(PNG), part), stream=part["type"] == "video_url"))
     assert names(error, "messages")
 
 

@@ -48,9 +48,10 @@ def test_generation_prompt(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "fields, param",
     [({}, "prompt"), ({"prompt": "a", "messages": HELLO}, "prompt"), ({"prompt": 5}, "prompt"),
-     ({"messages": []}, "messages"), ({"messages": [{"role": "user"}]}, "messages"),
+     ({"prompt": "x" * 1_000_000}, "prompt"), ({"messages": []}, "messages"),
+     ({"messages": [{"role": "user"}]}, "messages"),
      ({"messages": HELLO, "add_generation_prompt": True, "continue_final_message": True}, "continue_final_message")],
-    ids=str,
+    ids=lambda value: str(value)[:30],
 )  # fmt: skip
 def test_bad_tokenize(http: httpx.Client, fields: dict[str, Any], param: str) -> None:
     assert names(refused(http.post("/tokenize", json={"model": MODEL, **fields})), param)
@@ -64,3 +65,7 @@ def test_bad_detokenize(http: httpx.Client, tokens: Any) -> None:
 def test_other_models_are_unknown(http: httpx.Client) -> None:
     refused(http.post("/tokenize", json={"model": "other", "prompt": "a"}), 404)
     refused(http.post("/detokenize", json={"model": "other", "tokens": [1]}), 404)
+
+
+def test_counting_may_go_beyond_the_context(http: httpx.Client) -> None:
+    assert tokenize(http, prompt="a fox " * 1500)["count"] > 1024

@@ -16,6 +16,7 @@ from tools.demo_model.checkpoint import model_config, new_model, original_tensor
 from tools.demo_model.evaluate import evaluate
 from tools.demo_model.items import Item, folder_items
 from tools.demo_model.sample_media import entries
+from tools.demo_model.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "trifocal/demo/model"
@@ -66,6 +67,10 @@ def test_a_fresh_model_has_the_stored_shapes(tokenizer: Tokenizer) -> None:
         assert {name: list(tensor.shape) for name, tensor in fresh.items()} == {
             name: file.get_slice(name).get_shape() for name in file.keys()  # noqa: SIM118
         }  # fmt: skip
+
+
+def test_the_tokenizer_is_the_one_the_generator_trains(tokenizer: Tokenizer) -> None:
+    assert train_tokenizer().to_str() == tokenizer.to_str()
 
 
 @pytest.mark.parametrize("text", ["What is the image content?", "Grüße, 北京 2026!\n\t<b>", "é", "🙂 x = 10**3"])

@@ -43,7 +43,7 @@ def base_url() -> Iterator[str]:
     SEEN.clear()
     ANSWERS.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Chat)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/v1/"
     server.shutdown()

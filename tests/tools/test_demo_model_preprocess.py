@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,13 +24,12 @@ from tools.demo_model.preprocess import (
     smart_resize,
 )
 from tools.demo_model.sequences import Media, chat_row, tree_row
-from tools.demo_model.tokenizer import train_tokenizer
 from tools.demo_model.windows import grouped_windows
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer()
+    return Tokenizer.from_file(str(Path(__file__).resolve().parents[2] / "trifocal/demo/model/tokenizer.json"))
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -93,7 +94,7 @@ def test_branches_are_single_turn_chats(tokenizer: Tokenizer) -> None:
     media = [Media(image_to_patches(noise(120, 90)))]
     pairs = [("What shape is this?", "A star."), ("Is there a circle?", "No."), ("What is this?", "A heart.")]
     with torch.no_grad():
-        together, _ = answer_logits(model, pack([tree_row(tokenizer, media, pairs)], []))
+        together, _, _ = answer_logits(model, pack([tree_row(tokenizer, media, pairs)], []))
         alone = [answer_logits(model, pack([chat_row(tokenizer, [([*media, q], a)])], []))[0] for q, a in pairs]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
@@ -105,10 +106,11 @@ def test_grouped_windows_equal_the_stock_attention(tokenizer: Tokenizer) -> None
     batch = training_batch(seed=5, step=5000, size=10, tokenizer=tokenizer)
     assert len({tuple(grid) for grid in batch.grids.tolist()}) > 3
     with torch.no_grad():
-        stock = hidden_states(model, batch)
+        stock, stock_features = hidden_states(model, batch)
         with grouped_windows():
-            grouped = hidden_states(model, batch)
+            grouped, grouped_features = hidden_states(model, batch)
     real = batch.labels >= 0
+    torch.testing.assert_close(grouped_features, stock_features, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(grouped[real], stock[real], atol=1e-5, rtol=1e-4)
 
 

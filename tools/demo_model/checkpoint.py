@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,11 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def new_model(config: dict[str, Any]) -> Qwen2_5_VLForConditionalGeneration:
-    """A fresh model; the flat dictionary takes the same way into transformers as a released config.json."""
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(dict(config)))
+    """A fresh model; the flat dictionary takes the same way into transformers as a released config.json.
+
+    Copied, because transformers rewrites the nested dictionaries it is given.
+    """
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(deepcopy(config)))
 
 
 def _image_processor() -> dict[str, Any]:

@@ -6,11 +6,12 @@ import io
 import math
 from functools import lru_cache
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tools.demo_model.scenes import Print, Scene, Thing
+from tools.demo_model.scenes import Print, Rgb, Scene, Thing
 
 Point = tuple[float, float]
 
@@ -45,23 +46,40 @@ def _polygon(shape: str, cx: float, cy: float, radius: float, tilt: float) -> li
     return [(cx + radius * r * math.cos(a + tilt), cy + radius * r * math.sin(a + tilt)) for a, r in corners]
 
 
-def _draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, width: int, height: int) -> None:
+def draw_thing(draw: ImageDraw.ImageDraw, thing: Thing, width: int, height: int, fill: Rgb | int) -> None:
+    """One shape on a picture of `width` x `height` pixels."""
     cx, cy, radius = thing.x * width, thing.y * height, thing.radius * min(width, height)
     if thing.shape == "circle":
         radius *= 0.92  # about the area of the square
-        draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=thing.rgb)
+        draw.ellipse((cx - radius, cy - radius, cx + radius, cy + radius), fill=fill)
     else:
-        draw.polygon(_polygon(thing.shape, cx, cy, radius, thing.tilt), fill=thing.rgb)
+        draw.polygon(_polygon(thing.shape, cx, cy, radius, thing.tilt), fill=fill)
 
 
-def _draw_text(draw: ImageDraw.ImageDraw, text: Print, width: int, height: int) -> None:
+class TextLayout(NamedTuple):
+    """Where a printed text goes, in pixels: the pen's start, and the top and bottom of the ink."""
+
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont
+    x: float
+    y: float
+    top: float
+    bottom: float
+
+
+def text_layout(text: Print, width: int, height: int) -> TextLayout:
+    """Fit a text into a picture of `width` x `height` pixels."""
     left, top, right, bottom = _font(64).getbbox(text.text)
     scale = min(text.fill * width / (right - left), min(text.fill, 0.7) * height / (bottom - top))
     font = _font(max(8, int(64 * scale)))
     left, top, right, bottom = font.getbbox(text.text)
     x = text.x * max(0.0, width - (right - left)) - left
     y = text.y * max(0.0, height - (bottom - top)) - top
-    draw.text((x, y), text.text, font=font, fill=text.rgb)
+    return TextLayout(font, x, y, y + top, y + bottom)
+
+
+def _draw_text(draw: ImageDraw.ImageDraw, text: Print, width: int, height: int) -> None:
+    layout = text_layout(text, width, height)
+    draw.text((layout.x, layout.y), text.text, font=layout.font, fill=text.rgb)
 
 
 def _background(scene: Scene, width: int, height: int, rng: Random) -> Image.Image:
@@ -85,7 +103,7 @@ def draw_scene(scene: Scene, width: int, height: int) -> Image.Image:
     image = _background(scene, width, height, rng)
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
-        _draw_thing(draw, thing, width, height)
+        draw_thing(draw, thing, width, height, thing.rgb)
     if scene.text is not None:
         _draw_text(draw, scene.text, width, height)
     return image

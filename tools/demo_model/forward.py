@@ -9,13 +9,14 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from tools.demo_model.batches import Batch
 
 
-def hidden_states(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> Tensor:
-    """[B, L, hidden] after the last norm.
+def hidden_states(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor]:
+    """[B, L, hidden] after the last norm, and the vision features [media tokens, hidden].
 
     Goes through the reference's own towers, with positions and mask given from outside: the reference's
     positions after a clip differ from the original rule, and its mask knows no branches.
     """
     embeds = model.model.language_model.embed_tokens(batch.ids)
+    features = embeds.new_zeros(0, embeds.shape[-1])
     if len(batch.grids):
         features = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
         embeds = embeds.masked_scatter(batch.is_media[..., None], features.to(embeds.dtype))
@@ -25,16 +26,16 @@ def hidden_states(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> Te
         attention_mask={"full_attention": batch.visible},
         use_cache=False,
     )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+    return output.last_hidden_state, features
 
 
-def answer_logits(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [N, vocab] and labels [N] at the N supervised tokens, in row order."""
-    hidden = hidden_states(model, batch)[:, :-1]
+def answer_logits(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, vocab] and labels [N] at the N supervised tokens, in row order; the vision features."""
+    states, features = hidden_states(model, batch)
+    hidden = states[:, :-1]
     labels = batch.labels[:, 1:]
     chosen = labels >= 0
-    return model.lm_head(hidden[chosen]).float(), labels[chosen]
+    return model.lm_head(hidden[chosen]).float(), labels[chosen], features
 
 
 @torch.no_grad()
@@ -43,7 +44,7 @@ def exact_answers(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> li
 
     Teacher forcing decides that in one pass: greedy follows the answer exactly when every argmax does.
     """
-    logits, labels = answer_logits(model, batch)
+    logits, labels, _ = answer_logits(model, batch)
     is_right = logits.argmax(-1) == labels
     rights, offset = [], 0
     for _, begin, end in batch.answers:

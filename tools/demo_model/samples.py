@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from tools.demo_model import clips, questions, scenes
 from tools.demo_model.drawing import degrade, draw_scene
+from tools.demo_model.grounding import label_clip, label_picture
 from tools.demo_model.preprocess import FACTOR, MAX_PIXELS
 from tools.demo_model.questions import Exchange
 
@@ -29,6 +32,7 @@ class Sample:
     images: tuple[Image.Image, ...] = ()
     frames: tuple[Image.Image, ...] = ()
     fps: float = 2.0
+    labels: tuple[NDArray[np.int64], ...] = ()  # what is under each token, per item (see grounding.py)
 
 
 def pick_size(rng: Random, ease: float = 0.0, most_tokens: int = 36) -> tuple[int, int]:
@@ -54,15 +58,17 @@ _SCENES = {
 }
 
 
-def _drawn(rng: Random, kind: str, ease: float, most_tokens: int = 36) -> tuple[scenes.Scene, Image.Image]:
+def _drawn(
+    rng: Random, kind: str, ease: float, most_tokens: int = 36
+) -> tuple[scenes.Scene, Image.Image, NDArray[np.int64]]:
     width, height = pick_size(rng, ease, most_tokens)
     scene = _SCENES[kind](rng, width / height)
-    return scene, degrade(draw_scene(scene, width, height), rng)
+    return scene, degrade(draw_scene(scene, width, height), rng), label_picture(scene, width, height)
 
 
 def picture_sample(rng: Random, kind: str, ease: float = 0.0) -> Sample:
-    scene, image = _drawn(rng, kind, ease)
-    return Sample(kind, tuple(questions.about_scene(rng, scene)), images=(image,))
+    scene, image, labels = _drawn(rng, kind, ease)
+    return Sample(kind, tuple(questions.about_scene(rng, scene)), images=(image,), labels=(labels,))
 
 
 def images_sample(rng: Random, ease: float = 0.0) -> Sample:
@@ -70,8 +76,9 @@ def images_sample(rng: Random, ease: float = 0.0) -> Sample:
     count = 2 if rng.random() < 0.75 else 3
     kinds = [rng.choice(("single", "single", "single", "pair", "text")) for _ in range(count)]
     drawn = [_drawn(rng, kind, ease, most_tokens=20 if rng.random() < 0.7 else 36) for kind in kinds]
-    exchanges = questions.about_images(rng, [scene for scene, _ in drawn])
-    return Sample("images", tuple(exchanges), images=tuple(image for _, image in drawn))
+    exchanges = questions.about_images(rng, [scene for scene, _, _ in drawn])
+    labels = tuple(labels for _, _, labels in drawn)
+    return Sample("images", tuple(exchanges), images=tuple(image for _, image, _ in drawn), labels=labels)
 
 
 def clip_sample(rng: Random, ease: float = 0.0) -> Sample:
@@ -84,7 +91,9 @@ def clip_sample(rng: Random, ease: float = 0.0) -> Sample:
     fate = rng.getrandbits(32)
     frames = tuple(degrade(frame, Random(fate)) for frame in clip.frames(count, width, height))
     fps = rng.choice((1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 3.0, 4.0)) * rng.uniform(0.97, 1.03)
-    return Sample("clip", tuple(questions.about_clip(rng, clip)), frames=frames, fps=fps)
+    moments = [clip.scene_at(k / max(1, count - 1)) for k in range(count)]
+    labels = (label_clip(moments, width, height),)
+    return Sample("clip", tuple(questions.about_clip(rng, clip)), frames=frames, fps=fps, labels=labels)
 
 
 def make_sample(rng: Random, kind: str, ease: float = 0.0) -> Sample:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from tools.demo_model.preprocess import MERGE, Patches
@@ -22,6 +24,7 @@ class Media:
 
     patches: Patches
     seconds_per_grid: float | None = None
+    labels: NDArray[np.int64] | None = None  # of each token, for training (grounding.py)
 
     @property
     def pad(self) -> str:

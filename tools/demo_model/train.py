@@ -26,9 +26,19 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tools.demo_model.batches import FULL, Batch, pack, sample_row, talk_row, training_batch
+from tools.demo_model.batches import (
+    FULL,
+    Batch,
+    VisionBatch,
+    pack,
+    sample_row,
+    talk_row,
+    training_batch,
+    vision_batch,
+)
 from tools.demo_model.checkpoint import model_config, new_model, original_tensors, write_folder
 from tools.demo_model.forward import answer_logits, exact_answers
+from tools.demo_model.grounding import GroundingHead
 from tools.demo_model.samples import make_sample
 from tools.demo_model.tokenizer import train_tokenizer
 from tools.demo_model.windows import grouped_windows
@@ -39,19 +49,23 @@ class Recipe:
     """Everything that decides the weights, apart from the code."""
 
     seed: int = 0
-    steps: int = 4000
-    decay_steps: int = 1000
+    vision_steps: int = 1200  # first phase: the vision tower alone, on what lies under each token
+    vision_batch_size: int = 48
+    steps: int = 3500  # both phases
+    decay_steps: int = 900
     warmup_steps: int = 100
     batch_size: int = 32
     adam_rate: float = 1.5e-3
     muon_rate: float = 2e-3
     weight_decay: float = 0.02
     clip_norm: float = 1.0
+    grounding_weight: float = 1.0
 
     def rate_at(self, step: int) -> float:
         """The share of the full learning rate: linear warm-up, plateau, linear decay to zero."""
         left = (self.steps - step) / self.decay_steps
-        return max(0.0, min(1.0, (step + 1) / self.warmup_steps, left))
+        begun = step - self.vision_steps if step >= self.vision_steps else step  # each phase warms up
+        return max(0.0, min(1.0, (begun + 1) / self.warmup_steps, left))
 
 
 class Trainer:
@@ -64,30 +78,39 @@ class Trainer:
         self.model: Qwen2_5_VLForConditionalGeneration = new_model(self.config)
         self.model.train()
         self.step = 0
+        self.grounding = GroundingHead(self.config["hidden_size"])
         self.optimizers = _optimizers(self.model, recipe)
+        self.optimizers.append(torch.optim.AdamW(self.grounding.parameters(), recipe.adam_rate, fused=True))
         self.base_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def train_on(self, batch: Batch) -> float:
-        """One step; returns the mean loss of a supervised token."""
+    def train_on(self, batch: Batch | VisionBatch) -> tuple[float, float]:
+        """One step; returns the mean losses of a supervised token and of a label (see grounding.py)."""
         share = self.recipe.rate_at(self.step)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, self.base_rates, strict=True):
             group["lr"] = rate * share
-        logits, labels = answer_logits(self.model, batch)
-        loss = cross_entropy(logits, labels)
-        torch.autograd.backward(loss)
+        loss = ground = torch.zeros(())
+        if isinstance(batch, Batch):
+            logits, labels, features = answer_logits(self.model, batch)
+            loss = cross_entropy(logits, labels)
+        else:
+            features = self.model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
+        if len(features):
+            ground = self.grounding.loss(features, batch.grounds)
+        torch.autograd.backward(loss + self.recipe.grounding_weight * ground)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return float(loss.detach())
+        return float(loss.detach()), float(ground.detach())
 
     def save(self, path: Path, seconds: float) -> None:
         state = {
             "step": self.step,
             "seconds": seconds,
             "model": self.model.state_dict(),
+            "grounding": self.grounding.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         torch.save(state, path.with_suffix(".new"))
@@ -97,6 +120,7 @@ class Trainer:
         """Restore; returns the seconds trained so far."""
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state["model"])
+        self.grounding.load_state_dict(state["grounding"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = int(state["step"])
@@ -122,12 +146,18 @@ def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
     return optimizers
 
 
-def _draw(queue: Queue[Batch], recipe: Recipe, tokenizer_json: str, first: int) -> None:
+def _batch(recipe: Recipe, step: int, tokenizer: Tokenizer) -> Batch | VisionBatch:
+    if step < recipe.vision_steps:
+        return vision_batch(recipe.seed, step, recipe.vision_batch_size)
+    return training_batch(recipe.seed, step - recipe.vision_steps, recipe.batch_size, tokenizer)
+
+
+def _draw(queue: Queue[Batch | VisionBatch], recipe: Recipe, tokenizer_json: str, first: int) -> None:
     """Fill the queue; give up when the trainer is gone, for nobody would end this process then."""
     torch.set_num_threads(1)
     tokenizer, trainer = Tokenizer.from_str(tokenizer_json), parent_process()
     for step in range(first, recipe.steps):
-        batch = training_batch(recipe.seed, step, recipe.batch_size, tokenizer)
+        batch = _batch(recipe, step, tokenizer)
         while True:
             try:
                 queue.put(batch, timeout=5)
@@ -137,10 +167,10 @@ def _draw(queue: Queue[Batch], recipe: Recipe, tokenizer_json: str, first: int) 
                     return
 
 
-def batches_from(recipe: Recipe, tokenizer: Tokenizer, first: int) -> Iterator[Batch]:
+def batches_from(recipe: Recipe, tokenizer: Tokenizer, first: int) -> Iterator[Batch | VisionBatch]:
     """The batches of steps `first`.. in order, drawn ahead by one process."""
     context = get_context("spawn")
-    queue: Queue[Batch] = context.Queue(maxsize=6)
+    queue: Queue[Batch | VisionBatch] = context.Queue(maxsize=6)
     arguments = (queue, recipe, tokenizer.to_str(), first)
     process = context.Process(target=_draw, args=arguments, daemon=True)
     process.start()
@@ -193,7 +223,8 @@ def run(recipe: Recipe, out: Path, work: Path, check_every: int, log: Any) -> No
         losses.append(trainer.train_on(batch))
         seconds = before + time.monotonic() - started
         if trainer.step % 50 == 0:
-            log(f"step {trainer.step} loss {sum(losses) / len(losses):.4f} at {seconds:.0f} s")
+            loss, ground = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+            log(f"step {trainer.step} loss {loss:.4f} grounding {ground:.4f} at {seconds:.0f} s")
             losses = []
         if trainer.step % check_every == 0 or trainer.step == recipe.steps:
             trainer.save(saved, seconds)

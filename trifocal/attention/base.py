@@ -17,9 +17,7 @@ class KVCache:
     values: Tensor
 
     @classmethod
-    def allocate(
-        cls, shape: tuple[int, int, int, int, int], *, dtype: torch.dtype, device: torch.device
-    ) -> KVCache:
+    def allocate(cls, shape: tuple[int, int, int, int, int], *, dtype: torch.dtype, device: torch.device) -> KVCache:
         """An uninitialised cache; pages of a CPU cache cost memory only once they are written."""
         return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
 

@@ -93,7 +93,9 @@ async def _ask(http: httpx.AsyncClient, target: Target, question: Question) -> M
             await _stream(http, body, measured)
         else:
             response = await http.post("/v1/chat/completions", json=body)
-            _take_usage(measured, _checked(response.status_code, response.text, response).get("usage"))
+            if response.status_code != 200:
+                raise ServerError(f"{response.status_code} {response.text[:300]}")
+            _take_usage(measured, response.json().get("usage"))
     except (httpx.HTTPError, ServerError, ValueError) as error:
         measured.error = str(error) or repr(error)
     measured.end = time.perf_counter()
@@ -104,7 +106,8 @@ async def _stream(http: httpx.AsyncClient, body: dict[str, Any], measured: Measu
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     async with http.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
-            raise ServerError(f"{response.status_code} {(await response.aread())[:300]!r}")
+            await response.aread()
+            raise ServerError(f"{response.status_code} {response.text[:300]}")
         async for line in response.aiter_lines():
             event = parse_event(line)
             if event is None:
@@ -112,13 +115,6 @@ async def _stream(http: httpx.AsyncClient, body: dict[str, Any], measured: Measu
             if event.get("choices") and event["choices"][0]["delta"].get("content"):
                 measured.chunk_times.append(time.perf_counter())
             _take_usage(measured, event.get("usage"))
-
-
-def _checked(status: int, text: str, response: httpx.Response) -> dict[str, Any]:
-    if status != 200:
-        raise ServerError(f"{status} {text[:300]}")
-    body: dict[str, Any] = response.json()
-    return body
 
 
 def _take_usage(measured: Measured, usage: dict[str, Any] | None) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from trifocal import __version__
 from trifocal.bench.workload import Shape, make_questions, parse_size
 from trifocal.cli.flags import Parser, add_flags, build
 from trifocal.config import EngineArgs
-from trifocal.types import ConfigError, SamplingParams
+from trifocal.types import ConfigError, RequestOutput, SamplingParams
 
 DESCRIPTION = "Measure the engine offline: LLM.chat over many prompts at once."
 _DEFAULT = Shape(num_prompts=32, concurrency=32, input_words=64, output_tokens=64)
@@ -35,6 +37,30 @@ def run(namespace: argparse.Namespace) -> int:
     from trifocal.demo.run import MODEL
     from trifocal.llm import LLM
 
+    shape = chosen_shape(namespace)
+    path = namespace.model_path or getattr(namespace, "model", None) or str(MODEL)
+    args = build(EngineArgs, argparse.Namespace(**{**vars(namespace), "model": path}))
+    length = shape.output_tokens
+    params = SamplingParams(temperature=0.0, max_tokens=length, min_tokens=length, ignore_eos=True)
+    with LLM(**asdict(args)) as llm:
+        llm.chat([question.messages for question in make_questions(shape, "warmup", 1)], params, use_tqdm=False)
+        conversations = [question.messages for question in make_questions(shape, str(args.seed))]
+        started = time.perf_counter()
+        outputs = llm.chat(conversations, params)
+        wall = time.perf_counter() - started
+    summary = summarise(outputs, wall)
+    print(
+        f"{len(outputs)} requests in {wall:.2f} s: {summary['requests_per_s']:.2f} requests/s, "
+        f"{summary['output_tokens_per_s']:.1f} output tokens/s, {summary['total_tokens_per_s']:.1f} tokens/s in all"
+    )
+    if namespace.json:
+        report = {"trifocal": __version__, "model": path, "shape": asdict(shape), **summary}
+        Path(namespace.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def chosen_shape(namespace: argparse.Namespace) -> Shape:
+    """The workload that the flags ask for. Raises `ConfigError`."""
     shape = replace(
         _DEFAULT,
         num_prompts=namespace.num_prompts,
@@ -45,24 +71,14 @@ def run(namespace: argparse.Namespace) -> int:
     )
     if min(shape.num_prompts, shape.input_words, shape.output_tokens) < 1 or shape.num_images < 0:
         raise ConfigError("--num-prompts, --input-len and --output-len must be at least 1, --num-images at least 0")
-    path = namespace.model_path or getattr(namespace, "model", None) or str(MODEL)
-    args = build(EngineArgs, argparse.Namespace(**{**vars(namespace), "model": path}))
-    params = SamplingParams(
-        temperature=0.0, max_tokens=shape.output_tokens, min_tokens=shape.output_tokens, ignore_eos=True
-    )
-    llm = LLM(**asdict(args))
-    try:
-        llm.chat([q.messages for q in make_questions(shape, "warmup", 1)], params, use_tqdm=False)
-        questions = make_questions(shape, str(args.seed))
-        started = time.perf_counter()
-        outputs = llm.chat([question.messages for question in questions], params)
-        wall = time.perf_counter() - started
-    finally:
-        llm.shutdown()
+    return shape
+
+
+def summarise(outputs: Sequence[RequestOutput], wall: float) -> dict[str, float]:
+    """Tokens and rates of a run that took `wall` seconds."""
     num_prompt = sum(len(output.prompt_token_ids) for output in outputs)
     num_output = sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
-    summary = {
-        "shape": asdict(shape),
+    return {
         "wall_s": wall,
         "num_prompt_tokens": num_prompt,
         "num_output_tokens": num_output,
@@ -70,10 +86,3 @@ def run(namespace: argparse.Namespace) -> int:
         "output_tokens_per_s": num_output / wall,
         "total_tokens_per_s": (num_prompt + num_output) / wall,
     }
-    print(
-        f"{len(outputs)} requests in {wall:.2f} s: {summary['requests_per_s']:.2f} requests/s, "
-        f"{summary['output_tokens_per_s']:.1f} output tokens/s, {summary['total_tokens_per_s']:.1f} tokens/s in all"
-    )
-    if namespace.json:
-        Path(namespace.json).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    return 0

@@ -23,6 +23,7 @@ class Ignored:
 
 IGNORED = (
     Ignored("disable_log_requests", "requests are not logged"),
+    Ignored("enable_log_requests", "requests are not logged"),
     Ignored("disable_log_stats", "numbers are at /metrics"),
     Ignored("disable_uvicorn_access_log", "say --uvicorn-log-level warning"),
     Ignored("disable_fastapi_docs", "the API has no docs page"),

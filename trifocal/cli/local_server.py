@@ -103,11 +103,13 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """Ask, wait, then make sure: whatever is left of the server's session is killed."""
     if process.poll() is None:
         process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(_STOP_SECONDS)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+    finally:  # after a second Ctrl-C, too
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _die_with_parent() -> Callable[[], None] | None:

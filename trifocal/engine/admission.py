@@ -36,11 +36,12 @@ def check(prompt: Prompt, params: SamplingParams, limits: Limits) -> None:
             param="logprobs",
         )
     # A stop id outside the vocabulary harms nobody, and clients of vLLM send one family's ids to all its members.
-    unknown = [token_id for token_id in params.logit_bias or {} if token_id >= limits.vocab_size]
-    if unknown:
-        raise RequestError(
-            f"logit_bias has token id {unknown[0]}, the vocabulary ends at {limits.vocab_size - 1}", param="logit_bias"
-        )
+    for name, ids in {"prompt": prompt.token_ids, "logit_bias": params.logit_bias}.items():
+        unknown = [token_id for token_id in ids or () if not 0 <= token_id < limits.vocab_size]
+        if unknown:
+            raise RequestError(
+                f"{name} has token id {unknown[0]}, the vocabulary ends at {limits.vocab_size - 1}", param=name
+            )
     _check_media(prompt, limits)
 
 
@@ -60,9 +61,11 @@ def _check_length(num_prompt: int, max_tokens: int, limits: Limits) -> None:
 def _check_media(prompt: Prompt, limits: Limits) -> None:
     end = 0
     for item in prompt.media:
-        if item.span.offset < end or item.span.end > len(prompt.token_ids) or item.span.length < 1:
+        span = item.span
+        is_whole = span.is_embed is None or len(span.is_embed) == span.length
+        if span.offset < end or span.end > len(prompt.token_ids) or span.length < 1 or not is_whole:
             raise RequestError("media do not match their placeholders in the prompt", param="messages")
-        end = item.span.end
+        end = span.end
         _check_encoder_room(limits.num_bytes(item), f"one {item.modality}", limits)
     if not limits.enable_chunked_prefill:  # then all of a prompt is computed in one step
         _check_encoder_room(sum(limits.num_bytes(item) for item in prompt.media), "the media together", limits)

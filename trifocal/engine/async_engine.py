@@ -81,6 +81,15 @@ class RequestStream:
         self._engine.end(self._choices)
 
 
+@dataclass(frozen=True)
+class _InFlight:
+    """One sequence between `submit` and its end. Its pixels are in the media store and nowhere else."""
+
+    choice: Choice
+    stream: RequestStream
+    has_media: bool
+
+
 class AsyncEngine:
     """The engine process behind an asyncio interface. One lifetime: `start` .. `shutdown`.
 
@@ -95,7 +104,7 @@ class AsyncEngine:
         self._limits = limits
         self._tokenizer = tokenizer
         self._rng = random.Random(config.seed)
-        self._streams: dict[str, tuple[Choice, RequestStream]] = {}
+        self._streams: dict[str, _InFlight] = {}
         self._stats = EngineStats(kv_blocks_total=limits.num_blocks)
         self._reports: list[asyncio.Future[EngineStats]] = []
         self._death: str | None = None
@@ -109,9 +118,7 @@ class AsyncEngine:
         supervisor = Supervisor(config)
         try:
             tokenizer = asyncio.create_task(
-                asyncio.to_thread(
-                    Tokenizer.from_folder, config.tokenizer, trust_remote_code=config.trust_remote_code
-                )
+                asyncio.to_thread(Tokenizer.from_folder, config.tokenizer, trust_remote_code=config.trust_remote_code)
             )
             ready = await supervisor.start()
             engine = cls(config, supervisor, ready.limits, await tokenizer)
@@ -145,7 +152,8 @@ class AsyncEngine:
         if any(child_id in self._streams for child_id in choices):
             raise RequestError(f"request id {request_id!r} is in use", param="request_id")
         stream = RequestStream(self, choices)
-        self._streams.update({child_id: (choice, stream) for child_id, choice in choices.items()})
+        in_flight = {child_id: _InFlight(choice, stream, bool(prompt.media)) for child_id, choice in choices.items()}
+        self._streams.update(in_flight)
         try:
             for request in requests:
                 await self._send(request)
@@ -172,7 +180,7 @@ class AsyncEngine:
         entry = self._streams.pop(request_id, None)
         if entry is None:
             return False
-        if entry[0].request.prompt.media:
+        if entry.has_media:
             self._store_thread.submit(self._supervisor.media_store.release, request_id)
         return True
 
@@ -192,7 +200,7 @@ class AsyncEngine:
         entry = self._streams.get(output.request_id)
         if entry is None:  # closed by its reader
             return
-        choice, stream = entry
+        choice, stream = entry.choice, entry.stream
         if output.finish_reason == "error":
             self._forget(output.request_id)
             stream.put(RequestError(str(output.stop_reason), status=500, code="engine_fault"))
@@ -212,7 +220,7 @@ class AsyncEngine:
             return
         self._death = reason
         self.died.set()
-        for stream in {stream for _, stream in self._streams.values()}:
+        for stream in {entry.stream for entry in self._streams.values()}:
             stream.put(EngineDeadError(reason))
         for request_id in list(self._streams):
             self._forget(request_id)

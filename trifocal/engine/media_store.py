@@ -49,7 +49,7 @@ class MediaStore:
         path = self._path(item.content_hash)
         users = self._users.get(item.content_hash)
         if users is None:
-            item.pixels.tofile(path)
+            _write(item.pixels, path)
             users = self._users[item.content_hash] = set()
             self._num_bytes[item.content_hash] = item.pixels.nbytes
         users.add(request_id)
@@ -66,6 +66,14 @@ class MediaStore:
 
     def _path(self, content_hash: bytes) -> Path:
         return self._folder / content_hash.hex()
+
+
+def _write(pixels: NDArray[np.uint8], path: Path) -> None:
+    try:
+        path.write_bytes(np.ascontiguousarray(pixels).data)  # ndarray.tofile may lose an error of its last write
+    except OSError:  # shared memory is full (64 MiB in a container by default): leave what there is to others
+        path.unlink(missing_ok=True)
+        raise
 
 
 def map_pixels(item: MediaItem) -> MediaItem:

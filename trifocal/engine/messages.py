@@ -12,7 +12,17 @@ import numpy as np
 
 from trifocal.config import EngineConfig
 from trifocal.engine.admission import Limits
-from trifocal.types import EngineStats, MediaItem, Modality, Prompt, Request, SamplingParams, SharedPixels, Span, TokenOutput
+from trifocal.types import (
+    EngineStats,
+    MediaItem,
+    Modality,
+    Prompt,
+    Request,
+    SamplingParams,
+    SharedPixels,
+    Span,
+    TokenOutput,
+)
 
 
 class WireMedia(msgspec.Struct, array_like=True, frozen=True):
@@ -67,9 +77,7 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
         media = tuple(
             MediaItem(item.modality, item.content_hash, item.span, tuple(item.grid), item.pixels) for item in self.media
         )
-        prompt = Prompt(
-            self.token_ids, media, positions, self.position_delta, text=None, cache_salt=self.cache_salt
-        )
+        prompt = Prompt(self.token_ids, media, positions, self.position_delta, text=None, cache_salt=self.cache_salt)
         return Request(self.request_id, prompt, self.params, frozenset(self.stop_token_ids), self.seed)
 
 

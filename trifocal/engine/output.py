@@ -16,7 +16,13 @@ _log = get_logger(__name__)
 
 
 def expand(
-    request_id: str, prompt: Prompt, params: SamplingParams, *, eos_ids: Iterable[int], max_model_len: int, rng: random.Random
+    request_id: str,
+    prompt: Prompt,
+    params: SamplingParams,
+    *,
+    eos_ids: Iterable[int],
+    max_model_len: int,
+    rng: random.Random,
 ) -> list[Request]:
     """One engine request for each of the `n` choices, with everything decided: length, stop ids, seed."""
     max_tokens = params.max_tokens
@@ -51,14 +57,13 @@ class Choice:
     """One output sequence as its reader sees it; `is_finished` once its last delta is out."""
 
     def __init__(self, index: int, request: Request, tokenizer: Tokenizer) -> None:
-        params = request.params
+        token_ids, params = request.prompt.token_ids, request.params  # not the request: it holds the pixels
         _warn_of_words(tokenizer, frozenset(params.stop_token_ids or []))
         self.index = index
-        self.request = request
         self.is_finished = False
-        self._detokenizer = Detokenizer(
-            tokenizer, request.prompt.token_ids, skip_special_tokens=params.skip_special_tokens
-        )
+        self._params = params
+        self._num_prompt_tokens = len(token_ids)
+        self._detokenizer = Detokenizer(tokenizer, token_ids, skip_special_tokens=params.skip_special_tokens)
         self._stop = StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output)
         self._num_tokens = 0
         self._token_ids: list[int] = []  # not shown yet
@@ -89,10 +94,10 @@ class Choice:
             index=self.index,
             text=text,
             token_ids=token_ids,
-            logprobs=logprobs if self.request.params.logprobs is not None else None,
+            logprobs=logprobs if self._params.logprobs is not None else None,
             finish_reason=reason,
             stop_reason=stop,
-            num_prompt_tokens=len(self.request.prompt.token_ids),
+            num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=output.num_cached_tokens,
         )
 
@@ -102,9 +107,9 @@ class Choice:
             # The token that ends the sequence is not part of the text, unless its reader asked for stops in it.
             return self._stop.feed(self._detokenizer.feed(token_id)) if self._shows_stop() else ""
         text = self._detokenizer.feed(token_id)
-        if self._num_tokens <= self.request.params.min_tokens:
+        if self._num_tokens <= self._params.min_tokens:
             return self._stop.pass_through(text)  # too early to stop
         return self._stop.feed(text)
 
     def _shows_stop(self) -> bool:
-        return self.request.params.include_stop_str_in_output
+        return self._params.include_stop_str_in_output

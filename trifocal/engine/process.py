@@ -86,7 +86,7 @@ class EngineProcess:
             request = message.unpack()
             media = tuple(map_pixels(item) for item in request.prompt.media)
             engine.add(replace(request, prompt=replace(request.prompt, media=media)))
-        except (RequestError, OSError) as error:  # OSError: aborted, and its pixels removed, before we got here
+        except (RequestError, OSError, ValueError) as error:  # the latter two: its pixels are gone or cut off
             output = TokenOutput(message.request_id, [], finish_reason="error", stop_reason=str(error))
             self._send_outputs(engine, [output])
 

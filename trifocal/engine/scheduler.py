@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from trifocal.engine.admission import Limits, check
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.in_flight import Planned, StepsInFlight
 from trifocal.engine.sequence import Sequence
 from trifocal.types import (
     EncodeJob,
@@ -30,19 +30,6 @@ from trifocal.types import (
 )
 
 
-class _Planned(NamedTuple):
-    """A sequence as a plan has it. Release and preemption give the sequence a new list: `block_ids` stays as it was."""
-
-    seq: Sequence
-    start: int
-    end: int
-    block_ids: list[int]
-
-    def blocks_from(self, first: int) -> list[tuple[int, bytes]]:
-        """Its full blocks from index `first` on, each with the hash that it is shared under."""
-        return list(zip(self.block_ids[first:], self.seq.block_hashes[first:], strict=False))
-
-
 @dataclass
 class _Draft:
     """A plan in the making."""
@@ -52,7 +39,7 @@ class _Draft:
     scheduled: dict[str, ScheduledSeq] = field(default_factory=dict)
     new: list[ScheduledNew] = field(default_factory=list)
     encode: list[EncodeJob] = field(default_factory=list)
-    planned: dict[str, _Planned] = field(default_factory=dict)
+    planned: dict[str, Planned] = field(default_factory=dict)
     has_preempted: bool = False
 
 
@@ -65,9 +52,9 @@ class Scheduler:
         self.encoder_cache = encoder_cache
         self._seqs: dict[str, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []  # oldest first
+        self._running: list[Sequence] = []
         self._forget: list[str] = []  # what the workers are to drop with the next plan
-        self._planned: dict[int, dict[str, _Planned]] = {}  # by step id, until the step's result is in
+        self._in_flight = StepsInFlight(blocks.block_size)
         self._num_steps = 0
         self._num_preemptions = 0
         self._num_prompt_tokens = 0
@@ -111,7 +98,7 @@ class Scheduler:
             return None
         self._num_steps += 1
         self._num_media_encoded += len(draft.encode)
-        self._planned[self._num_steps] = draft.planned
+        self._in_flight.add(self._num_steps, draft.planned)
         forget, self._forget = self._forget, []
         return StepPlan(
             step_id=self._num_steps,
@@ -220,7 +207,7 @@ class Scheduler:
             new_block_ids=list(seq.block_ids) if is_new else added,
             samples=samples,
         )
-        draft.planned[seq.request_id] = _Planned(seq, start, start + num_tokens, seq.block_ids)
+        draft.planned[seq.request_id] = Planned(seq, start, start + num_tokens, seq.block_ids)
         draft.budget -= num_tokens
         seq.is_new_to_workers = False
         seq.num_computed_tokens += num_tokens
@@ -256,21 +243,16 @@ class Scheduler:
 
     def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         """Advance by what a step produced; finished sequences give everything back."""
-        outputs = []
-        if result.errors:
-            self._drop_suspects(plan, result)
-            for seq, message in self._find_spoilt(plan.step_id, result):
-                self._remove(seq)
-                outputs.append(TokenOutput(seq.request_id, [], finish_reason="error", stop_reason=message))
-        planned = self._planned.pop(plan.step_id)
+        outputs = self._fail(plan, result) if result.errors else []
+        planned = self._in_flight.remove(plan.step_id)
         for request_id, token_id in result.token_ids.items():
-            seq = planned[request_id].seq
-            if self._is_alive(seq):  # else finished or aborted while this step was running
-                outputs.append(self._append(seq, token_id, result))
+            if request_id in planned and self._is_alive(planned[request_id].seq):
+                outputs.append(self._append(planned[request_id].seq, token_id, result))
         return outputs
 
     def _is_alive(self, seq: Sequence) -> bool:
-        return self._seqs.get(seq.request_id) is seq  # an id may have been given to a new request meanwhile
+        """Whether it goes on: it may have ended while a step was running, its id may belong to a new request by now."""
+        return self._seqs.get(seq.request_id) is seq
 
     def _append(self, seq: Sequence, token_id: int, result: StepResult) -> TokenOutput:
         seq.output_token_ids.append(token_id)
@@ -291,40 +273,19 @@ class Scheduler:
             num_cached_tokens=seq.num_cached_tokens,
         )
 
-    def _drop_suspects(self, plan: StepPlan, result: StepResult) -> None:
-        """Embeddings that failed requests were to make: the workers may not have them."""
+    def _fail(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
+        """End the requests that failed and those that share what they spoilt; nothing of it is to be used again."""
         for job in plan.encode:
             if job.request_id in result.errors:
                 self.encoder_cache.drop(job.content_hash)
-
-    def _find_spoilt(self, step_id: int, result: StepResult) -> list[tuple[Sequence, str]]:
-        """Requests that end by a step's errors: those that failed, and those that read what they spoilt.
-
-        A request that failed on its media has written wrong KV, which others may have taken as their prefix since, in
-        this step or in one planned meanwhile. All of it is withdrawn, whoever wrote it and whether he is still alive.
-        """
-        spoilt: dict[Sequence, str] = {}
-        blocks: dict[tuple[int, bytes], str] = {}
-        for step in (step for step in self._planned if step >= step_id):
-            for request_id, planned in self._planned[step].items():
-                message = result.errors.get(request_id) if step == step_id else None
-                first = None if message is None else self._first_spoilt(planned)
-                for index, block in enumerate(planned.blocks_from(0)):
-                    if block in blocks:
-                        first, message = index if first is None else min(first, index), message or blocks[block]
-                        break
-                if message is not None:
-                    spoilt.setdefault(planned.seq, message)
-                if first is not None and message is not None:
-                    blocks |= dict.fromkeys(planned.blocks_from(first), message)
+        spoilt, blocks = self._in_flight.take_spoilt(result.errors)
         self.blocks.withdraw(blocks)
-        return [(seq, message) for seq, message in spoilt.items() if self._is_alive(seq)]
-
-    def _first_spoilt(self, planned: _Planned) -> int | None:
-        """First block that a failed step may have filled wrongly: the one with its first picture, None without any."""
-        spans = [item.span for item in planned.seq.media]
-        inside = [span.offset for span in spans if span.offset < planned.end and span.end > planned.start]
-        return max(planned.start, inside[0]) // self.blocks.block_size if inside else None
+        outputs = []
+        for seq, message in spoilt.items():
+            if self._is_alive(seq):
+                self._remove(seq)
+                outputs.append(TokenOutput(seq.request_id, [], finish_reason="error", stop_reason=message))
+        return outputs
 
     def _remove(self, seq: Sequence) -> None:
         del self._seqs[seq.request_id]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Callable
 from time import monotonic
@@ -132,18 +131,23 @@ class Supervisor:
     async def stop(self) -> None:
         """End the engine process and give everything back; safe to call twice."""
         self._is_stopping = True
+        is_connected = bool(self._tasks)  # before `watch` it may not have got as far as its socket
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(zmq.ZMQError):
+            if is_connected:
                 self.send(messages.Stop())
-            try:
-                await asyncio.wait_for(self._process.wait(), _STOP_GRACE_S)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
+            await self._end_process(self._process, grace=_STOP_GRACE_S if is_connected else 0.0)
         self._socket.close()
         self._context.term()
         remove_folder(self.folder)
+
+    @staticmethod
+    async def _end_process(process: asyncio.subprocess.Process, grace: float) -> None:
+        try:
+            await asyncio.wait_for(process.wait(), grace)
+        except TimeoutError:
+            process.kill()
+            await process.wait()

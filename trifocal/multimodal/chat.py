@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,25 +18,29 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from trifocal import envs
 from trifocal.config import EngineConfig
 from trifocal.models.registry import PROCESSORS
-from trifocal.multimodal.fetch import Fetcher
-from trifocal.multimodal.image import OpenedImage, load_image, open_image
+from trifocal.multimodal.fetch import Fetcher, fetch_all, run_all
+from trifocal.multimodal.image import OpenedImage, TargetSize, load_image, open_image
 from trifocal.multimodal.media import Media
-from trifocal.multimodal.messages import Conversation, MediaRef, MessageParser
+from trifocal.multimodal.messages import MediaRef, MessageParser
 from trifocal.multimodal.processor import Processor
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
 from trifocal.multimodal.video import OpenedVideo, load_video, open_video
-from trifocal.tokenizer import Tokenizer
+from trifocal.tokenizer import Tokenizer, valid_text
 from trifocal.types import ConfigError, Modality, Prompt, RequestError
 
 _MAX_THREADS = 8
+_CHARS_PER_TOKEN = 8  # more than any language has on average
+_SEAM = 256  # tokens that a cut through a word or a sentinel may add
 T = TypeVar("T")
 
 
 @runtime_checkable
-class _ScalesFrames(Protocol):
-    """A processor that can tell the size of its frames beforehand: they are scaled while a clip is decoded."""
+class _Resizes(Protocol):
+    """A processor that can tell the (height, width) of its pictures beforehand: they are scaled as they are decoded."""
 
-    def frame_size(self, num_frames: int, height: int, width: int, options: Mapping[str, Any]) -> tuple[int, int]: ...
+    def resized(
+        self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]
+    ) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class PromptBuilder:
         self._template = ChatTemplate(source, self.tokenizer.special_tokens) if source else None
         self._allowed_local_media_path = allowed_local_media_path
         threads = envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1)
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="media")
+        self._executor = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="media")
         self._fetcher = Fetcher(self._executor, allowed_local_media_path)
 
     # ------------------------------------------------------------------------------------------ entry points
@@ -118,7 +122,7 @@ class PromptBuilder:
         """The prompt of a raw completion: control tokens in it count as such."""
         encode = partial(self._encode, prompt, add_special_tokens=add_special_tokens)
         token_ids = await self._off_loop(encode)
-        return self._finish(token_ids, [], {}, prompt if isinstance(prompt, str) else None, cache_salt)
+        return await self._off_loop(partial(self._finish, token_ids, [], {}, _text(prompt), cache_salt))
 
     def build(
         self,
@@ -137,7 +141,7 @@ class PromptBuilder:
         opened = [self._open(ref, ref.source, options) for ref in refs]
         self._check_length(token_ids, opened, options)
         media = [self._load(item, options) for item in opened]
-        return self._finish(token_ids, media, options, prompt if isinstance(prompt, str) else None, cache_salt)
+        return self._finish(token_ids, media, options, _text(prompt), cache_salt)
 
     def render(
         self,
@@ -169,8 +173,8 @@ class PromptBuilder:
         except RenderedTooLongError:
             raise self._too_long(self.config.max_model_len + 1, "at least ") from None
         if continue_final_message:
-            text = _cut_after_final_message(text, conversation)
-        token_ids = self.tokenizer.encode_chat(text, guard.protected)
+            text = conversation.cut_after_last_words(text)
+        token_ids = self._tokenize(text, partial(self.tokenizer.encode_chat, protected=guard.protected), "messages")
         self._check_length(token_ids, [], {})
         return Rendered(guard.reveal(text), token_ids, conversation.media)
 
@@ -195,11 +199,11 @@ class PromptBuilder:
         options = self._options(mm_processor_kwargs)
         rendered = await self._off_loop(render)
         refs = rendered.media
-        sources = await _all([_source(ref, fetcher) for ref in refs])
+        sources = await fetch_all(refs, fetcher)
         opens = [partial(self._open, ref, source, options) for ref, source in zip(refs, sources, strict=True)]
-        opened = await _all([self._off_loop(work) for work in opens])
+        opened = await run_all([self._off_loop(work) for work in opens])
         self._check_length(rendered.token_ids, opened, options)
-        media = await _all([self._off_loop(partial(self._load, item, options)) for item in opened])
+        media = await run_all([self._off_loop(partial(self._load, item, options)) for item in opened])
         finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
         return await self._off_loop(finish)
 
@@ -208,10 +212,8 @@ class PromptBuilder:
 
     def _encode(self, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
         if isinstance(prompt, str):
-            if len(prompt) > self._max_chars:
-                raise self._too_long(self.config.max_model_len + 1, "at least ", "prompt")
-            text = self.processor.normalize_prompt(prompt)
-            prompt = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            encode = partial(self.tokenizer.encode, add_special_tokens=add_special_tokens)
+            prompt = self._tokenize(self.processor.normalize_prompt(prompt), encode, "prompt")
         vocab_size = self.config.spec.text.vocab_size
         for token_id in prompt:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
@@ -220,6 +222,15 @@ class PromptBuilder:
         if not prompt:
             raise RequestError("the prompt is empty", param="prompt")
         return prompt
+
+    def _tokenize(self, text: str, encode: Callable[[str], list[int]], param: str) -> list[int]:
+        """Ids of `text`; one that is far too long is refused by its beginning: all of it might take seconds."""
+        limit = self.config.max_model_len
+        beginning = text[: limit * _CHARS_PER_TOKEN]
+        is_cut = len(beginning) < len(text)
+        if len(text) > self._max_chars or (is_cut and len(encode(beginning)) > limit + _SEAM):
+            raise self._too_long(limit + 1, "at least ", param)
+        return encode(text)
 
     def _open(self, ref: MediaRef, source: Any, options: Mapping[str, Any]) -> OpenedImage | OpenedVideo:
         if ref.modality == "image":
@@ -230,10 +241,11 @@ class PromptBuilder:
         return self.processor.sample_frames(num_frames, fps, options)
 
     def _load(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> Media:
-        if isinstance(opened, OpenedImage):
-            return load_image(opened)
-        scales = self.processor if isinstance(self.processor, _ScalesFrames) else None
-        return load_video(opened, None if scales is None else lambda n, h, w: scales.frame_size(n, h, w, options))
+        processor, modality = self.processor, _modality(opened)
+        target: TargetSize | None = None
+        if isinstance(processor, _Resizes):
+            target = lambda *size: processor.resized(modality, size, options)  # noqa: E731
+        return load_image(opened, target) if isinstance(opened, OpenedImage) else load_video(opened, target)
 
     def _finish(
         self, token_ids: list[int], media: list[Media], options: Mapping[str, Any], text: str | None, salt: str | None
@@ -251,8 +263,10 @@ class PromptBuilder:
 
     def _options(self, mm_processor_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
         given = _object(mm_processor_kwargs, "mm_processor_kwargs")
-        self.processor.check_options(given)
-        return {**self.config.mm_processor_kwargs, **given}
+        server = {name: value for name, value in self.config.mm_processor_kwargs.items() if name not in given}
+        options = {**server, **given}  # the request's come last
+        self.processor.check_options(options)
+        return options
 
     def _check_limits(self, refs: Sequence[MediaRef]) -> None:
         for modality, limit in self.config.limit_mm_per_prompt.items():
@@ -271,10 +285,9 @@ class PromptBuilder:
             raise self._too_long(total)
 
     def _num_tokens(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> int:
-        modality: Modality = "image" if isinstance(opened, OpenedImage) else "video"
         frames = 1 if isinstance(opened, OpenedImage) else len(opened.sample.indices)
         try:
-            return self.processor.num_tokens(modality, (frames, opened.height, opened.width), options)
+            return self.processor.num_tokens(_modality(opened), (frames, opened.height, opened.width), options)
         except RequestError as error:
             raise RequestError(f"{opened.where}: {error.message}", param=error.param) from None
 
@@ -287,18 +300,12 @@ class PromptBuilder:
         )
 
 
-async def _source(ref: MediaRef, fetcher: Fetcher) -> Any:
-    return await fetcher.fetch(ref.source, ref.modality, ref.where) if isinstance(ref.source, str) else ref.source
+def _modality(opened: OpenedImage | OpenedVideo) -> Modality:
+    return "image" if isinstance(opened, OpenedImage) else "video"
 
 
-async def _all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all at once; the first failure cancels the others and is raised as it is."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except* Exception as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
+def _text(prompt: str | list[int]) -> str | None:
+    return valid_text(prompt) if isinstance(prompt, str) else None
 
 
 def _object(value: Any, param: str) -> dict[str, Any]:
@@ -307,15 +314,3 @@ def _object(value: Any, param: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise RequestError(f"{param} must be an object", param=param)
     return dict(value)
-
-
-def _cut_after_final_message(text: str, conversation: Conversation) -> str:
-    """`text` up to the end of the last message's words, so that the model goes on with them."""
-    content = conversation.messages[-1]["content"]
-    if isinstance(content, list):
-        content = next((part["text"] for part in reversed(content) if part["type"] == "text"), "")
-    start = text.rfind(content.strip())
-    if not content.strip() or start < 0:
-        raise RequestError("continue_final_message needs a last message with text", param="continue_final_message")
-    words = content.lstrip()
-    return text[: start + len(words)] if text.startswith(words, start) else text[: start + len(content.strip())]

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import binascii
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import httpx
 
 from trifocal import envs
+from trifocal.multimodal.messages import MediaRef
 from trifocal.types import ConfigError, Modality, RequestError
 
+T = TypeVar("T")
 MAX_BYTES: dict[Modality, int] = {"image": 128 << 20, "video": 512 << 20}
+MAX_REQUEST_BYTES = 1 << 30
+_FETCHES_AT_ONCE = 8  # of one request
 _MAX_REDIRECTS = 5
 _MAX_CONNECTIONS = 100
+_MAX_SHOWN = 128  # characters of a URL in an error
 
 
 class Fetcher:
@@ -46,8 +52,7 @@ class Fetcher:
             return await self._download(url, modality, where)
         if scheme == "file":
             return await self._off_loop(_read_file, url, self._root, modality, where)
-        shown = url if len(url) <= 64 else f"{url[:64]}…"
-        raise _refusal(where, f"{shown!r} is no data:, http:, https: or file: URL")
+        raise _refusal(where, f"{_shown(url)!r} is no data:, http:, https: or file: URL")
 
     async def aclose(self) -> None:
         """Close the HTTP client."""
@@ -65,11 +70,11 @@ class Fetcher:
             async with asyncio.timeout(timeout):
                 return await self._stream(url, modality, where)
         except (TimeoutError, httpx.TimeoutException):
-            message = f"{url} did not arrive within {timeout:g} seconds ({variable})"
+            message = f"{_shown(url)} did not arrive within {timeout:g} seconds ({variable})"
         except httpx.TooManyRedirects:
-            message = f"{url} redirects more than {_MAX_REDIRECTS} times"
+            message = f"{_shown(url)} redirects more than {_MAX_REDIRECTS} times"
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
-            message = f"{url} cannot be fetched: {error or type(error).__name__}"
+            message = f"{_shown(url)} cannot be fetched: {error or type(error).__name__}"
         raise _refusal(where, message)
 
     async def _stream(self, url: str, modality: Modality, where: str) -> bytes:
@@ -77,7 +82,7 @@ class Fetcher:
         body = bytearray()
         async with self._http().stream("GET", url) as response:
             if response.status_code != 200:
-                raise _refusal(where, f"{url} answered {response.status_code} {response.reason_phrase}")
+                raise _refusal(where, f"{_shown(url)} answered {response.status_code} {response.reason_phrase}")
             async for chunk in response.aiter_bytes():
                 body += chunk
                 if len(body) > limit:
@@ -95,6 +100,40 @@ class Fetcher:
                 headers={"User-Agent": "trifocal", "Accept": "*/*"},
             )
         return self._client
+
+
+async def fetch_all(refs: Sequence[MediaRef], fetcher: Fetcher) -> list[Any]:
+    """Bytes of what is given by URL, the rest as it is; bounded in number at once and in bytes altogether."""
+    gate = asyncio.Semaphore(_FETCHES_AT_ONCE)
+    num_bytes = 0
+
+    async def fetch(ref: MediaRef) -> Any:
+        nonlocal num_bytes
+        if not isinstance(ref.source, str):
+            return ref.source
+        async with gate:
+            data = await fetcher.fetch(ref.source, ref.modality, ref.where)
+        num_bytes += len(data)
+        if num_bytes > MAX_REQUEST_BYTES:
+            message = f"the media of one request are larger than {MAX_REQUEST_BYTES >> 20} MiB altogether"
+            raise RequestError(message, param="messages")
+        return data
+
+    return await run_all([fetch(ref) for ref in refs])
+
+
+async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run all at once; the first failure cancels the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    except* Exception as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _shown(url: str) -> str:
+    return url if len(url) <= _MAX_SHOWN else f"{url[:_MAX_SHOWN]}…"
 
 
 def _refusal(where: str, message: str) -> RequestError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -41,6 +42,20 @@ class OpenedImage:
     height: int
     width: int
     where: str
+
+
+TargetSize = Callable[[int, int, int], tuple[int, int]]
+"""(frames, height, width) -> the (height, width) that the processor is going to make of each frame."""
+
+
+def scaled(picture: PIL.Image.Image, num_frames: int, target: TargetSize | None) -> PIL.Image.Image:
+    """`picture` at its target size: antialiased bicubic, as the processors would do it later."""
+    height, width = (picture.height, picture.width)
+    if target is not None:
+        height, width = target(num_frames, height, width)
+    if picture.size == (width, height):
+        return picture
+    return picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 def refusal(where: str, message: str) -> RequestError:
@@ -92,10 +107,15 @@ def open_image(source: Any, where: str) -> OpenedImage:
     return OpenedImage(picture, height, width, where)
 
 
-def load_image(opened: OpenedImage) -> Image:
-    """Decode: first frame, upright, transparency on white, 8 bits a channel. Raises `RequestError`."""
+def load_image(opened: OpenedImage, target: TargetSize | None = None) -> Image:
+    """Decode: first frame, upright, transparency on white, 8 bits a channel. Raises `RequestError`.
+
+    With `target` it is scaled at once, so that many large pictures never lie in memory at full size together.
+    """
     try:
-        return Image(np.asarray(to_rgb(opened.picture)))
+        return Image(np.asarray(scaled(to_rgb(opened.picture), 1, target)))
+    except RequestError as error:
+        raise refusal(opened.where, error.message) from None
     except Exception as error:  # as in open_bytes
         raise refusal(opened.where, f"the image is broken or cut off: {error}") from None
 

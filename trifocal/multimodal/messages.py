@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trifocal.multimodal.template import ChatTemplate
-from trifocal.tokenizer import Guard
+from trifocal.tokenizer import Guard, valid_text
 from trifocal.types import Modality, RequestError
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
@@ -39,6 +39,18 @@ class Conversation:
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     media: list[MediaRef] = field(default_factory=list)
+
+    def cut_after_last_words(self, rendered: str) -> str:
+        """`rendered` up to the end of the last message's words, so that the model goes on with them."""
+        content = self.messages[-1]["content"]
+        if isinstance(content, list):
+            content = next((part["text"] for part in reversed(content) if part["type"] == "text"), "")
+        stripped = content.strip()
+        start = rendered.rfind(stripped)
+        if not stripped or start < 0:
+            raise RequestError("continue_final_message needs a last message with text", param="continue_final_message")
+        words = content.lstrip() if rendered.startswith(content.lstrip(), start) else stripped
+        return rendered[: start + len(words)]
 
 
 class MessageParser:
@@ -134,13 +146,13 @@ def _media_source(part: Mapping[str, Any], kind: str, where: str) -> Any:
     if name not in ("image_url", "video_url"):
         if source is None:
             raise RequestError(f"{where}.{name} is missing", param=where)
-        return source
+        return valid_text(source) if isinstance(source, str) else source
     if isinstance(source, Mapping):
         source = source.get("url")
         name = f"{name}.url"
     if not isinstance(source, str) or not source:
         raise RequestError(f"{where}.{name} must be a URL, got {type(source).__name__}", param=where)
-    return source
+    return valid_text(source)
 
 
 def _string(value: object, where: str) -> str:

@@ -1,4 +1,4 @@
-"""The contract of a family's processor: media and tokens in, `Prompt` out. It runs in the server process, without torch."""
+"""The contract of a family's processor: media and tokens in, `Prompt` out; in the server process, without torch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Processor(ABC):
 
     @abstractmethod
     def placeholder(self, modality: Modality) -> str:
-        """The text of one media item in a prompt, before expansion (Qwen: `<|vision_start|><|image_pad|><|vision_end|>`)."""
+        """One media item in a prompt, before expansion (Qwen: `<|vision_start|><|image_pad|><|vision_end|>`)."""
 
     @abstractmethod
     def sample_frames(self, num_frames: int, fps: float, options: Mapping[str, Any]) -> FrameSample:

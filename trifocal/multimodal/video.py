@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from trifocal.multimodal.image import as_uint8, check_size, open_bytes, refusal, to_rgb
+from trifocal.multimodal.image import TargetSize, as_uint8, check_size, open_bytes, refusal, scaled, to_rgb
 from trifocal.multimodal.media import Video
 from trifocal.multimodal.processor import FrameSample
 from trifocal.multimodal.video_file import VideoFile
@@ -19,13 +19,11 @@ from trifocal.types import RequestError
 
 MAX_FRAME_BYTES = 2 << 30  # of all chosen frames of one clip, as RGB
 MAX_FRAMES = 1_000_000  # nine hours at 30 a second: looking through more of them would hold a thread for minutes
-MAX_ANIMATION_PIXELS = 2_000_000_000  # of all frames of an animated picture: each of them must be decoded in turn
+MAX_ANIMATION_PIXELS = 500_000_000  # of all frames of an animated picture: each must be decoded, some seconds in all
 _MAX_FPS = 1000.0
 
 Sampler = Callable[[int, float], FrameSample]
 """(frames, frames per second of a clip) -> the frames to use."""
-FrameSize = Callable[[int, int, int], tuple[int, int]]
-"""(chosen frames, height, width) -> the (height, width) that the processor is going to make of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +58,29 @@ def open_video(source: Any, sampler: Sampler, where: str, *, frames_fps: float =
     return _open_frames(_as_frames(source, where), metadata, sampler, where, frames_fps)
 
 
-def load_video(opened: OpenedVideo, frame_size: FrameSize | None = None) -> Video:
+def load_video(opened: OpenedVideo, target: TargetSize | None = None) -> Video:
     """Decode the chosen frames and no others. Raises `RequestError`.
 
-    With `frame_size` each frame is scaled as it is decoded (bicubic, as the processor would), so that a long clip never
-    lies in memory at full size.
+    With `target` each frame is scaled as it is decoded, so that a long clip never lies in memory at full size.
     """
     count = len(opened.sample.indices)
-    size = None if frame_size is None else frame_size(count, opened.height, opened.width)
-    height, width = size or (opened.height, opened.width)
+    height, width = (opened.height, opened.width) if target is None else target(count, opened.height, opened.width)
     if count * height * width * 3 > MAX_FRAME_BYTES:
         message = f"{count} frames of {width}x{height} are too many at once; choose fewer by fps or num_frames"
         raise refusal(opened.where, message)
     try:
         if isinstance(opened.source, np.ndarray):
-            frames = [_scaled(opened.source[index], size) for index in opened.sample.indices]
+            frames: Iterator[PIL.Image.Image] = (PIL.Image.fromarray(opened.source[k]) for k in opened.sample.indices)
         elif isinstance(opened.source, PIL.Image.Image):
-            frames = [_scaled(frame, size) for frame in _animation_frames(opened.source, opened.sample.indices)]
+            frames = _animation_frames(opened.source, opened.sample.indices)
         else:
-            frames = [_scaled(frame, size) for frame in opened.source.frames(opened.sample.indices)]
+            frames = map(PIL.Image.fromarray, opened.source.frames(opened.sample.indices))
+        arrays = [np.asarray(scaled(frame, count, target)) for frame in frames]
     except RequestError:
         raise
     except Exception as error:  # decoders of broken files fail in every way there is
         raise refusal(opened.where, f"the video is broken or cut off: {error}") from None
-    return Video(np.stack(frames), opened.sample.fps)
-
-
-def _scaled(frame: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:
-    if size is None or frame.shape[:2] == size:
-        return frame
-    picture = PIL.Image.fromarray(frame).resize((size[1], size[0]), PIL.Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+    return Video(np.stack(arrays), opened.sample.fps)
 
 
 # ---------------------------------------------------------------------------------------------- frames in memory
@@ -174,7 +164,7 @@ def _opened(source: Any, count: int, fps: float, height: int, width: int, sample
     return OpenedVideo(source, count, fps, height, width, sampler(count, fps), where)
 
 
-def _animation_frames(picture: PIL.Image.Image, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+def _animation_frames(picture: PIL.Image.Image, indices: NDArray[np.int64]) -> Iterator[PIL.Image.Image]:
     for index in indices:
         picture.seek(int(index))
-        yield np.asarray(to_rgb(picture))
+        yield to_rgb(picture)

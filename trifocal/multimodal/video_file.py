@@ -14,9 +14,11 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from trifocal.multimodal.image import check_size, refusal
+from trifocal.types import RequestError
 
 _FALLBACK_FPS = 25.0  # ffmpeg's own guess for a stream that does not say
 _MAX_FPS = 1000.0
+_DECODER_THREADS = 4  # of one clip; several are decoded at once
 _SEEK_GAIN = 32  # frames that a seek must save to be worth refilling the decoder
 # Self-contained files only. A playlist (HLS, DASH, concat) would make ffmpeg open the files and hosts that it names.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,asf"
@@ -36,8 +38,11 @@ class VideoFile:
                 self._read_packets(container)
             with self._open() as container:  # again, not from its start: raw streams cannot seek
                 self._read_first_frame(container)
-        except av.FFmpegError as error:
-            raise refusal(where, f"this is not a video that can be read ({error.strerror})") from None
+        except RequestError:
+            raise
+        except Exception as error:  # demuxers and decoders of broken files fail in every way there is
+            reason = error.strerror if isinstance(error, av.FFmpegError) else error
+            raise refusal(where, f"this is not a video that can be read ({reason})") from None
         check_size(self.height, self.width, where)
 
     def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
@@ -45,25 +50,33 @@ class VideoFile:
         with self._open() as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
+            stream.codec_context.thread_count = _DECODER_THREADS
             find = self._by_time if self._pts else self._by_order
             yield from map(self._to_rgb, find(container, stream, indices))
 
     def _open(self) -> InputContainer:
-        return av.open(io.BytesIO(self._data), mode="r", container_options=_CONTAINER_OPTIONS)
+        return av.open(
+            io.BytesIO(self._data), mode="r", container_options=_CONTAINER_OPTIONS, metadata_errors="replace"
+        )
 
     def _read_packets(self, container: InputContainer) -> None:
         if not container.streams.video:
             raise refusal(self._where, "the file has no video in it")
         stream = container.streams.video[0]
-        packets = [packet for packet in container.demux(stream) if packet.size]
+        if stream.codec_context.width and stream.codec_context.height:  # before a frame of that size is decoded
+            check_size(stream.codec_context.height, stream.codec_context.width, self._where)
+        # Facts only: the packets themselves would be the file once more.
+        packets = [(p.pts, p.is_keyframe, p.is_discard) for p in container.demux(stream) if p.size]
         if len(packets) < stream.frames - _tolerance(stream.frames):
             raise refusal(self._where, f"the video is cut off: {stream.frames} frames announced, {len(packets)} found")
-        packets = [packet for packet in packets if not packet.is_discard]
-        times = [packet.pts for packet in packets if packet.pts is not None]
+        shown = [(pts, is_key) for pts, is_key, is_discard in packets if not is_discard]
+        if not shown:
+            raise refusal(self._where, "the video has no frame that can be decoded")
+        times = [pts for pts, _ in shown if pts is not None]
         # Frames are found by time only where each has its own; some AVI and raw streams have none.
-        self._pts = sorted(times) if len(set(times)) == len(packets) else []
-        self._key_pts = sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
-        self.num_frames = len(packets)
+        self._pts = sorted(times) if len(set(times)) == len(shown) else []
+        self._key_pts = sorted(pts for pts, is_key in shown if is_key and pts is not None)
+        self.num_frames = len(shown)
         rate = stream.average_rate or stream.guessed_rate
         self.fps = min(float(rate), _MAX_FPS) if rate and rate > 0 else _FALLBACK_FPS
 

@@ -13,7 +13,7 @@ from typing import Any
 from trifocal.engine.async_engine import RequestStream
 from trifocal.metrics import Metrics
 from trifocal.server.service import Service
-from trifocal.types import Delta, EngineDeadError, Prompt, RequestError, SamplingParams
+from trifocal.types import Delta, EngineDeadError, Prompt, SamplingParams, TrifocalError
 
 DeltaStream = RequestStream | AsyncGenerator[Delta, None]
 _serial = itertools.count()
@@ -109,14 +109,10 @@ class Answer:
         except StopAsyncIteration:
             self._end = "error"
             raise EngineDeadError("the engine ended an answer early") from None
-        except EngineDeadError:
+        except TrifocalError:
             self._end = "error"
             raise
         self._count(delta)
-        if delta.finish_reason in ("error", "abort"):
-            message = str(delta.stop_reason or "the request was aborted by the server")
-            status, code = (500, "engine_fault") if delta.finish_reason == "error" else (503, "aborted")
-            raise RequestError(message, status=status, code=code)
         return delta
 
     async def aclose(self) -> None:

@@ -44,7 +44,9 @@ class Chat(Generation):
 
     async def prompts(self) -> list[Prompt]:
         """The conversation, rendered and with its media."""
-        return [await build_chat_prompt(self._service.builder, self._chat, self._chat.cache_salt)]
+        prompt = await build_chat_prompt(self._service.builder, self._chat, self._chat.cache_salt)
+        self._chat.messages = None  # megabytes of base64 that a long answer need not hold
+        return [prompt]
 
     def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> dict[str, Any]:
         """A choice of a `chat.completion`."""

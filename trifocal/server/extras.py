@@ -29,7 +29,7 @@ UNAVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "suffix": (),
-    "best_of": (1,),
+    "best_of": (),
     "use_beam_search": (),
     "length_penalty": (1, 1.0),
     "early_stopping": (),
@@ -54,9 +54,9 @@ UNAVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "priority": (0,),
     "kv_transfer_params": (),
     "vllm_xargs": (),
-    "input": (),
 }
-_EMPTY: tuple[Any, ...] = (None, False, [], {}, "")
+# A list of tools is harmless where its companion field says to use none of them.
+_SWITCHES = {"tools": "tool_choice", "functions": "function_call"}
 
 
 def check_extras(extras: Mapping[str, Any], n: int | None) -> None:
@@ -66,16 +66,12 @@ def check_extras(extras: Mapping[str, Any], n: int | None) -> None:
             raise RequestError(f"not available yet: {name}", param=name, code="unsupported_parameter")
     unknown = [name[:40] for name in extras if name not in UNAVAILABLE and name not in HARMLESS]
     if unknown:
-        logger.warning("fields ignored, nobody knows them: %s", ", ".join(sorted(unknown)[:20]))
+        logger.warning("fields ignored, nobody knows them: %r", sorted(unknown)[:20])
 
 
 def _asks_for_nothing(name: str, value: Any, extras: Mapping[str, Any], n: int | None) -> bool:
-    if name == "tools" and extras.get("tool_choice") == "none":
+    if value is None or value is False or value in ([], {}, "") or value in UNAVAILABLE[name]:
         return True
-    if name == "functions" and extras.get("function_call") == "none":
-        return True
-    if name == "best_of" and type(value) is int and value == (n or 1):
-        return True
-    if name == "best_of" or type(value) is bool:
-        return value is None or any(value is neutral for neutral in (False, *UNAVAILABLE[name]))
-    return value in _EMPTY or value in UNAVAILABLE[name]
+    if name == "best_of":
+        return bool(value == (n or 1))
+    return name in _SWITCHES and extras.get(_SWITCHES[name]) == "none"

@@ -14,6 +14,7 @@ from trifocal.server.limits import check_token_ids, read_json
 from trifocal.server.prompts import build_chat_prompt
 from trifocal.server.schemas import DetokenizeBody, TokenizeBody
 from trifocal.server.service import Service, service_of
+from trifocal.types import RequestError
 
 router = APIRouter()
 
@@ -30,6 +31,7 @@ async def tokenize(request: Request) -> Response:
 
 async def _tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
     if body.prompt is not None:
+        _check_chars(service, body.prompt)
         special = body.add_special_tokens is not False
         token_ids = await asyncio.to_thread(service.builder.tokenizer.encode, body.prompt, add_special_tokens=special)
     else:
@@ -41,6 +43,13 @@ async def _tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
         "tokens": token_ids,
         "token_strs": [spell(token_id) or "" for token_id in token_ids] if body.return_token_strs else None,
     }
+
+
+def _check_chars(service: Service, prompt: str) -> None:
+    """Counting may go beyond the context, but tokenizing megabytes of text would take a core for minutes."""
+    most = service.config.max_model_len * service.builder.tokenizer.longest_token
+    if len(prompt) > most:
+        raise RequestError(f"prompt: at most {most} characters can be tokenized, got {len(prompt)}", param="prompt")
 
 
 @router.post("/detokenize", response_model=None)

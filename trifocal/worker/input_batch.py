@@ -60,7 +60,8 @@ class SequenceState:
         prompt = self.request.prompt
         plain = np.arange(start, end, dtype=np.int64)
         if prompt.positions is None:
-            return np.broadcast_to(plain, (rows, end - start))
+            shifted = plain + np.where(plain < self.num_prompt_tokens, 0, prompt.position_delta)
+            return np.broadcast_to(shifted, (rows, end - start))
         split = min(max(self.num_prompt_tokens, start), end)
         decoded = np.broadcast_to(plain[split - start :] + prompt.position_delta, (rows, end - split))
         return np.concatenate([prompt.positions[:, start:split], decoded], axis=1)

@@ -125,12 +125,12 @@ def _top_k_top_p(probs: Tensor, params: list[SamplingParams]) -> Tensor:
     """Zero what top_k, then top_p leave out. probs [m, vocab] need not sum to one."""
     vocab = probs.shape[1]
     ordered, index = probs.sort(dim=-1, descending=True, stable=True)
-    top_k = torch.tensor([[p.top_k if p.top_k > 0 else vocab] for p in params], device=probs.device)
+    top_k = torch.tensor([[min(p.top_k, vocab) if p.top_k > 0 else vocab] for p in params], device=probs.device)
     ordered = ordered * (torch.arange(vocab, device=probs.device) < top_k)
     top_p = torch.tensor([[p.top_p] for p in params], dtype=torch.float64, device=probs.device)
     cumulative = ordered.double().cumsum(dim=-1)
     before = cumulative - ordered  # mass of the more likely ones: the token that crosses top_p is kept
-    ordered = ordered * (before < top_p * cumulative[:, -1:])
+    ordered = ordered * ((before < top_p * cumulative[:, -1:]) | (top_p >= 1))  # 1 keeps what rounding would not
     return torch.zeros_like(probs).scatter_(1, index, ordered)
 
 

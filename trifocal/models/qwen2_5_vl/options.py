@@ -48,7 +48,7 @@ class PixelLimits:
 
 @dataclass(frozen=True, slots=True)
 class MediaOptions:
-    """mm_processor_kwargs of this family; `None` where they do not say. `num_frames` wins over `fps`."""
+    """mm_processor_kwargs of this family; `None` where they do not say. `num_frames` is set only where it rules."""
 
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -59,15 +59,21 @@ class MediaOptions:
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> MediaOptions:
-        """Check `options`. Raises `RequestError(param="mm_processor_kwargs")`."""
-        values: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-        for name in values:
+        """Check `options`. Raises `RequestError(param="mm_processor_kwargs")`.
+
+        Where two speak of the same (`size` and `max_pixels`, `fps` and `num_frames`), the later rules: options of the
+        request come after those of the server.
+        """
+        values: dict[str, Any] = {}
+        for name, value in options.items():
             if name not in KNOWN:
                 raise _bad(f"{name!r} is not known; known: {', '.join(KNOWN)}")
-        size = values.pop("size", {})
-        if not isinstance(size, Mapping) or not set(size) <= {*_SIZE_ALIASES, *_PIXEL_NAMES}:
-            raise _bad("size must be an object of shortest_edge and longest_edge (numbers of pixels)")
-        values = {**{_SIZE_ALIASES.get(str(name), str(name)): value for name, value in size.items()}, **values}
+            if name == "size":
+                values |= _size_options(value)
+            elif value is not None:
+                values[name] = value
+                if name == "fps":
+                    values.pop("num_frames", None)
         for name in (*_PIXEL_NAMES, *_COUNT_NAMES):
             if name in values:
                 _check_count(name, values[name])
@@ -114,6 +120,15 @@ class MediaOptions:
 
 def _bad(message: str) -> RequestError:
     return RequestError(f"mm_processor_kwargs: {message}", param="mm_processor_kwargs")
+
+
+def _size_options(size: object) -> dict[str, Any]:
+    """`size` in the words of the other options."""
+    if size is None:
+        return {}
+    if not isinstance(size, Mapping) or not set(size) <= {*_SIZE_ALIASES, *_PIXEL_NAMES}:
+        raise _bad("size must be an object of shortest_edge and longest_edge (numbers of pixels)")
+    return {_SIZE_ALIASES.get(str(name), str(name)): value for name, value in size.items()}
 
 
 def _check_count(name: str, value: object) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trifocal.models.qwen2_5_vl.options import PixelLimits
 from trifocal.types import RequestError
 
-_MAX_ASPECT_RATIO = 200
+MAX_ASPECT_RATIO = 200
 
 
 def smart_resize(height: int, width: int, factor: int, limits: PixelLimits) -> tuple[int, int]:
@@ -20,9 +20,9 @@ def smart_resize(height: int, width: int, factor: int, limits: PixelLimits) -> t
 
     Source: transformers `image_processing_pil_qwen2_vl.smart_resize`, rounding half to even included.
     """
-    if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise RequestError(
-            f"the aspect ratio of {width}x{height} is above {_MAX_ASPECT_RATIO}, the most this model takes",
+            f"the aspect ratio of {width}x{height} is above {MAX_ASPECT_RATIO}, the most this model takes",
             param="messages",
         )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from trifocal.model_spec import ModelSpec
 from trifocal.models.qwen2_5_vl.options import MediaOptions, PixelLimits
-from trifocal.models.qwen2_5_vl.preprocess import TokenGrid, mrope_positions, smart_resize
+from trifocal.models.qwen2_5_vl.preprocess import MAX_ASPECT_RATIO, TokenGrid, mrope_positions, smart_resize
 from trifocal.multimodal.hashing import content_hash
 from trifocal.multimodal.media import Image, Media
 from trifocal.multimodal.patches import PatchLayout, resize
@@ -81,9 +81,16 @@ class Qwen2_5_VLProcessor(Processor):
         indices = np.linspace(0, num_frames - 1, count).round().astype(np.int64)
         return FrameSample(indices, count / num_frames * fps)
 
-    def frame_size(self, num_frames: int, height: int, width: int, options: Mapping[str, Any]) -> tuple[int, int]:
-        """The (height, width) that `build` makes of `num_frames` frames; they may come in that size at once."""
-        return self._size("video", num_frames, height, width, MediaOptions.parse(options))
+    def resized(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> tuple[int, int]:
+        """The (height, width) that an item of `size` (frames, height, width) may be scaled to before `build`.
+
+        It is the size that `build` would give it, but for long strips: those could be resized twice, and stay.
+        """
+        parsed = MediaOptions.parse(options)
+        resized = self._size(modality, *size, parsed)
+        if max(resized) > MAX_ASPECT_RATIO * min(resized) or self._size(modality, size[0], *resized, parsed) != resized:
+            return size[1:]
+        return resized
 
     def num_tokens(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> int:
         """Prompt positions of an item of `size` (frames, height, width); the frames are the sampled ones."""

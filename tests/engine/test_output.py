@@ -1,0 +1,117 @@
+"""From tokens to deltas: what is shown when, what ends a choice, and what its tokens are."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests import tiny
+from trifocal.engine.output import Choice, expand
+from trifocal.tokenizer import Tokenizer
+from trifocal.types import Delta, Prompt, Request, RequestError, SamplingParams, TokenLogprobs, TokenOutput
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_folder(str(tiny.write_checkpoint(tmp_path_factory.mktemp("model"))))
+
+
+def choice(tokenizer: Tokenizer, **params: object) -> Choice:
+    request = Request("a", Prompt([5, 6, 7]), SamplingParams(max_tokens=99, **params))  # type: ignore[arg-type]
+    return Choice(0, request, tokenizer)
+
+
+def feed(to: Choice, ids: list[int], reason: str | None = None, stop: int | None = None) -> list[Delta]:
+    """One token at a time, the last with the finish reason; deltas until one ends the choice."""
+    deltas = []
+    for index, token_id in enumerate(ids):
+        is_last = index == len(ids) - 1
+        logprobs = [TokenLogprobs([token_id], [-0.5], 1)]  # shown only if the choice was asked for them
+        output = TokenOutput(
+            "a", [token_id], logprobs, finish_reason=reason if is_last else None, stop_reason=stop if is_last else None
+        )  # type: ignore[arg-type]
+        delta = to.feed(output)
+        deltas += [] if delta is None else [delta]
+    return deltas
+
+
+def text_of(deltas: list[Delta]) -> str:
+    return "".join(delta.text for delta in deltas)
+
+
+def test_all_of_a_text_comes_out_with_its_tokens_and_logprobs(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("The dog 👍 looks.")
+    deltas = feed(choice(tokenizer, logprobs=0), ids, "length")
+    assert text_of(deltas) == "The dog 👍 looks."
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == ids
+    assert [each.token_ids[0] for delta in deltas for each in delta.logprobs or []] == ids
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["length"]
+    (thumb,) = (delta for delta in deltas if "👍" in delta.text)
+    assert len(thumb.token_ids) == 4, "they come with the text that completes them"
+
+
+def test_text_held_for_a_stop_string_is_shown_at_the_end(tokenizer: Tokenizer) -> None:
+    deltas = feed(choice(tokenizer, stop="dogs"), tokenizer.encode("The dog"), "length")
+    assert text_of(deltas) == "The dog"
+    assert deltas[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(("include", "text"), [(False, "The quick"), (True, "The quick brown f")])
+def test_a_stop_string_ends_the_choice(tokenizer: Tokenizer, include: bool, text: str) -> None:
+    one = choice(tokenizer, stop=[" brown f"], include_stop_str_in_output=include)
+    deltas = feed(one, tokenizer.encode("The quick brown fox jumps"), "length")
+    assert text_of(deltas) == text
+    assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", " brown f")
+    assert one.is_finished
+    assert len(deltas[-1].token_ids) > 0
+
+
+@pytest.mark.parametrize(("include", "text"), [(False, "a"), (True, "ab")])
+def test_a_stop_token_is_not_part_of_the_text_unless_asked_for(tokenizer: Tokenizer, include: bool, text: str) -> None:
+    ids = tokenizer.encode("a") + tokenizer.encode("b")
+    deltas = feed(choice(tokenizer, include_stop_str_in_output=include), ids, "stop", ids[-1])
+    assert text_of(deltas) == text
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == ids
+    assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", ids[-1])
+
+
+def test_stop_strings_wait_for_min_tokens(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode("a"), *tokenizer.encode("b"), *tokenizer.encode("a")] * 2
+    deltas = feed(choice(tokenizer, stop="a", min_tokens=3), ids, "length")
+    assert (text_of(deltas), deltas[-1].stop_reason) == ("aba", "a")
+
+
+def test_an_unfinished_character_is_shown_at_the_end(tokenizer: Tokenizer) -> None:
+    deltas = feed(choice(tokenizer), tokenizer.encode("a👍")[:3], "length")
+    assert text_of(deltas) == "a\ufffd"
+
+
+def test_an_error_ends_a_choice_without_tokens(tokenizer: Tokenizer) -> None:
+    one = choice(tokenizer)
+    delta = one.feed(TokenOutput("a", [], finish_reason="error", stop_reason="broken picture"))
+    assert delta is not None
+    assert (delta.text, delta.token_ids, delta.finish_reason, delta.stop_reason) == ("", [], "error", "broken picture")
+    assert one.feed(TokenOutput("a", [9])) is None
+
+
+def _expand(params: SamplingParams, num_prompt: int = 4) -> list[Request]:
+    prompt = Prompt([2] * num_prompt)
+    return expand("a", prompt, params, eos_ids=[7, 8], max_model_len=20, rng=random.Random(0))
+
+
+def test_expansion_decides_length_stop_ids_and_seeds() -> None:
+    (one,) = _expand(SamplingParams(max_tokens=None, stop_token_ids=[3]))
+    assert (one.request_id, one.params.max_tokens, one.stop_token_ids) == ("a", 16, {3, 7, 8})
+    (other,) = _expand(SamplingParams(ignore_eos=True, stop_token_ids=[3], seed=-5))
+    assert (other.stop_token_ids, other.seed) == ({3}, -5)
+    many = _expand(SamplingParams(n=3, seed=5))
+    assert [(each.request_id, each.seed, each.params.n) for each in many] == [
+        ("a/0", 5, 1), ("a/1", 6, 1), ("a/2", 7, 1)
+    ]  # fmt: skip
+    assert len({each.seed for _ in range(5) for each in _expand(SamplingParams(n=3))}) == 3, "the generator decides"
+
+
+def test_more_min_tokens_than_the_context_leaves_are_refused() -> None:
+    with pytest.raises(RequestError, match="min_tokens"):
+        _expand(SamplingParams(max_tokens=None, min_tokens=17))

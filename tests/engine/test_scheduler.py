@@ -1,0 +1,216 @@
+"""The scheduler, case by case; `test_scheduler_fuzz.py` has the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.fake_worker import PLACEHOLDER, FakeWorker, make_limits, media_item, oracle, request
+from trifocal.engine.admission import Limits
+from trifocal.engine.block_manager import BlockManager
+from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.scheduler import Scheduler
+from trifocal.types import Request, RequestError, StepPlan, StepResult, TokenOutput
+
+RED, BLUE = b"r" * 16, b"b" * 16
+
+
+def make(**changes: object) -> tuple[Scheduler, FakeWorker]:
+    limits = make_limits(**changes)
+    return _scheduler(limits), FakeWorker(limits)
+
+
+def _scheduler(limits: Limits) -> Scheduler:
+    blocks = BlockManager(limits.num_blocks, limits.block_size)
+    return Scheduler(limits, blocks, EncoderCache(limits.encoder_cache_bytes))
+
+
+def plan_of(scheduler: Scheduler) -> StepPlan:
+    plan = scheduler.schedule()
+    assert plan is not None
+    return plan
+
+
+def finish(scheduler: Scheduler, worker: FakeWorker) -> dict[str, list[TokenOutput]]:
+    """Step by step, one after the other, until nothing is left."""
+    outputs: dict[str, list[TokenOutput]] = {}
+    while (plan := scheduler.schedule()) is not None:
+        for output in scheduler.update(plan, worker.execute(plan)):
+            outputs.setdefault(output.request_id, []).append(output)
+    assert not scheduler.has_work
+    return outputs
+
+
+def picture_request(request_id: str, content_hash: bytes, **params: object) -> Request:
+    """Two tokens, a picture of eight, two tokens."""
+    token_ids = [2, 3, *[PLACEHOLDER] * 8, 4, 5]
+    return request(request_id, token_ids, media=[media_item(content_hash, 2, 8)], **params)
+
+
+def test_a_long_prompt_is_computed_in_chunks_and_the_last_one_samples() -> None:
+    scheduler, worker = make(max_num_batched_tokens=4)
+    scheduler.add(request("a", [2, 3, 4, 5, 6, 7, 8, 9, 10], max_tokens=1))
+    seen = []
+    while (plan := scheduler.schedule()) is not None:
+        seen += [(seq.start, seq.num_tokens, seq.samples) for seq in plan.scheduled]
+        scheduler.update(plan, worker.execute(plan))
+    assert seen == [(0, 4, False), (4, 4, False), (8, 1, True)]
+
+
+def test_decodes_come_before_prefill() -> None:
+    scheduler, worker = make(max_num_batched_tokens=4)
+    scheduler.add(request("a", [2, 3], max_tokens=5))
+    plan = plan_of(scheduler)
+    scheduler.add(request("b", list(range(2, 12)), max_tokens=5))
+    scheduler.update(plan, worker.execute(plan))
+    plan = plan_of(scheduler)
+    assert [(seq.request_id, seq.num_tokens) for seq in plan.scheduled] == [("a", 1), ("b", 3)]
+
+
+def test_the_next_step_is_planned_before_the_token_is_known_and_not_past_the_last() -> None:
+    scheduler, worker = make()
+    scheduler.add(request("a", [2, 3, 4], max_tokens=2))
+    first, second = plan_of(scheduler), plan_of(scheduler)
+    assert [(seq.start, seq.num_tokens) for seq in second.scheduled] == [(3, 1)]
+    assert scheduler.schedule() is None
+    outputs = [scheduler.update(plan, worker.execute(plan)) for plan in (first, second)]
+    assert [output.finish_reason for step in outputs for output in step] == [None, "length"]
+
+
+def test_a_stop_token_ends_a_sequence_and_the_step_behind_it_is_ignored() -> None:
+    scheduler, worker = make()
+    scheduler.add(request("a", [2, 3, 4], stop_ids=range(97), max_tokens=9, min_tokens=1))
+    first, second = plan_of(scheduler), plan_of(scheduler)
+    assert scheduler.update(first, worker.execute(first))[0].finish_reason is None  # min_tokens
+    third = plan_of(scheduler)
+    (output,) = scheduler.update(second, worker.execute(second))
+    assert (output.finish_reason, output.stop_reason) == ("stop", output.token_ids[0])
+    assert scheduler.update(third, worker.execute(third)) == []
+    assert scheduler.stats().kv_blocks_used == 0
+
+
+def test_the_newest_is_preempted_and_goes_on_where_it_was() -> None:
+    scheduler, worker = make(num_blocks=6, block_size=2, max_model_len=12)
+    requests = [request(name, [token, 3, 4], max_tokens=9) for name, token in (("old", 5), ("new", 6))]
+    for each in requests:
+        scheduler.add(each)
+    outputs = finish(scheduler, worker)
+    assert scheduler.stats().num_preemptions > 0
+    assert list(outputs["old"])[-1].finish_reason == "length"
+    for each in requests:
+        assert [output.token_ids[0] for output in outputs[each.request_id]] == oracle(each)[0]
+
+
+def test_equal_prompts_share_blocks_in_the_same_step() -> None:
+    scheduler, _ = make(block_size=2)
+    for name in ("a", "b"):
+        scheduler.add(request(name, [2, 3, 4, 5, 6], max_tokens=1))
+    first, second = plan_of(scheduler).scheduled
+    assert (first.start, second.start) == (0, 4)
+    assert second.new_block_ids[:2] == first.new_block_ids[:2]
+
+
+def test_cached_tokens_are_those_of_the_first_start() -> None:
+    scheduler, worker = make(num_blocks=6, block_size=2, max_model_len=12)
+    scheduler.add(request("old", [5, 3, 4], max_tokens=9))
+    scheduler.add(request("new", [6, 3, 4], max_tokens=9))
+    outputs = finish(scheduler, worker)
+    stats = scheduler.stats()
+    assert stats.num_preemptions > 0
+    assert {output.num_cached_tokens for output in outputs["new"]} == {0}
+    assert stats.num_prompt_tokens == 6
+
+
+def test_a_second_question_on_a_picture_costs_no_encoding() -> None:
+    scheduler, worker = make()
+    scheduler.add(picture_request("a", RED, max_tokens=1))
+    finish(scheduler, worker)
+    scheduler.add(request("b", [9, *[PLACEHOLDER] * 8], media=[media_item(RED, 1, 8)], max_tokens=1))
+    finish(scheduler, worker)
+    stats = scheduler.stats()
+    assert (worker.num_encoded, stats.num_media_encoded, stats.encoder_hits) == (1, 1, 1)
+
+
+def test_a_picture_shown_twice_leaves_room_for_another_between() -> None:
+    scheduler, worker = make(encoder_cache_bytes=16, max_num_batched_tokens=8)  # one picture at a time
+    media = [media_item(RED, 0, 8), media_item(BLUE, 8, 8), media_item(RED, 16, 8)]
+    lonely = request("a", [PLACEHOLDER] * 24, media=media, max_tokens=3)
+    scheduler.add(lonely)
+    assert [output.token_ids[0] for output in finish(scheduler, worker)["a"]] == oracle(lonely)[0]
+    assert worker.num_encoded == 3
+
+
+def test_an_id_can_be_used_again_while_its_old_step_runs() -> None:
+    scheduler, worker = make()
+    scheduler.add(request("a", [2, 3, 4], max_tokens=3))
+    running = plan_of(scheduler)
+    scheduler.abort("a")
+    again = request("a", [5, 6], max_tokens=3)
+    scheduler.add(again)
+    plan = plan_of(scheduler)
+    assert scheduler.update(running, worker.execute(running)) == []
+    outputs = scheduler.update(plan, worker.execute(plan))
+    assert outputs[0].token_ids == oracle(again)[0][:1]
+
+
+def test_an_id_in_use_is_refused() -> None:
+    scheduler, _ = make()
+    scheduler.add(request("a", [2]))
+    with pytest.raises(RequestError, match="'a' is in use"):
+        scheduler.add(request("a", [2]))
+
+
+def _fail_encoding(plan: StepPlan, *also: str) -> StepResult:
+    message = "the image could not be encoded"
+    ids = [job.request_id for job in plan.encode] + list(also)
+    return StepResult(plan.step_id, {}, errors=dict.fromkeys(ids, message))
+
+
+@pytest.mark.parametrize("leaves", ["stays", "is aborted"])
+def test_what_a_failed_picture_spoilt_is_never_used_again(leaves: str) -> None:
+    scheduler, _ = make()
+    scheduler.add(picture_request("a", RED))
+    plan = plan_of(scheduler)
+    if leaves == "is aborted":
+        scheduler.abort("a")
+    outputs = scheduler.update(plan, _fail_encoding(plan))
+    assert [output.finish_reason for output in outputs] == (["error"] if leaves == "stays" else [])
+    scheduler.add(picture_request("later", RED))
+    plan = plan_of(scheduler)
+    assert plan.scheduled[0].start == 0
+    assert [job.content_hash for job in plan.encode] == [RED]
+    assert plan.free_embeds == [RED]
+
+
+def test_who_took_spoilt_blocks_fails_too_and_others_do_not() -> None:
+    scheduler, worker = make()
+    scheduler.add(picture_request("a", RED, max_tokens=4))
+    scheduler.add(picture_request("same", RED, max_tokens=4))
+    scheduler.add(picture_request("other", BLUE, max_tokens=4))
+    plan = plan_of(scheduler)
+    meanwhile = picture_request("late", RED, max_tokens=4)
+    scheduler.add(meanwhile)
+    running = plan_of(scheduler)  # takes the blocks of "a" while they are being written
+    assert any(seq.request_id == "late" and seq.start == 8 for seq in running.scheduled)
+    good = worker.execute(plan)
+    token = {"other": good.token_ids["other"]}
+    outputs = scheduler.update(plan, StepResult(plan.step_id, token, errors={"a": "the image could not be encoded"}))
+    assert {output.request_id: output.finish_reason for output in outputs} == {
+        "a": "error", "same": "error", "late": "error", "other": None,
+    }  # fmt: skip
+    assert [out.request_id for out in scheduler.update(running, worker.execute(running))] == ["other"]
+
+
+def test_bad_logits_of_one_request_leave_its_neighbours_their_picture() -> None:
+    scheduler, worker = make(max_num_batched_tokens=16)
+    scheduler.add(picture_request("a", RED, max_tokens=4))
+    plan = plan_of(scheduler)
+    scheduler.update(plan, worker.execute(plan))
+    sharing = picture_request("b", RED, max_tokens=4)
+    scheduler.add(sharing)
+    plan = plan_of(scheduler)  # "a" decodes, "b" starts behind the cached picture
+    good = worker.execute(plan)
+    errors = {"a": "the model produced no valid probabilities"}
+    outputs = scheduler.update(plan, StepResult(plan.step_id, {"b": good.token_ids["b"]}, errors=errors))
+    assert {output.request_id: output.finish_reason for output in outputs} == {"a": "error", "b": None}
+    rest = [output.token_ids[0] for output in finish(scheduler, worker)["b"]]
+    assert [good.token_ids["b"], *rest] == oracle(sharing)[0]

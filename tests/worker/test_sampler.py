@@ -1,0 +1,233 @@
+"""The sampler against a slow one that does a row at a time with numpy, in the order that vLLM documents."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trifocal.types import Prompt, Request, SamplingParams, ScheduledNew
+from trifocal.worker.input_batch import SequenceState
+from trifocal.worker.sampler import Sampler, _top_k_top_p
+
+VOCAB, PADDED = 40, 48
+
+
+def state(name: str = "a", prompt: list[int] | None = None, output: list[int] | None = None, seed: int = 0,
+          stop_ids: frozenset[int] = frozenset(), **params: object) -> SequenceState:  # fmt: skip
+    sampling = SamplingParams(max_tokens=1000, **params)  # type: ignore[arg-type]
+    return SequenceState.start(
+        ScheduledNew(Request(name, Prompt(prompt or [1]), sampling, stop_ids, seed), output or [])
+    )
+
+
+def sample(logits: torch.Tensor, states: list[SequenceState], sampler: Sampler | None = None) -> list[int]:
+    return (sampler or Sampler(VOCAB))(logits.clone(), states).token_ids
+
+
+def random_logits(rng: np.random.Generator, rows: int) -> torch.Tensor:
+    return torch.from_numpy(rng.normal(0, 3, (rows, PADDED)).astype(np.float32))
+
+
+def random_state(rng: np.random.Generator, name: str) -> SequenceState:
+    def maybe(value: object, default: object) -> object:
+        return value if rng.random() < 0.5 else default
+
+    return state(
+        name,
+        prompt=rng.integers(0, VOCAB, 5).tolist(),
+        output=rng.integers(0, VOCAB, rng.integers(0, 8)).tolist(),
+        seed=int(rng.integers(1 << 62)),
+        stop_ids=frozenset(rng.integers(0, VOCAB, 3).tolist()),
+        temperature=maybe(float(rng.uniform(0.1, 2)), 0.0 if rng.random() < 0.5 else 1.0),
+        top_k=maybe(int(rng.integers(1, VOCAB + 5)), -1),
+        top_p=maybe(float(rng.uniform(0.05, 1)), 1.0),
+        min_p=maybe(float(rng.uniform(0, 0.5)), 0.0),
+        repetition_penalty=maybe(float(rng.uniform(0.5, 2)), 1.0),
+        presence_penalty=maybe(float(rng.uniform(-2, 2)), 0.0),
+        frequency_penalty=maybe(float(rng.uniform(-2, 2)), 0.0),
+        logit_bias=maybe({int(rng.integers(VOCAB)): float(rng.uniform(-50, 5))}, None),
+        min_tokens=maybe(int(rng.integers(0, 8)), 0),
+    )
+
+
+def reference(row: torch.Tensor, of: SequenceState) -> np.ndarray:
+    """The distribution that the next token is drawn from, float64 [VOCAB]."""
+    params, output = of.request.params, of.output_token_ids.tolist()
+    values = row.numpy().astype(np.float64)[:VOCAB]
+    for token_id, bias in (params.logit_bias or {}).items():
+        values[token_id] += bias
+    if len(output) < params.min_tokens:
+        values[list(of.request.stop_token_ids)] = -np.inf
+    for token_id in set(output) | set(of.request.prompt.token_ids):
+        scale = params.repetition_penalty
+        values[token_id] = values[token_id] / scale if values[token_id] > 0 else values[token_id] * scale
+    for token_id in set(output):
+        values[token_id] -= params.frequency_penalty * output.count(token_id) + params.presence_penalty
+    if params.temperature == 0:
+        return np.eye(VOCAB)[values.argmax()]
+    probs = np.exp((values - values.max()) / params.temperature)
+    probs[probs < params.min_p * probs.max()] = 0
+    order = np.argsort(-probs)
+    if params.top_k > 0:
+        probs[order[params.top_k :]] = 0
+    probs /= probs.sum()
+    mass = 0.0
+    for token_id in order:
+        if mass >= params.top_p and params.top_p < 1:
+            probs[token_id] = 0
+        mass += probs[token_id]
+    return probs / probs.sum()
+
+
+def draw(probs: np.ndarray, of: SequenceState) -> int:
+    """What the uniform number of this seed and output index picks."""
+    counter = [0, 0, 0, of.num_output_tokens]
+    noise = np.random.Generator(np.random.Philox(key=of.request.seed, counter=counter)).random()
+    return int(np.searchsorted(probs.cumsum(), noise, side="right"))
+
+
+def test_every_row_is_what_the_slow_sampler_gives() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        logits = random_logits(rng, 12)
+        states = [random_state(rng, f"s{index}") for index in range(12)]
+        chosen = sample(logits, states)
+        for row, of, token_id in zip(logits, states, chosen, strict=True):
+            assert token_id == draw(reference(row, of), of)
+
+
+def test_a_row_is_the_same_alone_and_in_any_company_and_order() -> None:
+    rng = np.random.default_rng(1)
+    logits = random_logits(rng, 16)
+    states = [random_state(rng, f"s{index}") for index in range(16)]
+    alone = [sample(logits[i : i + 1], [states[i]])[0] for i in range(16)]
+    assert sample(logits, states) == alone
+    for _ in range(10):
+        order = rng.permutation(16)[: rng.integers(1, 17)]
+        assert sample(logits[order], [states[i] for i in order]) == [alone[i] for i in order]
+
+
+def generate(sampler: Sampler, of: SequenceState, num_tokens: int, rng: np.random.Generator) -> list[int]:
+    for row in random_logits(rng, num_tokens):
+        of.append(sample(row[None], [of], sampler)[0])
+    return of.output_token_ids.tolist()
+
+
+def test_a_seed_is_a_stream_that_goes_on_after_preemption() -> None:
+    settings = {"seed": 7, "frequency_penalty": 1.5, "repetition_penalty": 1.3}
+    whole = generate(Sampler(VOCAB), state(**settings), 30, np.random.default_rng(2))
+    assert whole == generate(Sampler(VOCAB), state(**settings), 30, np.random.default_rng(2))
+    assert whole != generate(Sampler(VOCAB), state(**{**settings, "seed": 8}), 30, np.random.default_rng(2))
+    sampler, rng = Sampler(VOCAB), np.random.default_rng(2)
+    begun = generate(sampler, state(**settings), 11, rng)
+    sampler.forget("a")
+    assert generate(sampler, state(output=begun, **settings), 19, rng) == whole
+
+
+def test_an_id_used_again_starts_with_fresh_counts() -> None:
+    sampler = Sampler(VOCAB)
+    logits = torch.zeros(1, PADDED)
+    logits[0, 3] = 1.0
+    assert sample(logits, [state(output=[3] * 9, temperature=0.0, frequency_penalty=2.0)], sampler) != [3]
+    sampler.forget("a")
+    assert sample(logits, [state(temperature=0.0, frequency_penalty=2.0)], sampler) == [3]
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.8, "top_k": 5}, {"min_p": 0.2, "temperature": 0.7}])
+def test_frequencies_are_the_probabilities(filters: dict[str, float]) -> None:
+    num_draws = 10_000
+    row = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -3.0])
+    states = [state(output=[0] * index, seed=5, **filters) for index in range(200)]
+    counts = np.zeros(8)
+    for seed in range(num_draws // 200):
+        for each in states:
+            object.__setattr__(each.request, "seed", seed)
+        counts += np.bincount(Sampler(8)(row.repeat(200, 1), states).token_ids, minlength=8)
+    padded = torch.full((PADDED,), -torch.inf)
+    padded[:8] = row
+    expected = reference(padded, states[0])[:8] * num_draws
+    assert (counts[expected == 0] == 0).all()
+    possible = expected > 0
+    chi_square = (((counts - expected) ** 2)[possible] / expected[possible]).sum()
+    assert chi_square < 26  # 7 degrees of freedom: p = 0.0005
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_without_finite_logits_is_reported_and_hurts_nobody(bad: float) -> None:
+    rng = np.random.default_rng(3)
+    logits = random_logits(rng, 4)
+    states = [state(f"s{i}", seed=i, top_p=0.9, logprobs=2, frequency_penalty=1.0) for i in range(4)]
+    good = Sampler(VOCAB)(logits.clone(), states)
+    if bad == -math.inf:
+        logits[2] = bad
+    else:
+        logits[2, 5] = bad
+    spoilt = Sampler(VOCAB)(logits, states)
+    assert spoilt.invalid == {2}
+    assert set(spoilt.logprobs) == {0, 1, 3}
+    assert [spoilt.token_ids[i] for i in (0, 1, 3)] == [good.token_ids[i] for i in (0, 1, 3)]
+
+
+def test_logprobs_and_rank_are_those_of_the_raw_logits() -> None:
+    rng = np.random.default_rng(4)
+    logits = random_logits(rng, 6)
+    states = [
+        state(f"s{i}", output=[1, 2], seed=i, logprobs=i, temperature=2.0, presence_penalty=2.0, logit_bias={i: 5.0})
+        for i in range(6)
+    ]
+    sampled = Sampler(VOCAB)(logits.clone(), states)
+    for index, row in enumerate(logits[:, :VOCAB].double().log_softmax(dim=-1)):
+        found, chosen = sampled.logprobs[index], sampled.token_ids[index]
+        top = row.topk(index)
+        assert found.token_ids == [chosen, *top.indices.tolist()]
+        assert found.logprobs == pytest.approx([float(row[chosen]), *top.values.tolist()], abs=1e-5)
+        assert found.rank == 1 + int((row > row[chosen]).sum())
+
+
+def test_no_logprobs_unless_asked() -> None:
+    sampled = Sampler(VOCAB)(torch.zeros(2, PADDED), [state("a"), state("b", logprobs=0)])
+    assert set(sampled.logprobs) == {1}
+    assert len(sampled.logprobs[1].token_ids) == 1
+
+
+def test_ids_beyond_the_tokenizer_are_never_chosen() -> None:
+    logits = torch.zeros(2, PADDED)
+    logits[:, VOCAB:] = 1e4
+    states = [state("a", temperature=0.0, logprobs=3), state("b", temperature=2.0, logprobs=3)]
+    sampled = Sampler(VOCAB)(logits, states)
+    assert max(sampled.token_ids) < VOCAB
+    assert max(token_id for each in sampled.logprobs.values() for token_id in each.token_ids) < VOCAB
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_stop_tokens_are_impossible_before_min_tokens(temperature: float) -> None:
+    logits = torch.zeros(1, PADDED)
+    logits[0, 3] = 100.0
+    settings = {"temperature": temperature, "min_tokens": 2, "stop_ids": frozenset({3, PADDED + 9})}
+    assert sample(logits, [state(output=[4], **settings)]) != [3]
+    assert sample(logits, [state(output=[4, 4], **settings)]) == [3]
+
+
+def test_a_tiny_temperature_is_greedy() -> None:
+    logits = random_logits(np.random.default_rng(5), 8)
+    for temperature in (1e-6, 1.1e-5, 1e-4):
+        states = [state(f"s{i}", seed=i, temperature=temperature) for i in range(8)]
+        assert sample(logits, states) == logits[:, :VOCAB].argmax(dim=-1).tolist()
+
+
+def test_a_top_k_beyond_any_vocabulary_is_no_limit() -> None:
+    logits = random_logits(np.random.default_rng(6), 1)
+    assert sample(logits, [state(top_k=10**30)]) == sample(logits, [state()])
+
+
+def test_what_cannot_be_ruled_out_alone_is_not_ruled_out_by_a_neighbour() -> None:
+    """Tails of 1e-17 vanish in cumulative sums: only rows that ask for a filter may lose them."""
+    row = torch.full((1, PADDED), -41.0)
+    row[0, 0] = 0.0
+    probs = row.softmax(dim=-1).repeat(2, 1)
+    kept = _top_k_top_p(probs, [SamplingParams(), SamplingParams(top_k=1)])
+    assert torch.equal(kept[0], probs[0])
+    assert kept[1].count_nonzero() == 1
