@@ -76,9 +76,9 @@ class EngineArgs:
         "devices", "how workers run: uni (this process), mp, ray", None, choices=["uni", "mp", "ray"]
     )
     enforce_eager: bool = arg("devices", "never capture graphs (on a CPU there are none)", False)
-    compilation_config: dict[str, Any] = arg("devices", "JSON, e.g. {'cudagraph_capture_sizes': [1, 2, 4]}", {})
-    limit_mm_per_prompt: dict[str, Any] = arg("media", "JSON, e.g. {'image': 4, 'video': 1}", {})
-    mm_processor_kwargs: dict[str, Any] = arg("media", "JSON for the processor, e.g. {'max_pixels': 401408}", {})
+    compilation_config: dict[str, Any] = arg("devices", 'JSON, e.g. {"cudagraph_capture_sizes": [1, 2, 4]}', {})
+    limit_mm_per_prompt: dict[str, Any] = arg("media", 'JSON, e.g. {"image": 4, "video": 1}', {})
+    mm_processor_kwargs: dict[str, Any] = arg("media", 'JSON for the processor, e.g. {"max_pixels": 401408}', {})
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> EngineArgs:

@@ -27,6 +27,8 @@ from tests.server.helpers import (
     picture,
     shared_folder,
 )
+from trifocal.server.args import ServerArgs
+from trifocal.server.listen import bind
 
 LONG = {"model": MODEL, "messages": HELLO, "max_tokens": 3900, "n": 2, "ignore_eos": True, "stream": True}
 Launch = Callable[..., Server]
@@ -188,3 +190,9 @@ def test_health_answers_while_large_pictures_are_preprocessed(server: Server, ht
 
 def percentile_99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99) - 1]
+
+
+def test_tokens_are_not_collected_into_bursts() -> None:
+    """asyncio sets TCP_NODELAY on connections only if their listener names the protocol."""
+    with bind(ServerArgs(host="127.0.0.1", port=0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP

@@ -51,8 +51,8 @@ class Recipe:
     seed: int = 0
     vision_steps: int = 1200  # first phase: the vision tower alone, on what lies under each token
     vision_batch_size: int = 48
-    steps: int = 3500  # both phases
-    decay_steps: int = 900
+    steps: int = 2650  # both phases
+    decay_steps: int = 450
     warmup_steps: int = 100
     batch_size: int = 32
     adam_rate: float = 1.5e-3

@@ -153,7 +153,8 @@ def _tensors(folder: Path, progress: bool) -> Iterator[tuple[str, str, Tensor]]:
     files = sorted(set(expected.values())) if expected else _files(folder)
     for file in files:
         _check_file(folder / file)
-    with tqdm(total=len(expected), desc="Loading weights", unit=" tensors", disable=not progress) as bar:
+    hides = None if progress else True  # None: only where nobody sees it
+    with tqdm(total=len(expected), desc="Loading weights", unit=" tensors", disable=hides) as bar:
         for file in files:
             where = f"{folder.name}/{file}"
             try:
