@@ -36,7 +36,7 @@ CIRCLE = _scene("blue", 1.0, [("circle", "red", 0.5, 0.5, 0.34)])
 HEART = _scene("white", 1.0, [("heart", "purple", 0.45, 0.5, 0.3)])
 PAIR = _scene("white", 4 / 3, [("star", "green", 0.25, 0.5, 0.2), ("square", "orange", 0.75, 0.45, 0.2)])
 TRIANGLES = _scene("black", 1.0, [("triangle", "yellow", x, y, 0.14) for x, y in
-                                  ((0.25, 0.25), (0.75, 0.3), (0.3, 0.75), (0.72, 0.74))])  # fmt: skip
+                                  ((0.25, 0.3), (0.75, 0.3), (0.5, 0.75))])  # fmt: skip
 WORD = _scene("white", 3 / 2, [], _printed("FISH", "black"))
 NUMBER = _scene("black", 4 / 3, [], _printed("42", "white"))
 PICTURES = {
@@ -62,15 +62,14 @@ QUESTIONS: list[tuple[list[str], str, str, str]] = [
     (["heart.png"], "shape", "What shape is this?", "A heart."),
     (["pair.png"], "position", "Where is the green star relative to the orange square?", "To the left."),
     (["pair.png"], "content", "Describe the image.", content(PAIR)),
-    (["triangles.png"], "count", "How many triangles are there?", "Four."),
+    (["triangles.png"], "count", "How many triangles are there?", "Three."),
     (["word.png"], "word", "What does the text say?", "FISH"),
     (["number.png"], "digits", "What number is shown?", "42"),
     (["circle.png", "heart.png"], "several_images", "Which image has the heart?", "The second image."),
     (["heart.png", "circle.png"], "several_images", "Which image shows a red circle?", "The second image."),
-    (["right.mp4"], "motion", "Which direction does the circle move?", "To the right."),
-    (["right.mp4"], "clip_content", "What is the video content?",
-     "An orange circle moving to the right on a black background."),
-    (["up.mp4"], "motion", "In which direction does the square move?", "Up."),
+    (["right.mp4"], "clip_colour", "What color is the circle?", "Orange."),
+    (["right.mp4"], "clip_shape", "What shape is moving?", "A circle."),
+    (["up.mp4"], "clip_shape", "Which shape moves?", "A square."),
 ]  # fmt: skip
 
 

@@ -165,6 +165,9 @@ def _draw(queue: Queue[Batch | VisionBatch], recipe: Recipe, tokenizer_json: str
             except Full:
                 if trainer is None or not trainer.is_alive():
                     return
+    # Tensors in the queue lie in this process's memory: it stays until the trainer, done with them, ends it.
+    while trainer is not None and trainer.is_alive():
+        time.sleep(1)
 
 
 def batches_from(recipe: Recipe, tokenizer: Tokenizer, first: int) -> Iterator[Batch | VisionBatch]:
