@@ -57,7 +57,7 @@ def test_online_failures(demo_server: str) -> None:
     ("words", "answer"),
     [
         (["--num-prompts", "2"], "A large red circle on a blue background."),
-        (["--modality", "video", "--num-frames", "4", "--num-prompts", "1"], "To the right."),
+        (["--modality", "video", "--num-frames", "4", "--text", "What shape is moving?"], "A circle."),
         (["--image", str(SAMPLES / "heart.png"), "--text", "What shape is this?", "--max-num-seqs=2"], "A heart."),
     ],
 )
