@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from trifocal import envs
 from trifocal.config import EngineConfig
 from trifocal.models.registry import PROCESSORS
 from trifocal.multimodal.fetch import Fetcher, fetch_all, run_all
-from trifocal.multimodal.image import OpenedImage, TargetSize, load_image, open_image
+from trifocal.multimodal.image import OpenedImage, load_image, open_image
 from trifocal.multimodal.media import Media
 from trifocal.multimodal.messages import MediaRef, MessageParser
 from trifocal.multimodal.processor import Processor
@@ -32,15 +32,6 @@ _MAX_THREADS = 8
 _CHARS_PER_TOKEN = 8  # more than any language has on average
 _SEAM = 256  # tokens that a cut through a word or a sentinel may add
 T = TypeVar("T")
-
-
-@runtime_checkable
-class _Resizes(Protocol):
-    """A processor that can tell the (height, width) of its pictures beforehand: they are scaled as they are decoded."""
-
-    def resized(
-        self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]
-    ) -> tuple[int, int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +233,10 @@ class PromptBuilder:
 
     def _load(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> Media:
         processor, modality = self.processor, _modality(opened)
-        target: TargetSize | None = None
-        if isinstance(processor, _Resizes):
-            target = lambda *size: processor.resized(modality, size, options)  # noqa: E731
+
+        def target(num_frames: int, height: int, width: int) -> tuple[int, int]:
+            return processor.resized(modality, (num_frames, height, width), options)
+
         return load_image(opened, target) if isinstance(opened, OpenedImage) else load_video(opened, target)
 
     def _finish(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from trifocal.model_spec import ModelSpec
 from trifocal.multimodal.media import Media
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import Modality, Prompt
+from trifocal.types import ConfigError, Modality, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,13 @@ class Processor(ABC):
         """A raw prompt as it is tokenised, for a family whose placeholders may be spelt in another way as well."""
         return text
 
+    def control_token(self, name: str) -> int:
+        """The id of a control token that the family's prompts are made with. Raises `ConfigError` if there is none."""
+        token_id = self.tokenizer.token_to_id(name)
+        if token_id is None:
+            raise ConfigError(f"the tokenizer has no {name}: pictures cannot be placed")
+        return token_id
+
     @abstractmethod
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `RequestError` for an option that is unknown or out of range."""
@@ -58,9 +65,16 @@ class Processor(ABC):
     def sample_frames(self, num_frames: int, fps: float, options: Mapping[str, Any]) -> FrameSample:
         """Choose frames of a clip with `num_frames` frames at `fps`; the same choice gives pixels and positions."""
 
+    def resized(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> tuple[int, int]:
+        """The (height, width) that an item of `size` (frames, height, width) may be scaled to while it is decoded.
+
+        Its own size unless a family knows a smaller one that leads to the same pixels in `build`.
+        """
+        return size[1:]
+
     @abstractmethod
     def num_tokens(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> int:
-        """Prompt positions of an item of `size` (frames, height, width), known before any pixel work."""
+        """Prompt positions of an item of `size` (sampled frames, height, width), known before any pixel work."""
 
     @abstractmethod
     def build(self, token_ids: Sequence[int], media: Sequence[Media], options: Mapping[str, Any]) -> Prompt:

@@ -17,7 +17,7 @@ from trifocal.multimodal.media import Image, Media
 from trifocal.multimodal.patches import PatchLayout, resize
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError, MediaItem, Modality, Prompt, RequestError, Span
+from trifocal.types import MediaItem, Modality, Prompt, RequestError, Span
 
 _START, _END, _CONTEXT, _VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<video>"
 _TURN_ENDS = ("<|im_end|>", "<|end|>", "<|eot_id|>")
@@ -38,16 +38,10 @@ class InternVLProcessor(Processor):
         self._vision = VisionConfig.from_spec(spec)
         self._layout = PatchLayout(patch=self._vision.patch_size, merge=1, temporal=1)
         self._checkpoint = MediaOptions.of_checkpoint(spec)
-        self._start, self._end, self._context = (self._token_id(name) for name in (_START, _END, _CONTEXT))
+        self._start, self._end, self._context = (self.control_token(name) for name in (_START, _END, _CONTEXT))
         self._video = tokenizer.token_to_id(_VIDEO)
         ends = [tokenizer.token_to_id(name) for name in _TURN_ENDS]
         self.stop_token_ids = tuple(token_id for token_id in ends if token_id is not None)
-
-    def _token_id(self, name: str) -> int:
-        token_id = self.tokenizer.token_to_id(name)
-        if token_id is None:
-            raise ConfigError(f"the tokenizer has no {name}: pictures cannot be placed")
-        return token_id
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `RequestError` for an option that is unknown or out of range."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trifocal.attention.vision import Segments, segment_attention
 from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.mlp import GeluMLP
 from trifocal.layers.norm import RMSNorm
 from trifocal.layers.pixels import PatchEmbed
 from trifocal.models.internvl.config import VisionConfig
@@ -42,20 +43,6 @@ class VisionAttention(nn.Module):
         return out
 
 
-class VisionMLP(nn.Module):
-    """fc2(gelu(fc1(x)))."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, hidden_size] -> [rows, hidden_size]."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
 class VisionLayer(nn.Module):
     """Attention and MLP, each behind a norm, scaled by channel and beside a residual."""
 
@@ -65,7 +52,7 @@ class VisionLayer(nn.Module):
         self.attn = VisionAttention(config)
         self.ls1 = nn.Parameter(torch.empty(config.hidden_size), requires_grad=False)
         self.norm2 = _norm(config)
-        self.mlp = VisionMLP(config)
+        self.mlp = GeluMLP(config.hidden_size, config.intermediate_size)
         self.ls2 = nn.Parameter(torch.empty(config.hidden_size), requires_grad=False)
 
     def forward(self, x: Tensor, tiles: Segments) -> Tensor:

@@ -22,7 +22,7 @@ from trifocal.multimodal.hashing import content_hash
 from trifocal.multimodal.media import Image, Media
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError, MediaItem, Modality, Prompt, RequestError, Span
+from trifocal.types import MediaItem, Modality, Prompt, RequestError, Span
 
 _SPELLINGS: dict[Modality, str] = {"image": "(<image>./</image>)", "video": "(<video>./</video>)"}
 _STOP_TOKENS: dict[Version, tuple[str, ...]] = {
@@ -65,11 +65,11 @@ class MiniCPMVProcessor(Processor):
         config = self.config = MiniCPMVConfig.from_spec(spec)
         self._slicer = Slicer(config.scale_resolution, config.vision.patch_size)
         names = spec.preprocessor_config
-        self._image = self._marker(names.get("im_start", "<image>"))
-        self._image_end = self._marker(names.get("im_end", "</image>"))
-        self._slice = self._marker(names.get("slice_start", "<slice>"))
-        self._slice_end = self._marker(names.get("slice_end", "</slice>"))
-        self._unk = self._marker(names.get("unk", "<unk>"))
+        self._image = self.control_token(names.get("im_start", "<image>"))
+        self._image_end = self.control_token(names.get("im_end", "</image>"))
+        self._slice = self.control_token(names.get("slice_start", "<slice>"))
+        self._slice_end = self.control_token(names.get("slice_end", "</slice>"))
+        self._unk = self.control_token(names.get("unk", "<unk>"))
         self._id_marks = names.get("im_id_start", "<image_id>"), names.get("im_id_end", "</image_id>")
         self._newline = self._between(self._image_end, "\n", self._image)
         self._modality_of: dict[int, Modality] = {self._image: "image", self._slice: "video"}
@@ -77,12 +77,6 @@ class MiniCPMVProcessor(Processor):
             self.chat_template = _TEMPLATE_2_0
         stops = (tokenizer.token_to_id(name) for name in _STOP_TOKENS[config.version])
         self.stop_token_ids = tuple(token_id for token_id in stops if token_id is not None)
-
-    def _marker(self, name: str) -> int:
-        token_id = self.tokenizer.token_to_id(name)
-        if token_id is None:
-            raise ConfigError(f"the tokenizer has no {name}: pictures cannot be placed")
-        return token_id
 
     def _between(self, left: int, text: str, right: int) -> list[int]:
         """Ids of `text` where it stands between two control tokens."""

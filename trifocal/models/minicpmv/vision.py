@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trifocal.attention.vision import Segments, segment_attention
 from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.mlp import GeluMLP
 from trifocal.layers.pixels import PatchEmbed
 from trifocal.models.minicpmv.config import VisionConfig
 
@@ -82,21 +83,6 @@ class VisionAttention(nn.Module):
         return out
 
 
-class VisionMLP(nn.Module):
-    """Two layers with a GELU between them."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
-        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
-        self.approximate = "none" if config.is_timm else "tanh"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, hidden_size] -> [rows, hidden_size]."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
-        return out
-
-
 class VisionLayer(nn.Module):
     """Attention and MLP, each behind a norm and beside a residual."""
 
@@ -105,7 +91,9 @@ class VisionLayer(nn.Module):
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = VisionAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = VisionMLP(config)
+        self.mlp = GeluMLP(
+            config.hidden_size, config.intermediate_size, approximate="none" if config.is_timm else "tanh"
+        )
 
     def forward(self, x: Tensor, segments: Segments) -> Tensor:
         """[rows, hidden_size] -> [rows, hidden_size]."""
