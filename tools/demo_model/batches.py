@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from tools.demo_model.grounding import CLASSES
+from tools.demo_model.grounding import COLUMNS
 from tools.demo_model.preprocess import frames_to_patches, image_to_patches
 from tools.demo_model.questions import Exchange
 from tools.demo_model.samples import Sample, make_sample, pick_exchanges
@@ -21,7 +21,7 @@ from tools.demo_model.tokenizer import DEFAULT_SYSTEM, SYSTEMS
 
 # Share of each kind of sample, at the start of training and after the warm-up of the curriculum.
 EASY = {"single": 0.5, "pair": 0.15, "group": 0.1, "text": 0.1, "images": 0.02, "clip": 0.08, "talk": 0.05}
-FULL = {"single": 0.16, "pair": 0.17, "group": 0.2, "text": 0.2, "images": 0.12, "clip": 0.11, "talk": 0.04}
+FULL = {"single": 0.13, "pair": 0.19, "group": 0.21, "text": 0.19, "images": 0.12, "clip": 0.13, "talk": 0.03}
 CURRICULUM_STEPS = 400
 MAX_EXCHANGES = 5
 
@@ -113,17 +113,17 @@ def pack(rows: Sequence[TokenRow], kinds: Sequence[str], multiple: int = 16) -> 
     visible &= (branches[:, :, None] >= 0) | torch.eye(length, dtype=torch.bool)
     media = [item for row in rows for item in row.media]
     labelled = [item.labels for item in media if item.labels is not None]
-    grounds = np.concatenate(labelled) if labelled else np.zeros((0, len(CLASSES)), np.int64)
+    grounds = np.concatenate(labelled) if labelled else np.zeros((0, len(COLUMNS)), np.int64)
     pixels = np.concatenate([item.patches.rows for item in media]) if media else np.zeros((0, 1176), np.float32)
     grids = torch.tensor([item.patches.grid for item in media], dtype=torch.long).reshape(-1, 3)
     answers = tuple((number, begin, end) for number, row in enumerate(rows) for begin, end in row.answers)
     return Batch(ids, labels, positions, visible[:, None], is_media, torch.from_numpy(pixels), grids,
-                 torch.from_numpy(grounds), answers,                 tuple(kinds))  # fmt: skip
+                 torch.from_numpy(grounds), answers, tuple(kinds))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class VisionBatch:
-    """Media without text, for the first phase: pixels [P, 1176], grids [M, 3], grounds [media tokens, 5]."""
+    """Media without text, for the first phase: pixels [P, 1176], grids [M, 3], grounds [media tokens, columns]."""
 
     pixels: Tensor
     grids: Tensor
@@ -131,10 +131,10 @@ class VisionBatch:
 
 
 # Share of each kind of picture in the first phase.
-LOOKING = {"single": 0.2, "pair": 0.22, "group": 0.28, "text": 0.25, "clip": 0.05}
+LOOKING = {"single": 0.14, "pair": 0.22, "group": 0.26, "text": 0.24, "clip": 0.14}
 
 
-def vision_batch(seed: int, step: int, size: int) -> VisionBatch:
+def vision_batch(seed: int | str, step: int, size: int) -> VisionBatch:
     """Pictures with their labels only: a pure function of seed and step."""
     rng = Random(f"look-{seed}-{step}")
     media = [

@@ -18,36 +18,66 @@ from torch.nn.functional import cross_entropy
 
 from tools.demo_model.drawing import draw_thing, text_layout
 from tools.demo_model.preprocess import FACTOR, smart_resize
-from tools.demo_model.scenes import Scene
-from tools.demo_model.vocabulary import BACKGROUNDS, COLOURS, SHAPES
+from tools.demo_model.questions import SIDES, side_of
+from tools.demo_model.scenes import MOST_THINGS, Scene, Thing
+from tools.demo_model.vocabulary import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES
 
 _DOTS = 8  # a cell (one token) is drawn with so many dots a side
 _LEAST_DOTS = 10  # fewer dots of a thing in a cell than this do not count
 _CHARACTERS = string.ascii_uppercase + string.digits
-# Columns of a label row, each with its number of classes; class 0 is "nothing" but for the background.
-CLASSES = (1 + len(SHAPES), 1 + len(COLOURS), 1 + len(_CHARACTERS), 2, len(BACKGROUNDS))
+_SIDES = tuple(SIDES)
+# Columns of a label row, each with its number of classes; class 0 is "nothing" but for the background. The last five
+# say of a thing how it stands to the others: its side of the only other one, where it is going, how many things there
+# are, how many of its shape and how many of its colour.
+COLUMNS = {
+    "shape": 1 + len(SHAPES),
+    "colour": 1 + len(COLOURS),
+    "character": 1 + len(_CHARACTERS),
+    "centre": 2,
+    "background": len(BACKGROUNDS),
+    "side": 1 + len(_SIDES),
+    "motion": 1 + len(DIRECTIONS),
+    "things": 1 + MOST_THINGS,
+    "same_shape": 1 + MOST_THINGS,
+    "same_colour": 1 + MOST_THINGS,
+}
+_UNKNOWN = -100  # cross entropy leaves such a label out
 
 
-def label_picture(scene: Scene, width: int, height: int) -> NDArray[np.int64]:
-    """Labels of a picture of `width` x `height` pixels: [tokens, 5] shape, colour, character, centre, background."""
+def label_picture(scene: Scene, width: int, height: int, direction: str | None = None) -> NDArray[np.int64]:
+    """Labels of a picture of `width` x `height` pixels, [tokens, columns]; `direction` is where its one thing goes."""
     rows, columns = (side // FACTOR for side in smart_resize(height, width))
-    labels = np.zeros((rows, columns, len(CLASSES)), dtype=np.int64)
-    things = _majority(_draw_things(scene, rows, columns), rows, columns)
-    shapes = np.array([0, *(1 + SHAPES.index(thing.shape) for thing in scene.things)])
-    colours = np.array([0, *(1 + list(COLOURS).index(thing.colour) for thing in scene.things)])
-    labels[..., 0], labels[..., 1] = shapes[things], colours[things]
+    labels = np.zeros((rows, columns, len(COLUMNS)), dtype=np.int64)
+    covered = _majority(_draw_things(scene, rows, columns), rows, columns)
+    for number, thing in enumerate(scene.things, 1):
+        labels[covered == number, 0] = 1 + SHAPES.index(thing.shape)
+        labels[covered == number, 1] = 1 + list(COLOURS).index(thing.colour)
+        labels[covered == number, 5:] = _relations(scene, thing, direction)
     for thing in scene.things:
         labels[min(rows - 1, int(thing.y * rows)), min(columns - 1, int(thing.x * columns)), 3] = 1
     if scene.text is not None:
         labels[..., 2] = _majority(_draw_characters(scene, rows, columns, width, height), rows, columns)
         labels[..., 1] = np.where(labels[..., 2] > 0, 1 + list(COLOURS).index(scene.text.colour), labels[..., 1])
     labels[..., 4] = list(BACKGROUNDS).index(scene.background)
-    return labels.reshape(-1, len(CLASSES))
+    return labels.reshape(-1, len(COLUMNS))
 
 
-def label_clip(scenes: Sequence[Scene], width: int, height: int) -> NDArray[np.int64]:
+def label_clip(scenes: Sequence[Scene], width: int, height: int, direction: str) -> NDArray[np.int64]:
     """Labels of a clip: those of the first frame of every pair, one after the other."""
-    return np.concatenate([label_picture(scene, width, height) for scene in scenes[::2]])
+    return np.concatenate([label_picture(scene, width, height, direction) for scene in scenes[::2]])
+
+
+def _relations(scene: Scene, thing: Thing, direction: str | None) -> list[int]:
+    """The last five columns. Only two different things are sure to lie clearly beside or above each other."""
+    others = [other for other in scene.things if other is not thing]
+    side = 0
+    if others:
+        is_clear = len(others) == 1 and others[0].name != thing.name
+        side = 1 + _SIDES.index(side_of(thing, others[0], scene.aspect)) if is_clear else _UNKNOWN
+    same_shape = sum(other.shape == thing.shape for other in scene.things)
+    same_colour = sum(other.colour == thing.colour for other in scene.things)
+    motion = 1 + DIRECTIONS.index(direction) if direction else 0
+    return [side, motion, len(scene.things), same_shape, same_colour]
 
 
 def _draw_things(scene: Scene, rows: int, columns: int) -> Image.Image:
@@ -84,19 +114,32 @@ class GroundingHead(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size)
-        self.linear = nn.Linear(hidden_size, sum(CLASSES))
+        self.linear = nn.Linear(hidden_size, sum(COLUMNS.values()))
+
+    def _logits(self, features: Tensor) -> tuple[Tensor, ...]:
+        logits: tuple[Tensor, ...] = self.linear(self.norm(features)).split(list(COLUMNS.values()), dim=1)
+        return logits
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """Mean over the label columns of two cross entropies: over all tokens, and over those that show something.
 
-        features [tokens, hidden], labels [tokens, 5]. Most of a picture is background: without the second term the
-        few tokens that matter would hardly count.
+        features [tokens, hidden], labels [tokens, columns]. Most of a picture is background: without the second term
+        the few tokens that matter would hardly count.
         """
-        logits = self.linear(self.norm(features)).split(list(CLASSES), dim=1)
         losses = []
-        for column, part in enumerate(logits):
+        for column, part in enumerate(self._logits(features)):
             losses.append(cross_entropy(part, labels[:, column]))
             shows = labels[:, column] > 0
             if bool(shows.any()):
                 losses.append(cross_entropy(part[shows], labels[shows, column]))
         return torch.stack(losses).mean()
+
+    @torch.no_grad()
+    def accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:
+        """By column: the share of right predictions among the tokens that show something."""
+        shares = {}
+        for column, (name, part) in enumerate(zip(COLUMNS, self._logits(features), strict=True)):
+            shows = labels[:, column] > 0
+            if bool(shows.any()):
+                shares[name] = float((part.argmax(1) == labels[:, column])[shows].float().mean())
+        return shares

@@ -92,7 +92,7 @@ def clip_sample(rng: Random, ease: float = 0.0) -> Sample:
     frames = tuple(degrade(frame, Random(fate)) for frame in clip.frames(count, width, height))
     fps = rng.choice((1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 3.0, 4.0)) * rng.uniform(0.97, 1.03)
     moments = [clip.scene_at(k / max(1, count - 1)) for k in range(count)]
-    labels = (label_clip(moments, width, height),)
+    labels = (label_clip(moments, width, height, clip.direction),)
     return Sample("clip", tuple(questions.about_clip(rng, clip)), frames=frames, fps=fps, labels=labels)
 
 

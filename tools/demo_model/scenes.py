@@ -16,6 +16,7 @@ Rgb = tuple[int, int, int]
 
 SMALL_BELOW = 0.34  # diameter over the shorter side; nothing is drawn between the two limits
 LARGE_ABOVE = 0.48
+MOST_THINGS = 5
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def group_scene(rng: Random, aspect: float, count: int | None = None) -> Scene:
     Two are always alike, because `pair_scene` alone guarantees a clear position for two different shapes.
     """
     scene = _bare(rng, aspect)
-    count = count or rng.randint(1, 5)
+    count = count or rng.randint(1, MOST_THINGS)
     model = _thing(rng, scene.background)
     is_uniform = rng.random() < 0.5 or count == 2
     palette = [pick_colour(rng, scene.background) for _ in range(2)]
