@@ -44,13 +44,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         "distributed",
     },
     "models": {"models", "layers", "attention", "quant", "multimodal", "tokenizer", "distributed"},
-    "layers": {"layers", "quant", "distributed", "platforms"},
-    "attention": {"attention", "platforms"},
+    "layers": {"layers", "quant", "distributed", "platforms", "kernels.base"},
+    "attention": {"attention", "platforms", "kernels"},
     "quant": {"quant", "layers", "distributed"},
+    "kernels": {"kernels"},  # compiled code and what torch does where there is none; a platform chooses
+    "kernels.base": set(),
     "multimodal": {"multimodal", "tokenizer", "models.registry"},  # the registry finds a family's processor
     "models.registry": {"models.base"},
     "tokenizer": set(),
-    "platforms": {"platforms"},
+    "platforms": {"platforms", "kernels"},
     "distributed": {"platforms"},
     # The vocabulary itself; `resolve` asks two tables whether a name is known, without importing what they name.
     "config": {"models.registry", "platforms"},

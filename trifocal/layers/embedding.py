@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trifocal.layers.base import Layer
 
-class Embedding(nn.Module):
+
+class Embedding(Layer):
     """A table [num_embeddings, size]."""
 
     def __init__(self, num_embeddings: int, size: int) -> None:
@@ -20,4 +22,4 @@ class Embedding(nn.Module):
 
     def as_head(self, hidden: Tensor) -> Tensor:
         """The table used as an output layer (tied weights): [n, size] -> [n, num_embeddings]."""
-        return F.linear(hidden, self.weight)
+        return self.kernels.linear(hidden, self.weight, None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from trifocal.layers.base import Layer
 from trifocal.quant.base import PLAIN, LinearMethod
 
 
-class Linear(nn.Module):
+class Linear(Layer):
     """y = x W^T + b, in whatever format `method` keeps W."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool, method: LinearMethod = PLAIN) -> None:

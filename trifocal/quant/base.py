@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trifocal.layers.base import Layer
 
 
 class LinearMethod(ABC):
     """A weight format of `layers.linear.Linear`. A method holds no state: parameters belong to the layer."""
 
     @abstractmethod
-    def create(self, layer: nn.Module, in_features: int, out_features: int, bias: bool) -> None:
+    def create(self, layer: Layer, in_features: int, out_features: int, bias: bool) -> None:
         """Register the layer's parameters, uninitialised, in torch's default dtype and on its default device."""
 
     @abstractmethod
@@ -21,14 +22,14 @@ class LinearMethod(ABC):
         """The view of parameter `name` that holds output features `start .. start + size`."""
 
     @abstractmethod
-    def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def apply(self, layer: Layer, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
 
 
 class PlainLinear(LinearMethod):
     """The unquantized weight [out_features, in_features] and an optional bias [out_features]."""
 
-    def create(self, layer: nn.Module, in_features: int, out_features: int, bias: bool) -> None:
+    def create(self, layer: Layer, in_features: int, out_features: int, bias: bool) -> None:
         """Register `weight` and `bias`."""
         weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         layer.register_parameter("weight", weight)
@@ -38,9 +39,9 @@ class PlainLinear(LinearMethod):
         """Output features are rows of both parameters."""
         return parameter[start : start + size]
 
-    def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def apply(self, layer: Layer, x: Tensor) -> Tensor:
         """One matrix product."""
-        return F.linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]  # nn.Module attributes are untyped
+        return layer.kernels.linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]  # Modules are untyped
 
 
 PLAIN = PlainLinear()

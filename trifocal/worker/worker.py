@@ -10,6 +10,7 @@ from trifocal.attention.base import AttentionBatch, KVCache
 from trifocal.attention.registry import ATTENTION
 from trifocal.config import EngineConfig
 from trifocal.executor.base import Capacity
+from trifocal.layers.base import use_kernels
 from trifocal.log import get_logger
 from trifocal.models.loader import load_model
 from trifocal.platforms import get_platform
@@ -43,6 +44,7 @@ class Worker:
             seed=config.seed,
             progress=True,
         )
+        use_kernels(self.model, self.platform.kernels())
         logger.info("weights loaded in %.1f s (%s, %s)", perf_counter() - started, config.dtype, self.device)
         num_blocks = self._num_blocks()
         self.capacity = Capacity(

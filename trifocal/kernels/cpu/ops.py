@@ -1,0 +1,97 @@
+"""The CPU's kernels behind `Kernels`; what they do not cover goes to torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trifocal.kernels.base import Kernels
+from trifocal.kernels.cpu.library import SUFFIX, Library
+
+MAX_LINEAR_ROWS = 16  # beyond it the time goes into arithmetic, and oneDNN is the better one there
+
+
+class CpuKernels(Kernels):
+    """See `Kernels`. Threads are torch's, as many as `torch.get_num_threads()`."""
+
+    def __init__(self, library: Library) -> None:
+        self.name = library.name
+        self._linear = library.functions["linear_bf16"]
+        self._norm, self._silu, self._rotate = (
+            {dtype: library.functions[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
+            for name in ("rms_norm", "silu_and_mul", "rotate")
+        )
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A few rows of bfloat16; rounded exactly as oneDNN's product for many rows where both can use AVX512-BF16."""
+        out_features, in_features = weight.shape
+        rows = x.numel() // in_features
+        is_ours = 0 < rows <= MAX_LINEAR_ROWS and x.dtype == weight.dtype == torch.bfloat16 and in_features % 8 == 0
+        if not is_ours or not weight.is_contiguous():
+            return super().linear(x, weight, bias)
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], out_features))
+        self._linear(
+            x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
+            rows, out_features, in_features, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """One pass over memory; rows may lie apart."""
+        function = self._norm.get(x.dtype)
+        if function is None or weight.dtype != x.dtype:
+            return super().rms_norm(x, weight, eps)
+        size = x.shape[-1]
+        y = x.new_empty(x.shape)
+        x = x.reshape(-1, size)
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        function(
+            x.data_ptr(), x.stride(0), None, 0.0, weight.data_ptr(), eps, None, y.data_ptr(), len(x), size,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def add_rms_norm(
+        self, x: Tensor, delta: Tensor, scale: float, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Both in one pass."""
+        function = self._norm.get(x.dtype)
+        if function is None or not (weight.dtype == delta.dtype == x.dtype):
+            return super().add_rms_norm(x, delta, scale, weight, eps)
+        x, delta = x.contiguous(), delta.contiguous()
+        rows, size = x.shape
+        total, y = torch.empty_like(x), torch.empty_like(x)
+        function(
+            x.data_ptr(), size, delta.data_ptr(), scale, weight.data_ptr(), eps, total.data_ptr(), y.data_ptr(),
+            rows, size, torch.get_num_threads(),
+        )  # fmt: skip
+        return total, y
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """Rounds where torch does: after silu, and after the product."""
+        function = self._silu.get(gate_up.dtype)
+        if function is None:
+            return super().silu_and_mul(gate_up)
+        gate_up = gate_up.contiguous()
+        rows, size = len(gate_up), gate_up.shape[1] // 2
+        y = gate_up.new_empty((rows, size))
+        function(gate_up.data_ptr(), y.data_ptr(), rows, size, torch.get_num_threads())
+        return y
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Heads of a row must lie side by side, rows may lie apart (a part of a qkv product)."""
+        function = self._rotate.get(x.dtype)
+        rows, heads, size = x.shape
+        if function is None or not (cos.dtype == sin.dtype == x.dtype):
+            return super().rotate(x, cos, sin)
+        if x.stride(2) != 1 or x.stride(1) != size:
+            x = x.contiguous()
+        cos, sin = cos.contiguous(), sin.contiguous()
+        y = x.new_empty((rows, heads, size))
+        function(
+            x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), rows, heads, size // 2,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return y
