@@ -43,6 +43,7 @@ class Worker:
             load_format=config.load_format,
             seed=config.seed,
             progress=True,
+            quantization=config.quantization,
         )
         use_kernels(self.model, self.platform.kernels())
         logger.info("weights loaded in %.1f s (%s, %s)", perf_counter() - started, config.dtype, self.device)

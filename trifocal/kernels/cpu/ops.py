@@ -8,7 +8,10 @@ from torch import Tensor
 from trifocal.kernels.base import Kernels
 from trifocal.kernels.cpu.library import SUFFIX, Library
 
-MAX_LINEAR_ROWS = 16  # beyond it the time goes into arithmetic, and oneDNN is the better one there
+# Beyond these the time goes into arithmetic, and oneDNN is the better one there.
+MAX_LINEAR_ROWS = 16
+MAX_INT8_ROWS = 16
+MAX_INT4_ROWS = 32
 
 
 class CpuKernels(Kernels):
@@ -17,9 +20,10 @@ class CpuKernels(Kernels):
     def __init__(self, library: Library) -> None:
         self.name = library.name
         self._linear = library.functions["linear_bf16"]
-        self._norm, self._silu, self._rotate = (
+        self._linear_int4, self._expand_int4 = library.functions["linear_int4"], library.functions["expand_int4"]
+        self._norm, self._silu, self._rotate, self._quantize, self._linear_int8, self._finish_int8 = (
             {dtype: library.functions[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
-            for name in ("rms_norm", "silu_and_mul", "rotate")
+            for name in ("rms_norm", "silu_and_mul", "rotate", "quantize", "linear_int8", "finish_int8")
         )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -34,6 +38,61 @@ class CpuKernels(Kernels):
         self._linear(
             x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
             rows, out_features, in_features, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """A few rows by our kernel, many by oneDNN: the same integers, scaled in the same order."""
+        quantize = self._quantize.get(x.dtype)
+        out_features, in_features = weight.shape
+        rows = x.numel() // in_features
+        if quantize is None or rows == 0 or in_features % 16:
+            return super().linear_int8(x, weight, scale, bias)
+        x, threads = x.contiguous(), torch.get_num_threads()
+        whole, scales = x.new_empty((rows, in_features), dtype=torch.int8), x.new_empty(rows, dtype=torch.float32)
+        y = x.new_empty((*x.shape[:-1], out_features))
+        quantize(x.data_ptr(), whole.data_ptr(), scales.data_ptr(), rows, in_features, threads)
+        shift = None if bias is None else bias.data_ptr()
+        if rows <= MAX_INT8_ROWS:
+            self._linear_int8[x.dtype](
+                whole.data_ptr(), scales.data_ptr(), weight.data_ptr(), scale.data_ptr(), shift, y.data_ptr(),
+                rows, out_features, in_features, threads,
+            )  # fmt: skip
+        else:
+            sums = torch._int_mm(whole, weight.t())
+            self._finish_int8[x.dtype](
+                sums.data_ptr(), scales.data_ptr(), scale.data_ptr(), shift, y.data_ptr(), rows, out_features, threads
+            )  # fmt: skip
+        return y
+
+    def linear_int4(
+        self, x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        """A few rows straight from the nibbles, the scales in float32; for many rows weights are expanded first."""
+        out_features, in_features = len(weight), 2 * weight.shape[1]
+        rows = x.numel() // in_features
+        group = in_features // len(scale)
+        if x.dtype != torch.bfloat16 or not 0 < rows <= MAX_INT4_ROWS or group % 32:
+            return super().linear_int4(x, weight, scale, zero, bias)
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], out_features))
+        self._linear_int4(
+            x.data_ptr(), weight.data_ptr(), scale.data_ptr(), zero.data_ptr(),
+            None if bias is None else bias.data_ptr(), y.data_ptr(),
+            rows, out_features, in_features, group, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def expand_int4(self, weight: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+        """To bfloat16 in one pass."""
+        in_features = 2 * weight.shape[1]
+        group = in_features // len(scale)
+        if dtype != torch.bfloat16 or group % 8:
+            return super().expand_int4(weight, scale, zero, dtype)
+        y = torch.empty((len(weight), in_features), dtype=dtype)
+        self._expand_int4(
+            weight.data_ptr(), scale.data_ptr(), zero.data_ptr(), y.data_ptr(), len(weight), in_features, group,
+            torch.get_num_threads(),
         )  # fmt: skip
         return y
 

@@ -183,7 +183,7 @@ void finish(const Attention& a, const Item& item, Sums sums) {
         T* to = static_cast<T*>(a.out) + ((item.token + r / shape.group) * a.heads + head) * a.head_dim;
         for (ptrdiff_t i = 0; i < a.head_dim; i += W) {
             vf value = load<vf>(sums.values + r * shape.width + i) / sums.total[r];
-            a.head_dim - i < W ? store_some(to + i, value, int(a.head_dim - i)) : store_float(to + i, value);
+            put(to + i, value, a.head_dim - i < W ? int(a.head_dim - i) : W);
         }
     }
 }

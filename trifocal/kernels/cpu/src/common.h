@@ -82,6 +82,23 @@ inline void store_some(T* to, vf x, int count) {
     std::memcpy(to, padded, count * sizeof(T));
 }
 
+// f(i, lanes) along a row, W elements at a time and then what is left.
+template <class F>
+inline void along(ptrdiff_t size, F f) {
+    ptrdiff_t i = 0;
+    for (; i + W <= size; i += W) f(i, W);
+    if (i < size) f(i, int(size - i));
+}
+
+template <class T>
+inline vf get(const T* from, int lanes) {
+    return lanes == W ? load_float(from) : load_some(from, lanes);
+}
+template <class T>
+inline void put(T* to, vf x, int lanes) {
+    lanes == W ? store_float(to, x) : store_some(to, x, lanes);
+}
+
 inline float sum(vf x) {
     float lanes[W];
     store(lanes, x);

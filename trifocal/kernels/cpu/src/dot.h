@@ -40,26 +40,26 @@ inline vf dot_pairs(vf acc, const bf16* pair, vi weights) {
 }
 #endif
 
-// What is fetched while something else is computed: the next lines of the rows and, behind their `end`, what lies
-// `skip` elements after them.
-struct Ahead {
-    ptrdiff_t end = 0, skip = 0;
-};
+// Fetches lines that come soon: those of the W rows at byte `at` and some further on, up to `end` of each row, and `skip`
+// bytes later beyond it, where the next W rows begin.
+inline void fetch(const char* const rows[W], ptrdiff_t at, ptrdiff_t end, ptrdiff_t skip) {
+    constexpr ptrdiff_t EARLY = 512;
+    const ptrdiff_t next = at + EARLY < end ? at + EARLY : at + EARLY + skip;
+    for (int i = 0; i < W; i++) _mm_prefetch(rows[i] + next, _MM_HINT_T0);
+}
 
 // acc[r][lane] += x row r . weight row `lane`, over elements from .. to; the bytes of these are a multiple of 16.
+// With `length`, that of a row, the lines that come next are fetched, those of the rows behind these included.
 template <int R, class T, class X>
 inline void dot(const X* x, ptrdiff_t stride, const T* const rows[W], ptrdiff_t from, ptrdiff_t to, vf acc[R],
-                Ahead ahead = {}) {
-    constexpr int STEP = 16 / sizeof(T), LINE = 64 / sizeof(T), EARLY = 8 * LINE;
+                ptrdiff_t length = 0) {
+    constexpr ptrdiff_t SIZE = sizeof(T), STEP = 16 / SIZE;
     const char* bytes[W];
     for (int i = 0; i < W; i++) bytes[i] = reinterpret_cast<const char*>(rows[i]);
     for (ptrdiff_t k = from; k < to; k += STEP) {
-        if (ahead.end && k % LINE == 0) {
-            ptrdiff_t next = k + EARLY < ahead.end ? k + EARLY : k + EARLY + ahead.skip;
-            for (int i = 0; i < W; i++) _mm_prefetch(bytes[i] + next * sizeof(T), _MM_HINT_T0);
-        }
+        if (length && k * SIZE % 64 == 0) fetch(bytes, k * SIZE, length * SIZE, (W - 1) * length * SIZE);
         vi v[4];
-        transpose(bytes, k * sizeof(T), v);
+        transpose(bytes, k * SIZE, v);
         if constexpr (sizeof(T) == 4) {
             for (int j = 0; j < 4; j++)
                 for (int r = 0; r < R; r++) acc[r] += x[r * stride + k + j] * (vf)v[j];

@@ -16,23 +16,6 @@ inline void for_rows(ptrdiff_t rows, ptrdiff_t size, int threads, F f) {
     for (ptrdiff_t i = 0; i < rows; i++) f(i);
 }
 
-// f(i, lanes) along a row, W elements at a time and then what is left.
-template <class F>
-inline void along(ptrdiff_t size, F f) {
-    ptrdiff_t i = 0;
-    for (; i + W <= size; i += W) f(i, W);
-    if (i < size) f(i, int(size - i));
-}
-
-template <class T>
-inline vf get(const T* from, int lanes) {
-    return lanes == W ? load_float(from) : load_some(from, lanes);
-}
-template <class T>
-inline void put(T* to, vf x, int lanes) {
-    lanes == W ? store_float(to, x) : store_some(to, x, lanes);
-}
-
 inline vf as(const bf16*, vf x) { return rounded(x); }  // what is left of x when it is stored and read again
 inline vf as(const float*, vf x) { return x; }
 

@@ -18,23 +18,19 @@ template <int R>
 void block(const Linear& a, const Act* x, ptrdiff_t token, ptrdiff_t first) {
     const bf16* rows[W];
     for (ptrdiff_t i = 0; i < W; i++) rows[i] = a.weight + (first + i < a.n ? first + i : a.n - 1) * a.k;
-    vf acc[R];
+    vf acc[R] = {};
     // oneDNN, which takes over where there are many tokens, sums K in stretches of this length: so do we, and a token
     // gets the same result from both.
     const ptrdiff_t stretch = a.k > 1024 ? 1024 : 512;
-    const Ahead ahead = token == 0 ? Ahead{a.k, (W - 1) * a.k} : Ahead{};
     for (ptrdiff_t from = 0; from < a.k; from += stretch) {
         vf part[R] = {};
-        dot<R>(x + token * a.k, a.k, rows, from, from + stretch < a.k ? from + stretch : a.k, part, ahead);
-        for (int r = 0; r < R; r++) acc[r] = from ? acc[r] + part[r] : part[r];
+        dot<R>(x + token * a.k, a.k, rows, from, from + stretch < a.k ? from + stretch : a.k, part,
+               token ? 0 : a.k);
+        for (int r = 0; r < R; r++) acc[r] += part[r];
     }
     int count = a.n - first < W ? int(a.n - first) : W;
-    vf bias = a.bias ? load_some(a.bias + first, count) : vf{};
-    for (int r = 0; r < R; r++) {
-        bf16* to = a.y + (token + r) * a.n + first;
-        vf value = a.bias ? acc[r] + bias : acc[r];
-        count == W ? store_float(to, value) : store_some(to, value, count);
-    }
+    vf bias = a.bias ? get(a.bias + first, count) : vf{};
+    for (int r = 0; r < R; r++) put(a.y + (token + r) * a.n + first, acc[r] + bias, count);
 }
 
 using Block = void (*)(const Linear&, const Act*, ptrdiff_t, ptrdiff_t);
