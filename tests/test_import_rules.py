@@ -46,9 +46,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"models", "layers", "attention", "quant", "multimodal", "tokenizer", "distributed"},
     "layers": {"layers", "quant", "distributed", "platforms", "kernels.base"},
     "attention": {"attention", "platforms", "kernels"},
-    "quant": {"quant", "layers", "distributed", "kernels.base"},
+    "quant": {"quant", "layers", "distributed", "kernels.base", "kernels.int4"},
     "kernels": {"kernels"},  # compiled code and what torch does where there is none; a platform chooses
-    "kernels.base": set(),
+    "kernels.base": {"kernels.int4"},
+    "kernels.int4": set(),
     "multimodal": {"multimodal", "tokenizer", "models.registry"},  # the registry finds a family's processor
     "models.registry": {"models.base"},
     "tokenizer": set(),

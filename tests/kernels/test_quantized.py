@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.kernels import isa
-from trifocal.kernels.base import TORCH, pack_int4, unpack_int4
+from trifocal.kernels.base import TORCH
 from trifocal.kernels.cpu.ops import MAX_INT4_ROWS, MAX_INT8_ROWS, CpuKernels
+from trifocal.kernels.int4 import Int4Weight
 
 HALF, FULL = torch.bfloat16, torch.float32
 
@@ -32,9 +33,13 @@ def integers(low: int, high: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def int4_weight(outputs: int, inputs: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    scale = normal(inputs // group, outputs, dtype=FULL, seed=2).abs().add(0.1).mul(inputs**-0.5 / 5).half()
-    return pack_int4(integers(0, 16, outputs, inputs)), scale, integers(0, 16, *scale.shape, seed=1).to(torch.uint8)
+def int4_weight(outputs: int, inputs: int, group: int) -> Int4Weight:
+    weight = Int4Weight.empty(outputs, inputs, group)
+    scale = normal(outputs, inputs // group, dtype=FULL, seed=2).abs().add(0.1).mul(inputs**-0.5 / 5)
+    weight.store(0, integers(0, 16, outputs, inputs))
+    weight.store_scale(0, scale)
+    weight.store_zero(0, integers(0, 16, *scale.shape, seed=1))
+    return weight
 
 
 @pytest.mark.parametrize("dtype", [HALF, FULL])
@@ -85,20 +90,28 @@ def test_int8_shows_a_broken_row(kernels: CpuKernels) -> None:
 
 
 def test_int4_is_packed_and_unpacked() -> None:
-    q = integers(0, 16, 5, 64)
-    assert torch.equal(unpack_int4(pack_int4(q)).long(), q)
+    """In parts that are no whole blocks, as those of a merged layer."""
+    q, scale, zero = integers(0, 16, 37, 64), normal(37, 2, dtype=torch.float16), integers(0, 16, 37, 2)
+    weight = Int4Weight.empty(37, 64, 32)
+    for start, size in ((20, 17), (0, 5), (5, 15)):
+        rows = slice(start, start + size)
+        weight.store(start, q[rows])
+        weight.store_scale(start, scale[rows])
+        weight.store_zero(start, zero[rows])
+    assert all(
+        torch.equal(one.to(other.dtype), other) for one, other in zip(weight.unpack(), (q, scale, zero), strict=True)
+    )
 
 
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 128), (15, 128), (33, 384), (500, 896), (48, 4864)])
 def test_int4(kernels: CpuKernels, outputs: int, inputs: int, group: int) -> None:
-    weight, scale, zero = int4_weight(outputs, inputs, group)
-    wide = TORCH.expand_int4(weight, scale, zero, FULL)
-    bias = normal(outputs)
-    for rows in (1, 2, 7, 16, 17, MAX_INT4_ROWS, MAX_INT4_ROWS + 1):
+    weight, bias = int4_weight(outputs, inputs, group), normal(outputs)
+    wide = TORCH.expand_int4(weight, FULL)
+    for rows in (1, 2, 4, 5, 8, 9, 16, 17, MAX_INT4_ROWS, MAX_INT4_ROWS + 1):
         x = normal(rows, inputs, seed=rows)
         for b in (None, bias):
-            ours = kernels.linear_int4(x, weight, scale, zero, b)
+            ours = kernels.linear_int4(x, weight, b)
             expected = x.float() @ wide.t() + (0 if b is None else b.float())
             tolerance = 2**-8 if rows <= MAX_INT4_ROWS else 2**-6  # for many rows weights are rounded to bfloat16
             most = float(expected.abs().max())
@@ -106,23 +119,23 @@ def test_int4(kernels: CpuKernels, outputs: int, inputs: int, group: int) -> Non
 
 
 def test_int4_of_a_token_is_the_same_in_any_company(kernels: CpuKernels) -> None:
-    weight, scale, zero = int4_weight(70, 256, 64)
+    weight = int4_weight(150, 256, 64)
     x = normal(MAX_INT4_ROWS, 256)
-    alone = torch.cat([kernels.linear_int4(row[None], weight, scale, zero, None) for row in x])
-    assert torch.equal(kernels.linear_int4(x, weight, scale, zero, None), alone)
+    alone = torch.cat([kernels.linear_int4(row[None], weight, None) for row in x])
+    for rows in (2, 4, 5, 8, 9, 16, MAX_INT4_ROWS):
+        assert torch.equal(kernels.linear_int4(x[:rows], weight, None), alone[:rows])
 
 
 @pytest.mark.parametrize("group", [8, 32, 96])
 def test_int4_is_expanded_exactly(kernels: CpuKernels, group: int) -> None:
-    weight, scale, zero = int4_weight(21, 192, group)
+    weight = int4_weight(21, 192, group)
     for dtype in (HALF, FULL, torch.float16):
-        ours, expected = (each.expand_int4(weight, scale, zero, dtype) for each in (kernels, TORCH))
+        ours, expected = (each.expand_int4(weight, dtype) for each in (kernels, TORCH))
         assert torch.equal(ours, expected)
 
 
 def test_int4_of_other_types_and_groups_goes_to_torch(kernels: CpuKernels) -> None:
     for group, dtype in ((8, HALF), (64, FULL), (64, torch.float16)):
-        weight, scale, zero = int4_weight(21, 192, group)
-        x = normal(3, 192, dtype=dtype)
-        ours, expected = (each.linear_int4(x, weight, scale, zero, None) for each in (kernels, TORCH))
+        weight, x = int4_weight(21, 192, group), normal(3, 192, dtype=dtype)
+        ours, expected = (each.linear_int4(x, weight, None) for each in (kernels, TORCH))
         assert torch.equal(ours, expected)

@@ -22,6 +22,7 @@ from trifocal.llm import LLM
 from trifocal.models.base import Model
 from trifocal.models.loader import load_model
 from trifocal.quant.awq import AwqLinear, unpack_awq
+from trifocal.quant.int4 import weight_of
 from trifocal.types import ConfigError, NotAvailableYetError, SamplingParams
 
 COLUMN_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)  # from the low end of an integer: AutoAWQ's order_map
@@ -115,13 +116,12 @@ def _is_awq(layer: Linear) -> bool:
 def test_nested_config_of_internvl(tmp_path: Path) -> None:
     plain = tiny_internvl.write_checkpoint(tmp_path / "plain")
     assert write_pair(plain, tmp_path / "awq", nested="llm_config") == 7 * tiny_internvl.LAYERS
-    ours, expected = load(tmp_path / "awq").state_dict(), load(plain).state_dict()
-    for name in expected:
-        path, _, kind = name.rpartition(".")
-        tensor = ours[name]
-        if tensor.dtype == torch.uint8:
-            tensor = TORCH.expand_int4(ours[name], ours[f"{path}.scale"], ours[f"{path}.zero"], torch.float32)
-        assert torch.equal(tensor, expected[name]), (name, kind)
+    ours, expected = load(tmp_path / "awq"), load(plain)
+    for path, layer in ours.named_modules():
+        if isinstance(layer, Linear):
+            other = expected.get_submodule(path)
+            weight = TORCH.expand_int4(weight_of(layer), torch.float32) if _is_awq(layer) else layer.weight
+            assert torch.equal(weight, other.weight) and _is_awq(layer) == path.startswith("language_model.layers")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trifocal.kernels.int4 import Int4Weight
+
 
 class Kernels:
     """Operations without state. A device's kernels override those it does better; `TORCH` runs everywhere.
@@ -31,20 +33,16 @@ class Kernels:
             y += bias.float()
         return y.to(x.dtype).view(*x.shape[:-1], len(weight))
 
-    def linear_int4(
-        self, x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None
-    ) -> Tensor:  # fmt: skip
-        """x [..., in] times (weight - zero) * scale, by groups of inputs, plus bias.
+    def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
+        """x [..., in] times the weight, plus bias."""
+        return F.linear(x, self.expand_int4(weight, x.dtype), bias)
 
-        weight uint8 [out, in / 2] as `pack_int4` makes it, scale float16 and zero uint8 [groups, out].
-        """
-        return F.linear(x, self.expand_int4(weight, scale, zero, x.dtype), bias)
-
-    def expand_int4(self, weight: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
-        """The weight of `linear_int4` as [out, in] in `dtype`, rounded once."""
-        q = unpack_int4(weight).view(len(weight), len(scale), -1)
-        wide = (q.float() - zero.t()[..., None].float()) * scale.t()[..., None].float()
-        return wide.flatten(1).to(dtype)
+    def expand_int4(self, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
+        """[out, in] in `dtype`, rounded once."""
+        q, scale, zero = weight.unpack()
+        groups = q.view(*scale.shape, -1).float()
+        wide: Tensor = (groups - zero[..., None].float()) * scale[..., None].float()
+        return wide.view(q.shape).to(dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x [..., size] -> the same shape: normed in float32, cast to the dtype of x, and only then times weight."""
@@ -68,21 +66,6 @@ class Kernels:
         """x [rows, heads, d], cos and sin [rows, 1, d / 2] -> halves of each head turned against each other (NeoX)."""
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-_INT4_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which weight of eight lies in each nibble of a 32-bit word, low end first
-
-
-def pack_int4(q: Tensor) -> Tensor:
-    """Integers 0 .. 15 [out, in] as uint8 [out, in / 2], in the order in which the kernels take them apart."""
-    nibbles = q.to(torch.uint8).view(len(q), -1, 8)[..., list(_INT4_ORDER)].view(len(q), -1, 2)
-    return nibbles[..., 0] | nibbles[..., 1] << 4
-
-
-def unpack_int4(packed: Tensor) -> Tensor:
-    """The inverse of `pack_int4`: uint8 [out, in]."""
-    nibbles = torch.stack((packed & 15, packed >> 4), dim=-1).view(len(packed), -1, 8)
-    return nibbles[..., [_INT4_ORDER.index(weight) for weight in range(8)]].flatten(1)
 
 
 TORCH = Kernels()

@@ -7,14 +7,14 @@ below.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from trifocal.kernels.base import pack_int4
 from trifocal.quant.base import Slot
-from trifocal.quant.int4 import Int4Linear, parts
+from trifocal.quant.int4 import Int4Linear, weight_of
 
 if TYPE_CHECKING:
     from trifocal.layers.linear import Linear
@@ -27,39 +27,31 @@ class AwqLinear(Int4Linear):
 
     def slots(self, layer: Linear, start: int, size: int) -> dict[str, Slot]:
         """`qweight`, `qzeros`, `scales` and `bias`."""
-        weight, scale, zero = parts(layer, start, size)
-        inputs, groups = 2 * weight.shape[1], len(scale)
+        weight, packed = weight_of(layer), size // 8
+        groups = layer.in_features // self.group
         slots: dict[str, Slot] = {
-            "qweight": _Repacking(weight, torch.Size((inputs, size // 8))),
-            "qzeros": _Unpacking(zero, torch.Size((groups, size // 8))),
-            "scales": scale,
+            "qweight": _Turned((layer.in_features, packed), lambda q: weight.store(start, unpack_awq(q).t())),
+            "qzeros": _Turned((groups, packed), lambda zero: weight.store_zero(start, unpack_awq(zero).t())),
+            "scales": _Turned((groups, size), lambda scale: weight.store_scale(start, scale.t())),
         }
         if layer.bias is not None:
             slots["bias"] = layer.bias[start : start + size]
         return slots
 
 
+class _Turned:
+    """Takes a tensor in whose columns are outputs."""
+
+    def __init__(self, shape: tuple[int, int], store: Callable[[Tensor], None]) -> None:
+        self.shape = torch.Size(shape)
+        self._store = store
+
+    def copy_(self, values: Tensor) -> None:
+        """Store it."""
+        self._store(values)
+
+
 def unpack_awq(packed: Tensor) -> Tensor:
     """int32 [rows, N / 8] -> uint8 [rows, N]."""
     shifts = torch.tensor(_SHIFTS, dtype=torch.int32, device=packed.device)
     return ((packed[..., None] >> shifts) & 15).to(torch.uint8).flatten(1)
-
-
-class _Unpacking:
-    """Takes packed integers in and keeps one byte each."""
-
-    def __init__(self, target: Tensor, shape: torch.Size) -> None:
-        self._target = target
-        self.shape = shape
-
-    def copy_(self, values: Tensor) -> None:
-        """See `unpack_awq`."""
-        self._target.copy_(unpack_awq(values))
-
-
-class _Repacking(_Unpacking):
-    """Takes a `qweight` in and keeps our order of nibbles, outputs as rows."""
-
-    def copy_(self, values: Tensor) -> None:
-        """See `pack_int4`."""
-        self._target.copy_(pack_int4(unpack_awq(values).t().contiguous()))

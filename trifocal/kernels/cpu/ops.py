@@ -7,9 +7,10 @@ from torch import Tensor
 
 from trifocal.kernels.base import Kernels
 from trifocal.kernels.cpu.library import SUFFIX, Library
+from trifocal.kernels.int4 import Int4Weight
 
 # Beyond these the time goes into arithmetic, and oneDNN is the better one there.
-MAX_LINEAR_ROWS = 16
+MAX_LINEAR_ROWS = 32
 MAX_INT8_ROWS = 16
 MAX_INT4_ROWS = 32
 
@@ -65,34 +66,28 @@ class CpuKernels(Kernels):
             )  # fmt: skip
         return y
 
-    def linear_int4(
-        self, x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None
-    ) -> Tensor:  # fmt: skip
+    def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
         """A few rows straight from the nibbles, the scales in float32; for many rows weights are expanded first."""
-        out_features, in_features = len(weight), 2 * weight.shape[1]
-        rows = x.numel() // in_features
-        group = in_features // len(scale)
-        if x.dtype != torch.bfloat16 or not 0 < rows <= MAX_INT4_ROWS or group % 32:
-            return super().linear_int4(x, weight, scale, zero, bias)
+        rows = x.numel() // weight.in_features
+        if x.dtype != torch.bfloat16 or not 0 < rows <= MAX_INT4_ROWS or weight.group % 32:
+            return super().linear_int4(x, weight, bias)
         x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], out_features))
+        y = x.new_empty((*x.shape[:-1], weight.out_features))
         self._linear_int4(
-            x.data_ptr(), weight.data_ptr(), scale.data_ptr(), zero.data_ptr(),
+            x.data_ptr(), weight.words.data_ptr(), weight.scale.data_ptr(), weight.zero.data_ptr(),
             None if bias is None else bias.data_ptr(), y.data_ptr(),
-            rows, out_features, in_features, group, torch.get_num_threads(),
+            rows, weight.out_features, weight.in_features, weight.group, torch.get_num_threads(),
         )  # fmt: skip
         return y
 
-    def expand_int4(self, weight: Tensor, scale: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    def expand_int4(self, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
         """To bfloat16 in one pass."""
-        in_features = 2 * weight.shape[1]
-        group = in_features // len(scale)
-        if dtype != torch.bfloat16 or group % 8:
-            return super().expand_int4(weight, scale, zero, dtype)
-        y = torch.empty((len(weight), in_features), dtype=dtype)
+        if dtype != torch.bfloat16:
+            return super().expand_int4(weight, dtype)
+        y = torch.empty((weight.out_features, weight.in_features), dtype=dtype)
         self._expand_int4(
-            weight.data_ptr(), scale.data_ptr(), zero.data_ptr(), y.data_ptr(), len(weight), in_features, group,
-            torch.get_num_threads(),
+            weight.words.data_ptr(), weight.scale.data_ptr(), weight.zero.data_ptr(), y.data_ptr(),
+            weight.out_features, weight.in_features, weight.group, torch.get_num_threads(),
         )  # fmt: skip
         return y
 

@@ -44,11 +44,21 @@ struct Shape {
     Sums sums(float* at, ptrdiff_t rows) const { return {at, at + rows, at + 2 * rows}; }
 };
 
+// Where the keys and values of `count` positions from `first` on lie; behind them, where memory may be unwritten (NaN), the
+// last one is repeated.
 template <class T>
-const T* cached(const Attention& a, const void* cache, const Item& item, ptrdiff_t position) {
-    ptrdiff_t block = a.tables[item.seq * a.table_stride + position / a.block_size];
-    ptrdiff_t slot = block * a.block_size + position % a.block_size;
-    return static_cast<const T*>(cache) + (slot * a.kv_heads + item.kv_head) * a.head_dim;
+void locate(const Attention& a, const Item& item, ptrdiff_t first, ptrdiff_t count, const T* keys[], const T* values[]) {
+    const ptrdiff_t step = a.kv_heads * a.head_dim;
+    const int64_t* table = a.tables + item.seq * a.table_stride + first / a.block_size;
+    ptrdiff_t inside = first % a.block_size, t = 0;
+    for (; t < count; table++, inside = 0) {
+        ptrdiff_t at = ((*table * a.block_size + inside) * a.kv_heads + item.kv_head) * a.head_dim;
+        for (; t < count && inside < a.block_size; t++, inside++, at += step) {
+            keys[t] = static_cast<const T*>(a.keys) + at;
+            values[t] = static_cast<const T*>(a.values) + at;
+        }
+    }
+    for (; t < TILE; t++) keys[t] = keys[count - 1], values[t] = values[count - 1];
 }
 
 template <int R, class T, class X>
@@ -133,11 +143,7 @@ void attend(const Attention& a, const Item& item, const X* q, ptrdiff_t from, pt
     const T *keys[TILE], *values[TILE];
     for (ptrdiff_t tile = from; tile < to; tile += TILE) {
         const ptrdiff_t count = to - tile < TILE ? to - tile : TILE;
-        for (ptrdiff_t t = 0; t < TILE; t++) {
-            ptrdiff_t position = tile + (t < count ? t : count - 1);  // what lies behind may be unwritten: NaN
-            keys[t] = cached<T>(a, a.keys, item, position);
-            values[t] = cached<T>(a, a.values, item, position);
-        }
+        locate(a, item, tile, count, keys, values);
         const ptrdiff_t first = tile > item.position ? (tile - item.position) * shape.group : 0;
         for (ptrdiff_t t = 0; t < count; t += W)
             for (ptrdiff_t r = first; r < item.rows; r += MAX_ROWS) {
@@ -183,7 +189,7 @@ void finish(const Attention& a, const Item& item, Sums sums) {
         T* to = static_cast<T*>(a.out) + ((item.token + r / shape.group) * a.heads + head) * a.head_dim;
         for (ptrdiff_t i = 0; i < a.head_dim; i += W) {
             vf value = load<vf>(sums.values + r * shape.width + i) / sums.total[r];
-            put(to + i, value, a.head_dim - i < W ? int(a.head_dim - i) : W);
+            put(to + i, value, lanes_of(a.head_dim, i));
         }
     }
 }

@@ -99,6 +99,9 @@ inline void put(T* to, vf x, int lanes) {
     lanes == W ? store_float(to, x) : store_some(to, x, lanes);
 }
 
+// How many of W elements from `at` on there are.
+inline int lanes_of(ptrdiff_t size, ptrdiff_t at) { return size - at < W ? int(size - at) : W; }
+
 inline float sum(vf x) {
     float lanes[W];
     store(lanes, x);

@@ -91,3 +91,18 @@ using tri::bf16;
 
 KERNELS(bf16, bf16)
 KERNELS(float, f32)
+
+// Reads memory and does next to nothing with it: what benchmarks call the memory's speed. `bytes` is a multiple of 4096.
+EXPORT int32_t tri_read(const char* from, int64_t bytes, int32_t threads) {
+    using tri::vi;
+    int32_t seen = 0;
+#pragma omp parallel for schedule(dynamic, 16) num_threads(threads) reduction(^ : seen)
+    for (ptrdiff_t page = 0; page < bytes / 4096; page++) {
+        vi mixed[4] = {};
+        for (ptrdiff_t i = 0; i < 4096; i += 4 * sizeof(vi))
+            for (int n = 0; n < 4; n++) mixed[n] ^= tri::load<vi>(from + page * 4096 + i + n * sizeof(vi));
+        mixed[0] ^= mixed[1] ^ mixed[2] ^ mixed[3];
+        for (int n = 0; n < tri::W; n++) seen ^= mixed[0][n];
+    }
+    return seen;
+}

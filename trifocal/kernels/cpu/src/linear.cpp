@@ -28,7 +28,7 @@ void block(const Linear& a, const Act* x, ptrdiff_t token, ptrdiff_t first) {
                token ? 0 : a.k);
         for (int r = 0; r < R; r++) acc[r] += part[r];
     }
-    int count = a.n - first < W ? int(a.n - first) : W;
+    const int count = lanes_of(a.n, first);
     vf bias = a.bias ? get(a.bias + first, count) : vf{};
     for (int r = 0; r < R; r++) put(a.y + (token + r) * a.n + first, acc[r] + bias, count);
 }

@@ -6,18 +6,16 @@ namespace tri {
 
 constexpr ptrdiff_t PART_BYTES = 128 << 10;
 
-// f(first output, number of rows of this block) for blocks of W outputs, threads taking some at a time.
+// f(first output) for blocks of `outputs` outputs, threads taking some at a time.
 template <class F>
-void for_outputs(ptrdiff_t n, ptrdiff_t row_bytes, int threads, F f) {
-    const ptrdiff_t blocks = (n + W - 1) / W;
-    ptrdiff_t per_part = PART_BYTES / (W * row_bytes);
+void for_outputs(ptrdiff_t n, ptrdiff_t row_bytes, ptrdiff_t outputs, int threads, F f) {
+    const ptrdiff_t blocks = (n + outputs - 1) / outputs;
+    ptrdiff_t per_part = PART_BYTES / (outputs * row_bytes);
     if (per_part < 1) per_part = 1;
     const ptrdiff_t parts = (blocks + per_part - 1) / per_part;
-    if (parts < threads) threads = int(parts);
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
+#pragma omp parallel for schedule(dynamic) num_threads(parts < threads ? int(parts) : threads)
     for (ptrdiff_t part = 0; part < parts; part++)
-        for (ptrdiff_t b = part * per_part; b < blocks && b < (part + 1) * per_part; b++)
-            f(b * W, n - b * W < W ? int(n - b * W) : W);
+        for (ptrdiff_t b = part * per_part; b < blocks && b < (part + 1) * per_part; b++) f(b * outputs);
 }
 
 // ------------------------------------------------------------------------------------------------------- int8
@@ -49,20 +47,15 @@ float quantize_row(const T* x, int8_t* q, ptrdiff_t size) {
     return scale;
 }
 
+// acc[lane] += four activations . four weights. Where there is an instruction it takes unsigned activations: they are moved
+// up by 128 before, and 128 times the sum of the weights is taken off again in the end.
 #if defined(__AVX512VNNI__)
-// The instruction takes unsigned bytes by signed ones: activations are moved up by 128, and weights times 128 are taken
-// off again at the end.
-inline vi dot_bytes(vi acc, const int8_t* four, vi weights) {
-    int32_t all;
-    std::memcpy(&all, four, 4);
-    all ^= int32_t(0x80808080);
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(all), (__m512i)weights);
-}
 constexpr bool IS_MOVED = true;
-inline vi sum_bytes(vi acc, vi weights) {
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(0x01010101), (__m512i)weights);
+inline vi dot_bytes(vi acc, int32_t four, vi weights) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(four), (__m512i)weights);
 }
 #else
+constexpr bool IS_MOVED = false;
 typedef int16_t vs __attribute__((vector_size(W * 4)));
 inline vi multiply_pairs(vs a, vs b) {
 #if defined(__AVX512F__)
@@ -71,14 +64,10 @@ inline vi multiply_pairs(vs a, vs b) {
     return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #endif
 }
-inline vi dot_bytes(vi acc, const int8_t* four, vi weights) {
-    int32_t all;
-    std::memcpy(&all, four, 4);
-    vs x = (vs)(all - vi{}), w = (vs)weights;
+inline vi dot_bytes(vi acc, int32_t four, vi weights) {
+    vs x = (vs)(four - vi{}), w = (vs)weights;
     return acc + multiply_pairs(x << 8 >> 8, w << 8 >> 8) + multiply_pairs(x >> 8, w >> 8);
 }
-constexpr bool IS_MOVED = false;
-inline vi sum_bytes(vi acc, vi) { return acc; }
 #endif
 
 template <class T>
@@ -88,34 +77,41 @@ inline void finish_int8(T* to, vi sums, vf scale, float row_scale, vf bias, int 
 
 template <class T>
 struct Int8 {
-    const int8_t *x, *weight;   // [m, k], [n, k]
+    const int8_t *x, *weight;      // [m, k], [n, k]
     const float *x_scale, *scale;  // [m], [n]
     const T* bias;
     T* y;
     ptrdiff_t m, n, k;
+
+    void finish(ptrdiff_t token, ptrdiff_t first, vi sums) const {
+        const int lanes = lanes_of(n, first);
+        vf shift = bias ? get(bias + first, lanes) : vf{};
+        finish_int8(y + token * n + first, sums, get(scale + first, lanes), x_scale[token], shift, lanes);
+    }
 };
 
+// Of `R` tokens beginning with `token`, straight from the rows.
 template <int R, class T>
-void int8_block(const Int8<T>& a, ptrdiff_t token, ptrdiff_t first, int lanes) {
+void int8_block(const Int8<T>& a, ptrdiff_t token, ptrdiff_t first) {
     const char* rows[W];
-    for (int i = 0; i < W; i++)
-        rows[i] = reinterpret_cast<const char*>(a.weight + (first + (i < lanes ? i : lanes - 1)) * a.k);
+    for (ptrdiff_t i = 0; i < W; i++)
+        rows[i] = reinterpret_cast<const char*>(a.weight) + (first + i < a.n ? first + i : a.n - 1) * a.k;
     const int8_t* x = a.x + token * a.k;
-    vi acc[R] = {}, moved = {};
+    vi acc[R] = {}, weights = {};
     for (ptrdiff_t k = 0; k < a.k; k += 16) {
         if (token == 0 && k % 64 == 0) fetch(rows, k, a.k, (W - 1) * a.k);
         vi v[4];
         transpose(rows, k, v);
         for (int j = 0; j < 4; j++) {
-            moved = sum_bytes(moved, v[j]);
-            for (int r = 0; r < R; r++) acc[r] = dot_bytes(acc[r], x + r * a.k + k + 4 * j, v[j]);
+            if (IS_MOVED) weights = dot_bytes(weights, 0x01010101, v[j]);
+            for (int r = 0; r < R; r++) {
+                int32_t four;
+                std::memcpy(&four, x + r * a.k + k + 4 * j, 4);
+                acc[r] = dot_bytes(acc[r], four, v[j]);
+            }
         }
     }
-    vf scale = get(a.scale + first, lanes), bias = a.bias ? get(a.bias + first, lanes) : vf{};
-    for (int r = 0; r < R; r++) {
-        vi sums = IS_MOVED ? acc[r] - 128 * moved : acc[r];
-        finish_int8(a.y + (token + r) * a.n + first, sums, scale, a.x_scale[token + r], bias, lanes);
-    }
+    for (int r = 0; r < R; r++) a.finish(token + r, first, acc[r] - 128 * weights);
 }
 
 template <class T, int... R>
@@ -125,11 +121,16 @@ constexpr auto int8_block_of(int rows, std::integer_sequence<int, R...>) {
 }
 
 template <class T>
-void linear_int8(const Int8<T>& a, int threads) {
-    for_outputs(a.n, a.k, threads, [&](ptrdiff_t first, int lanes) {
+void linear_int8(Int8<T> a, int threads) {
+    if (IS_MOVED) {
+        int8_t* moved = scratch<int8_t>(1, a.m * a.k);
+        for (ptrdiff_t i = 0; i < a.m * a.k; i++) moved[i] = int8_t(a.x[i] ^ 0x80);
+        a.x = moved;
+    }
+    for_outputs(a.n, a.k, W, threads, [&](ptrdiff_t first) {
         for (ptrdiff_t token = 0; token < a.m; token += MAX_ROWS) {
-            int rows = a.m - token < MAX_ROWS ? int(a.m - token) : MAX_ROWS;
-            int8_block_of<T>(rows, std::make_integer_sequence<int, MAX_ROWS>())(a, token, first, lanes);
+            const int rows = a.m - token < MAX_ROWS ? int(a.m - token) : MAX_ROWS;
+            int8_block_of<T>(rows, std::make_integer_sequence<int, MAX_ROWS>())(a, token, first);
         }
     });
 }
@@ -156,84 +157,106 @@ void finish_rows(const int32_t* sums, const float* row_scales, const float* scal
 
 // ------------------------------------------------------------------------------------------------------- int4
 
-// (q - zero) * scale for groups of inputs. A row's eight weights k .. k + 8 lie in one 32-bit word, in the order
-// 0 2 4 6 1 3 5 7 from its low end: shifted by 4 * i, its halves begin with weights 2 * i and 2 * i + 1.
+// (q - zero) * scale for groups of inputs. Weights lie in blocks of 16 outputs, [k / 8][16] words of 32 bits in each: the
+// weights k .. k + 8 of an output are the nibbles of a word in the order 0 2 4 6 1 3 5 7 from its low end, so that shifted
+// by 4 * i its halves begin with weights 2 * i and 2 * i + 1. Behind the last output a block holds anything.
 struct Int4 {
-    const bf16* x;            // [m, k]
-    const uint8_t* weight;    // [n, k / 2]
-    const uint16_t* scale;    // float16 [k / group, n]
-    const uint8_t* zero;      // [k / group, n]
+    const bf16* x;          // [m, k]
+    const uint32_t* weight; // [n / 16, k / 8, 16]
+    const uint16_t* scale;  // float16 [n / 16, k / group, 16]
+    const uint8_t* zero;    // [n / 16, k / group, 16]
     const bf16* bias;
     bf16* y;
     ptrdiff_t m, n, k, group;
+
+    // Words k .. k + 8 of outputs `first .. first + W`.
+    const uint32_t* words(ptrdiff_t first, ptrdiff_t k_at) const {
+        return weight + (first / 16 * (k / 8) + k_at / 8) * 16 + first % 16;
+    }
+    // Index of their scale and zero in group `g`.
+    ptrdiff_t at(ptrdiff_t first, ptrdiff_t g) const { return (first / 16 * (k / group) + g) * 16 + first % 16; }
 };
 
-inline vf load_half(const uint16_t* from, int lanes) {
-    uint16_t padded[W] = {};
-    std::memcpy(padded, from, lanes * 2);
+inline vf load_half(const uint16_t* from) {
 #if defined(__AVX512F__)
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)padded));
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
 #else
-    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)padded));
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
 #endif
 }
 
-inline vf load_bytes(const uint8_t* from, int lanes) {
+inline vf load_bytes(const uint8_t* from) {
     typedef uint8_t vb __attribute__((vector_size(W)));
-    uint8_t padded[W] = {};
-    std::memcpy(padded, from, lanes);
-    return __builtin_convertvector(load<vb>(padded), vf);
+    return __builtin_convertvector(load<vb>(from), vf);
 }
 
 using Act = Operand<bf16>::type;
 
-// acc[r] += x row r . q over the eight weights in each lane of `words`.
-template <int R>
-inline void dot_nibbles(vf acc[R], const Act* x, ptrdiff_t stride, vi words) {
+// acc[r][b] += x row r . q over the eight weights in each lane of words[b].
+template <int R, int B>
+inline void dot_nibbles(vf acc[R][B], const Act* x, ptrdiff_t stride, const vi words[B]) {
 #if defined(__AVX512BF16__)
-    // Only the low five bits of an index count, and both halves of the table are the same: the neighbour's bit is no harm.
+    // Only the low five bits of an index count, and both halves of the table are the same: the next nibble's lowest bit
+    // does no harm.
     const __m512i table = _mm512_broadcast_i64x4(_mm256_setr_epi16(
         0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150,
         0x4160, 0x4170));
     for (int i = 0; i < 4; i++) {
-        vi pairs = (vi)_mm512_permutexvar_epi16((__m512i)(words >> (4 * i)), table);
-        for (int r = 0; r < R; r++) acc[r] = dot_pairs(acc[r], x + r * stride + 2 * i, pairs);
+        vi pairs[B];
+        for (int b = 0; b < B; b++) pairs[b] = (vi)_mm512_permutexvar_epi16((__m512i)(words[b] >> (4 * i)), table);
+        for (int r = 0; r < R; r++)
+            for (int b = 0; b < B; b++) acc[r][b] = dot_pairs(acc[r][b], x + r * stride + 2 * i, pairs[b]);
     }
 #else
-    for (int i = 0; i < 8; i++) {
-        vf q = __builtin_convertvector((words >> (4 * (i / 2) + 16 * (i % 2))) & 15, vf);
-        for (int r = 0; r < R; r++) acc[r] += x[r * stride + i] * q;
-    }
+    for (int i = 0; i < 8; i++)
+        for (int b = 0; b < B; b++) {
+            vf q = __builtin_convertvector((words[b] >> (4 * (i / 2) + 16 * (i % 2))) & 15, vf);
+            for (int r = 0; r < R; r++) acc[r][b] += x[r * stride + i] * q;
+        }
 #endif
 }
 
-// `sums` [m, k / group]: of the activations of each group.
-template <int R>
-void int4_block(const Int4& a, const Act* x, const float* sums, ptrdiff_t token, ptrdiff_t first, int lanes) {
+// B times W outputs of R tokens; `sums` [m, k / group] of the activations of each group. Several blocks at once give the
+// few sums of a few tokens something to do while one waits for the other.
+template <int R, int B>
+void int4_block(const Int4& a, const Act* x, const float* sums, ptrdiff_t token, ptrdiff_t first) {
     const ptrdiff_t groups = a.k / a.group;
-    const char* rows[W];
-    for (int i = 0; i < W; i++)
-        rows[i] = reinterpret_cast<const char*>(a.weight + (first + (i < lanes ? i : lanes - 1)) * (a.k / 2));
-    vf total[R] = {};
+    vf total[R][B] = {};
     for (ptrdiff_t g = 0; g < groups; g++) {
-        vf part[R] = {};
-        for (ptrdiff_t k = g * a.group; k < (g + 1) * a.group; k += 32) {
-            if (token == 0 && k % 128 == 0) fetch(rows, k / 2, a.k / 2, (W - 1) * a.k / 2);
-            vi words[4];
-            transpose(rows, k / 2, words);
-            for (int j = 0; j < 4; j++) dot_nibbles<R>(part, x + token * a.k + k + 8 * j, a.k, words[j]);
+        vf part[R][B] = {};
+        for (ptrdiff_t k = g * a.group; k < (g + 1) * a.group; k += 8) {
+            vi words[B];
+            for (int b = 0; b < B; b++) words[b] = load<vi>(a.words(first + b * W, k));
+            dot_nibbles<R, B>(part, x + token * a.k + k, a.k, words);
         }
-        vf scale = load_half(a.scale + g * a.n + first, lanes), zero = load_bytes(a.zero + g * a.n + first, lanes);
-        for (int r = 0; r < R; r++) total[r] += scale * (part[r] - zero * sums[(token + r) * groups + g]);
+        for (int b = 0; b < B; b++) {
+            const ptrdiff_t at = a.at(first + b * W, g);
+            vf scale = load_half(a.scale + at), zero = load_bytes(a.zero + at);
+            for (int r = 0; r < R; r++) total[r][b] += scale * (part[r][b] - zero * sums[(token + r) * groups + g]);
+        }
     }
-    vf bias = a.bias ? get(a.bias + first, lanes) : vf{};
-    for (int r = 0; r < R; r++) put(a.y + (token + r) * a.n + first, total[r] + bias, lanes);
+    for (int b = 0; b < B; b++) {
+        const ptrdiff_t at = first + b * W;
+        const int lanes = lanes_of(a.n, at);
+        vf bias = a.bias ? get(a.bias + at, lanes) : vf{};
+        for (int r = 0; r < R; r++) put(a.y + (token + r) * a.n + at, total[r][b] + bias, lanes);
+    }
 }
 
-template <int... R>
+template <int B, int... R>
 constexpr auto int4_block_of(int rows, std::integer_sequence<int, R...>) {
-    constexpr decltype(&int4_block<1>) table[] = {int4_block<R + 1>...};
+    constexpr decltype(&int4_block<1, B>) table[] = {int4_block<R + 1, B>...};
     return table[rows - 1];
+}
+
+// Tokens of one block of `B` times W outputs.
+template <int B>
+void int4_tokens(const Int4& a, const Act* x, const float* sums, ptrdiff_t first) {
+    constexpr int MOST = MAX_ROWS / B;
+    for (ptrdiff_t token = 0; token < a.m; token += MOST) {
+        const int rows = a.m - token < MOST ? int(a.m - token) : MOST;
+        int4_block_of<B>(rows, std::make_integer_sequence<int, MOST>())(a, x, sums, token, first);
+    }
 }
 
 void linear_int4(const Int4& a, int threads) {
@@ -245,10 +268,13 @@ void linear_int4(const Int4& a, int threads) {
         sums[i] = sum(part);
     }
     const Act* x = as_operand<bf16, Act>(a.x, a.m * a.k, 0);
-    for_outputs(a.n, a.k / 2, threads, [&](ptrdiff_t first, int lanes) {
-        for (ptrdiff_t token = 0; token < a.m; token += MAX_ROWS) {
-            int rows = a.m - token < MAX_ROWS ? int(a.m - token) : MAX_ROWS;
-            int4_block_of(rows, std::make_integer_sequence<int, MAX_ROWS>())(a, x, sums, token, first, lanes);
+    const int at_once = a.m <= MAX_ROWS / 4 ? 4 : a.m <= MAX_ROWS / 2 ? 2 : 1;
+    for_outputs(a.n, a.k / 2, at_once * W, threads, [&](ptrdiff_t first) {
+        const ptrdiff_t left = (a.n - first + W - 1) / W;
+        for (ptrdiff_t b = 0; b < at_once && b < left; b++) {
+            if (b == 0 && at_once == 4 && left >= 4) return int4_tokens<4>(a, x, sums, first);
+            if (b == 0 && at_once == 2 && left >= 2) return int4_tokens<2>(a, x, sums, first);
+            int4_tokens<1>(a, x, sums, first + b * W);
         }
     });
 }
@@ -259,7 +285,8 @@ void expand_int4(const Int4& a, bf16* to, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (ptrdiff_t row = 0; row < a.n; row++)
         for (ptrdiff_t g = 0; g < groups; g++) {
-            const float scale = load_half(a.scale + g * a.n + row, 1)[0], zero = float(a.zero[g * a.n + row]);
+            const ptrdiff_t block = a.at(row / W * W, g);
+            const float scale = load_half(a.scale + block)[row % W], zero = float(a.zero[block + row % W]);
             bf16 table[16];
             for (int q = 0; q < 16; q += W) {
                 vf values;
@@ -267,8 +294,7 @@ void expand_int4(const Int4& a, bf16* to, int threads) {
                 store_float(table + q, (values - zero) * scale);
             }
             for (ptrdiff_t k = g * a.group; k < (g + 1) * a.group; k += 8) {
-                uint32_t word;
-                std::memcpy(&word, a.weight + (row * a.k + k) / 2, 4);
+                const uint32_t word = *a.words(row, k);
                 for (int i = 0; i < 8; i++) to[row * a.k + k + i] = table[(word >> (4 * (i / 2) + 16 * (i % 2))) & 15];
             }
         }
@@ -296,13 +322,13 @@ using namespace tri;
 INT8(bf16, bf16)
 INT8(float, f32)
 
-EXPORT void tri_linear_int4(const bf16* x, const uint8_t* weight, const uint16_t* scale, const uint8_t* zero,
+EXPORT void tri_linear_int4(const bf16* x, const uint32_t* weight, const uint16_t* scale, const uint8_t* zero,
                             const bf16* bias, bf16* y, int64_t m, int64_t n, int64_t k, int64_t group,
                             int32_t threads) {
     linear_int4(Int4{x, weight, scale, zero, bias, y, m, n, k, group}, threads);
 }
 
-EXPORT void tri_expand_int4(const uint8_t* weight, const uint16_t* scale, const uint8_t* zero, bf16* y, int64_t n,
+EXPORT void tri_expand_int4(const uint32_t* weight, const uint16_t* scale, const uint8_t* zero, bf16* y, int64_t n,
                             int64_t k, int64_t group, int32_t threads) {
     expand_int4(Int4{nullptr, weight, scale, zero, nullptr, nullptr, 0, n, k, group}, y, threads);
 }
