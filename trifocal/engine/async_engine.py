@@ -116,14 +116,15 @@ class AsyncEngine:
     async def start(cls, config: EngineConfig) -> AsyncEngine:
         """Start the engine process; returns when it is ready. Raises `ConfigError` or `EngineDeadError`."""
         supervisor = Supervisor(config)
+        tokenizer = asyncio.create_task(
+            asyncio.to_thread(Tokenizer.from_folder, config.tokenizer, trust_remote_code=config.trust_remote_code)
+        )
         try:
-            tokenizer = asyncio.create_task(
-                asyncio.to_thread(Tokenizer.from_folder, config.tokenizer, trust_remote_code=config.trust_remote_code)
-            )
             ready = await supervisor.start()
             engine = cls(config, supervisor, ready.limits, await tokenizer)
         except BaseException:
             await supervisor.stop()
+            await asyncio.gather(tokenizer, return_exceptions=True)  # or asyncio prints what nobody asked it
             raise
         supervisor.watch(engine._receive, engine._die, lambda: bool(engine._streams))
         return engine
