@@ -102,6 +102,7 @@ class EngineConfig:
     load_format: str
     seed: int
     trust_remote_code: bool
+    num_vocab: int  # ids that can be chosen: the head's, until somebody has read the tokenizer, which may know fewer
     max_model_len: int
     is_max_model_len_explicit: bool
     max_num_seqs: int
@@ -153,6 +154,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         load_format=args.load_format,
         seed=args.seed,
         trust_remote_code=args.trust_remote_code,
+        num_vocab=spec.text.vocab_size,
         max_model_len=max_model_len,
         is_max_model_len_explicit=args.max_model_len is not None,
         max_num_seqs=args.max_num_seqs,

@@ -69,6 +69,8 @@ ENGINE_METRICS = (
     EngineMetric("encoder_cache_hits", "media that needed no vision work", lambda s: s.encoder_hits, True, _OURS),
     EngineMetric("encoder_cache_bytes", "bytes of cached embeddings", lambda s: s.encoder_bytes_cached, prefixes=_OURS),
     EngineMetric("encoder_pinned_bytes", "bytes that sequences need", lambda s: s.encoder_bytes_pinned, prefixes=_OURS),
+    EngineMetric("engine_restarts", "engines that replaced a dead one", lambda s: s.num_restarts, True, _OURS),
+    EngineMetric("requests_replayed", "requests that outlived an engine", lambda s: s.num_replays, True, _OURS),
 )
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from trifocal.client import Client
+from trifocal.parent import end_with_parent
 from trifocal.types import ConfigError
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 _START_SECONDS = 600.0
 _STOP_SECONDS = 20.0
-_PR_SET_PDEATHSIG = 1
 
 
 def choose_port(wanted: int | None = None) -> int:
@@ -61,7 +60,7 @@ class LocalServer:
                 [sys.executable, "-m", "trifocal", "serve", *self._words],
                 env={"TRIFOCAL_LOGGING_LEVEL": "warning", **os.environ},
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
-                preexec_fn=_die_with_parent(),
+                preexec_fn=end_with_parent(signal.SIGTERM),  # even if we are killed and cannot stop it
             )
             self._wait_until_ready()
         except BaseException:
@@ -110,15 +109,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """On Linux, have the kernel stop the server even if we are killed and cannot."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: little is safe between fork and exec
-
-    def in_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return in_child

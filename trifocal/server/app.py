@@ -9,6 +9,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -88,9 +89,12 @@ def _stop_event() -> Iterator[asyncio.Event]:
 
 async def _start(scope: AsyncExitStack, config: EngineConfig, args: ServerArgs) -> tuple[AsyncEngine, FastAPI]:
     """Start the engine, import and build the rest meanwhile; `scope` ends both."""
-    starting = asyncio.create_task(AsyncEngine.start(config))
+    thread = ThreadPoolExecutor(1)
+    built = thread.submit(_build, config, args)
+    thread.shutdown(wait=False)
+    starting = asyncio.create_task(AsyncEngine.start(config, lambda: built.result().tokenizer))
     scope.push_async_callback(_end, starting)
-    builder = await asyncio.to_thread(_build, config, args)
+    builder = await asyncio.wrap_future(built)
     scope.push_async_callback(builder.aclose)
     engine = await starting
     return engine, create_app(engine, builder, config, args)
