@@ -60,7 +60,9 @@ PLANNERS = (
     "engine.block_manager",
     "engine.sequence",
     "engine.encoder_cache",
+    "engine.draft",
     "engine.in_flight",
+    "engine.replay",
     "engine.admission",
 )
 DEVICE_WORD = re.compile(r"(?<![a-z])(cuda|npu|nccl)(?![a-z])", re.IGNORECASE)

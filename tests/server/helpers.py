@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,13 @@ def engine_pid(server: Server) -> int:
     return int(children[0])
 
 
-def shared_folder(server: Server) -> Path:
-    """Where server and engine share pixels: the engine process is told on its command line."""
-    return Path(Path(f"/proc/{engine_pid(server)}/cmdline").read_text().rstrip("\0").split("\0")[-1])
-
-
 def shared_bytes(server: Server) -> int:
-    """Bytes of pixels in shared memory."""
-    return sum(path.stat().st_size for path in shared_folder(server).iterdir() if path.is_file())
+    """Bytes of pixels in shared memory: the nameless files that the server process holds open."""
+    total = 0
+    for link in Path(f"/proc/{server.process.pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            total += link.stat().st_size if os.readlink(link).startswith("/memfd:trifocal-media") else 0
+    return total
 
 
 # ---------------------------------------------------------------------------------------------- media

@@ -25,7 +25,6 @@ from tests.server.helpers import (
     image_part,
     launch,
     picture,
-    shared_folder,
 )
 from trifocal.server.args import ServerArgs
 from trifocal.server.listen import bind
@@ -52,20 +51,20 @@ def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def events(server: Server, seen: list[str], begun: threading.Event) -> None:
+def events(server: Server, seen: list[str], begun: threading.Event, fields: dict[str, Any]) -> None:
     """Read a long stream to its end, into `seen`."""
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=LONG, timeout=120) as response:
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=LONG | fields, timeout=120) as response:
         for line in response.iter_lines():
             if line:
                 seen.append(line.removeprefix("data: "))
                 begun.set()
 
 
-def follow(server: Server) -> tuple[list[str], threading.Thread]:
+def follow(server: Server, **fields: Any) -> tuple[list[str], threading.Thread]:
     """A long stream that has begun, and the thread that reads it."""
     seen: list[str] = []
     begun = threading.Event()
-    reader = threading.Thread(target=events, args=(server, seen, begun))
+    reader = threading.Thread(target=events, args=(server, seen, begun, fields))
     reader.start()
     assert begun.wait(60)
     return seen, reader
@@ -78,7 +77,7 @@ def test_stopping(start: Launch) -> None:
     """
     server = start("--shutdown-timeout", "600")
     server.wait_ready()
-    child, folder = engine_pid(server), shared_folder(server)
+    child = engine_pid(server)
     seen, reader = follow(server)
     answers: list[httpx.Response] = []
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 100, "ignore_eos": True}
@@ -95,7 +94,7 @@ def test_stopping(start: Launch) -> None:
     reader.join(60)
     assert answers[0].json()["usage"]["completion_tokens"] == 100
     assert json.loads(seen[-1])["error"]["type"] == "server_error"
-    assert is_gone(child) and not folder.exists()
+    assert is_gone(child)
     log = server.log.read_text()
     assert "Traceback" not in log and log.count("ready: http://127.0.0.1:") == 1
 
@@ -108,7 +107,43 @@ def accepts(port: int) -> bool:
     return True
 
 
-def test_engine_that_is_killed(start: Launch) -> None:
+def test_an_engine_that_is_killed_is_replaced(start: Launch) -> None:
+    """The stream goes on, probes notice nothing, and a request that comes meanwhile waits."""
+    server = start()
+    server.wait_ready()
+    seen, reader = follow(server, max_tokens=1500)
+    first = engine_pid(server)
+    os.kill(first, signal.SIGKILL)
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 3}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+    assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 3)
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert engine_pid(server) != first
+    reader.join(120)
+    chunks = [json.loads(event) for event in seen[:-1]]
+    assert seen[-1] == "[DONE]"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks].count("length") == 2
+    assert "trifocal:engine_restarts_total" in httpx.get(f"{server.url}/metrics").text
+    log = server.log.read_text()
+    assert "SIGKILL" in log and "Traceback" not in log
+
+
+def test_a_poisonous_request_gets_a_500(start: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFOCAL_FAULT_INJECT", "exit:poison")
+    monkeypatch.setenv("TRIFOCAL_ALLOW_FAULT_INJECTION", "1")
+    server = start()
+    server.wait_ready()
+    seen, reader = follow(server, max_tokens=1000)
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 9}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, headers={"x-request-id": "poison"}, timeout=120)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_fault")
+    assert answer.json()["error"]["type"] == "server_error"
+    reader.join(120)
+    assert seen[-1] == "[DONE]"
+
+
+def test_an_engine_that_does_not_come_back(start: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFOCAL_ENGINE_MAX_RESTARTS", "0")
     server = start()
     server.wait_ready()
     seen, reader = follow(server)

@@ -53,7 +53,6 @@ class Flights:
     def __init__(self) -> None:
         self._all: dict[str, InFlight] = {}  # by request id, in order of arrival
         self._sent: dict[str, InFlight] = {}  # by wire id
-        self._waiting: dict[str, InFlight] = {}  # by request id
         self._suspects: deque[InFlight] = deque()
         self._on_trial: InFlight | None = None
         self._to_abort: list[str] = []
@@ -76,15 +75,13 @@ class Flights:
 
     def add(self, flight: InFlight) -> None:
         """A new request. Its id must not be in use."""
-        request_id = flight.request.request_id
-        self._all[request_id] = self._waiting[request_id] = flight
+        self._all[flight.request.request_id] = flight
 
     def remove(self, request_id: str) -> InFlight | None:
         """A request has ended, by itself or because nobody wants it any more; None if it had before."""
         flight = self._all.pop(request_id, None)
         if flight is not None:
             self._take_back(flight)
-            self._waiting.pop(request_id, None)
             if flight in self._suspects:
                 self._suspects.remove(flight)
             if flight is self._on_trial:
@@ -115,7 +112,6 @@ class Flights:
         self._on_trial = None
         if self._suspects:  # they are to be alone as well; what was computed for it stays in the engine's caches
             self._take_back(flight)
-            self._waiting[flight.request.request_id] = flight
 
     def lose_engine(self, death: Death) -> list[InFlight]:
         """The engine is dead, and with it all that it was given. Returns whom to blame; the caller removes them."""
@@ -131,7 +127,6 @@ class Flights:
         self._on_trial = None
         suspects = [flight for flight in self._all.values() if flight.suspicion >= _IS_SUSPECT]
         self._suspects = deque(sorted(suspects, key=lambda flight: -flight.suspicion))
-        self._waiting = {key: flight for key, flight in self._all.items() if flight.suspicion < _IS_SUSPECT}
         return [flight for flight in batch if was_alone and flight.suspicion >= _IS_GUILTY]
 
     def take_due(self) -> tuple[list[Request], list[str]]:
@@ -141,9 +136,8 @@ class Flights:
         if self._on_trial is None and self._suspects:
             self._on_trial = self._suspects.popleft()
             due = [self._on_trial]
-        elif self._on_trial is None:
-            due = list(self._waiting.values())
-            self._waiting.clear()
+        elif self._on_trial is None and len(self._sent) < len(self._all):
+            due = [flight for flight in self._all.values() if flight.wire_id is None]
         requests = [flight.to_send() for flight in due]
         self._sent |= {flight.wire_id: flight for flight in due if flight.wire_id is not None}
         return requests, to_abort

@@ -145,9 +145,11 @@ class Supervisor:
                 if self._child is None:
                     self._child = await EngineChild.spawn()
                 ready = await self._child.ready(self._config)
-            except retries as error:
-                logger.error("the engine did not start: %s", error)
+            except TrifocalError as error:
                 await self._remove_child()
+                if not isinstance(error, retries):
+                    raise
+                logger.error("the engine did not start: %s", error)
                 self._count_failure(str(error))
             else:
                 self._state = State.RUNNING
