@@ -111,7 +111,7 @@ def test_an_engine_that_is_killed_is_replaced(start: Launch) -> None:
     """The stream goes on, probes notice nothing, and a request that comes meanwhile waits."""
     server = start()
     server.wait_ready()
-    seen, reader = follow(server, max_tokens=1500)
+    seen, reader = follow(server, max_tokens=400)
     first = engine_pid(server)
     os.kill(first, signal.SIGKILL)
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 3}
@@ -119,7 +119,7 @@ def test_an_engine_that_is_killed_is_replaced(start: Launch) -> None:
     assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 3)
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert engine_pid(server) != first
-    reader.join(120)
+    reader.join(300)
     chunks = [json.loads(event) for event in seen[:-1]]
     assert seen[-1] == "[DONE]"
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks].count("length") == 2
@@ -133,12 +133,12 @@ def test_a_poisonous_request_gets_a_500(start: Launch, monkeypatch: pytest.Monke
     monkeypatch.setenv("TRIFOCAL_ALLOW_FAULT_INJECTION", "1")
     server = start()
     server.wait_ready()
-    seen, reader = follow(server, max_tokens=1000)
+    seen, reader = follow(server, max_tokens=400)
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 9}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, headers={"x-request-id": "poison"}, timeout=120)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_fault")
     assert answer.json()["error"]["type"] == "server_error"
-    reader.join(120)
+    reader.join(300)
     assert seen[-1] == "[DONE]"
 
 

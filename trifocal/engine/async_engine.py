@@ -257,7 +257,12 @@ class AsyncEngine:
     @property
     def last_stats(self) -> EngineStats:
         """State after the last step, without asking the engine."""
-        return replace(self._stats, num_restarts=self._supervisor.num_restarts, num_replays=self._flights.num_replays)
+        return replace(
+            self._stats,
+            num_waiting=self._stats.num_waiting + len(self._flights) - self._flights.num_sent,
+            num_restarts=self._supervisor.num_restarts,
+            num_replays=self._flights.num_replays,
+        )
 
     async def stats(self) -> EngineStats:
         """Ask the engine; it answers between two steps. Without an engine: `last_stats`."""

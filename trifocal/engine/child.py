@@ -22,6 +22,7 @@ from trifocal.types import ConfigError, EngineDeadError
 
 _END_GRACE_S = 1.0  # between saying that it failed and being gone
 _STOP_GRACE_S = 5.0
+_KILL_GRACE_S = 30.0  # a driver may hold a process back that was killed, for ever if the device is ill
 _SIGNALS_OF_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -124,7 +125,8 @@ class EngineChild:
     async def run(self, on_message: Callable[[messages.FromEngine], None], is_busy: Callable[[], bool]) -> Death:
         """Pass on every message until the process ends, is killed or makes no step while `is_busy`.
 
-        All that it managed to send is passed on first; when this returns, the process is gone.
+        All that it managed to send is passed on first; when this returns, the process is gone. Raises `EngineDeadError`
+        if it cannot be removed.
         """
         ended = asyncio.create_task(self._process.wait())
         reading = asyncio.create_task(self._pass_on(on_message))
@@ -185,16 +187,20 @@ class EngineChild:
         self._kill()
         self._writer.close()
         self._note.close()
-        await self._process.wait()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._process.wait(), _KILL_GRACE_S)
         with suppress(ConnectionError):
             await self._writer.wait_closed()
 
     async def _gone(self) -> int:
-        """The exit status of a process that is about to end; made to, if it takes long."""
+        """The exit status of a process that is about to end; made to, if it takes long. Raises `EngineDeadError`."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), _END_GRACE_S)
         self._kill()
-        return await self._process.wait()
+        try:
+            return await asyncio.wait_for(self._process.wait(), _KILL_GRACE_S)
+        except TimeoutError:
+            raise EngineDeadError("the engine process cannot be killed") from None
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):
