@@ -25,7 +25,7 @@ class Animation:
     """The frames of an animated picture: `num_frames`, `fps`, `height`, `width`. Raises `RequestError`."""
 
     def __init__(self, data: bytes, where: str, max_pixels: int) -> None:
-        self._picture = open_bytes(data, where)
+        self._picture = open_bytes(data, where, max_pixels)
         self.height, self.width = self._picture.height, self._picture.width
         check_size(self.height, self.width, where, max_pixels)
         try:
@@ -34,7 +34,7 @@ class Animation:
                 message = f"the animation's {self.num_frames} frames of {self.width}x{self.height} are too many"
                 raise refusal(where, message)
             milliseconds = sum(map(self._duration, range(self.num_frames)))
-        except RequestError:
+        except (RequestError, MemoryError):
             raise
         except Exception as error:  # decoders of broken files fail in every way there is
             raise refusal(where, f"the animation is broken or cut off: {error}") from None

@@ -76,21 +76,29 @@ def check_size(height: int, width: int, where: str, max_pixels: int) -> None:
     if height < 1 or width < 1:
         raise refusal(where, f"the size is {width}x{height}")
     if height * width > max_pixels:
-        raise refusal(where, f"{width}x{height} is more than {max_pixels / 1e6:g} megapixels (--max-image-pixels)")
+        raise _too_large(f"{width}x{height} is", where, max_pixels)
 
 
-def open_bytes(data: bytes, where: str) -> PIL.Image.Image:
-    """The header of a picture file, known by its content whatever its name. Raises `RequestError`."""
+def open_bytes(data: bytes, where: str, max_pixels: int) -> PIL.Image.Image:
+    """The header of a picture file, known by its content whatever its name. Raises `RequestError`.
+
+    Some files hold others, of other sizes than their header says: those are refused by PIL's own limit.
+    """
+    PIL.Image.MAX_IMAGE_PIXELS = max(max_pixels // 2, 1)  # PIL refuses twice as many
     if not data:
         raise refusal(where, "the image is empty")
     try:
         return PIL.Image.open(io.BytesIO(data), formats=_known_formats())
     except PIL.Image.DecompressionBombError:
-        raise refusal(where, "the image has too many pixels (--max-image-pixels)") from None
+        raise _too_large("the image has", where, max_pixels) from None
     except PIL.UnidentifiedImageError:
         raise refusal(where, "this is not an image that can be read (JPEG, PNG, WebP, GIF, …)") from None
     except Exception as error:  # decoders of broken files fail in every way there is
         raise refusal(where, f"the image cannot be read: {error}") from None
+
+
+def _too_large(what: str, where: str, max_pixels: int) -> RequestError:
+    return refusal(where, f"{what} more than {max_pixels / 1e6:g} megapixels (--max-image-pixels)")
 
 
 @cache
@@ -102,7 +110,7 @@ def _known_formats() -> list[str]:
 def open_image(source: Any, where: str, max_pixels: int) -> OpenedImage:
     """Open bytes, a PIL image or a uint8 array [height, width, 3 or 4] or [height, width]. Raises `RequestError`."""
     if isinstance(source, bytes):
-        picture = open_bytes(source, where)
+        picture = open_bytes(source, where, max_pixels)
     elif isinstance(source, PIL.Image.Image):
         picture = source
     else:
@@ -125,6 +133,8 @@ def load_image(opened: OpenedImage, target: TargetSize | None = None) -> Image:
         return Image(np.asarray(scaled(to_rgb(opened.source), 1, target)))
     except RequestError as error:
         raise refusal(opened.where, error.message) from None
+    except MemoryError:  # not the file's fault alone: the decoder process says what is
+        raise
     except Exception as error:  # as in open_bytes
         raise refusal(opened.where, f"the image is broken or cut off: {error}") from None
 
@@ -139,7 +149,7 @@ def to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     picture.load()
     picture = _upright(picture, orientation)
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
+        rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         white = PIL.Image.new("RGB", rgba.size, (255, 255, 255))
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white

@@ -107,7 +107,7 @@ class VideoFile:
                 facts = self._read_packets(container, self._stream(container))
             with self._open() as container:  # again, not from its start: raw streams cannot seek
                 first = next(container.decode(self._stream(container)), None)
-        except RequestError:
+        except (RequestError, MemoryError):
             raise
         except Exception as error:  # demuxers and decoders of broken files fail in every way there is
             reason = error.strerror if isinstance(error, av.FFmpegError) else error
