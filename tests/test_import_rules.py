@@ -199,6 +199,15 @@ def test_a_processor_stays_in_the_server_process(module: str) -> None:
     assert [name for name in ours if not within(name, allowed)] == []
 
 
+def test_video_codecs_are_loaded_by_decoder_processes_alone() -> None:
+    loading = {name for name, source in SOURCES.items() if any(full.split(".")[0] == "av" for full in imports(source))}
+    assert loading == {"multimodal.video_file"}
+    users = {name for name, source in SOURCES.items() if "trifocal.multimodal.video_file.VideoFile" in imports(source)}
+    assert users == {"multimodal.decoder"}
+    started = {name for name, source in SOURCES.items() if "trifocal.multimodal.decoder.serve" in imports(source)}
+    assert started == set(), "it is a program"
+
+
 # The rules themselves must be able to fail.
 
 

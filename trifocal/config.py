@@ -79,6 +79,12 @@ class EngineArgs:
     compilation_config: dict[str, Any] = arg("devices", 'JSON, e.g. {"cudagraph_capture_sizes": [1, 2, 4]}', {})
     limit_mm_per_prompt: dict[str, Any] = arg("media", 'JSON, e.g. {"image": 4, "video": 1}', {})
     mm_processor_kwargs: dict[str, Any] = arg("media", 'JSON for the processor, e.g. {"max_pixels": 401408}', {})
+    max_image_pixels: int = arg("media", "most pixels of a picture or of a video's frame, by its header", 128_000_000)
+    max_request_pixels: int = arg("media", "most pixels of all pictures and chosen frames of a request", 4_000_000_000)
+    max_video_frames: int = arg("media", "most frames that may be chosen from one clip", 2048)
+    image_decode_timeout: float = arg("media", "seconds that decoding one picture may take", 30.0)
+    video_decode_timeout: float = arg("media", "seconds that decoding one clip may take", 120.0)
+    decode_memory_gib: float = arg("media", "GiB of memory that a decoder process may take", 2.0)
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> EngineArgs:
@@ -119,6 +125,12 @@ class EngineConfig:
     compilation_config: dict[str, Any]
     limit_mm_per_prompt: dict[str, int]
     mm_processor_kwargs: dict[str, Any]
+    max_image_pixels: int
+    max_request_pixels: int
+    max_video_frames: int
+    image_decode_timeout: float
+    video_decode_timeout: float
+    decode_memory_bytes: int
     default_sampling: dict[str, Any]
 
 
@@ -171,6 +183,12 @@ def resolve(args: EngineArgs) -> EngineConfig:
         compilation_config=dict(args.compilation_config),
         limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt),
         mm_processor_kwargs=dict(args.mm_processor_kwargs),
+        max_image_pixels=_positive("--max-image-pixels", args.max_image_pixels),
+        max_request_pixels=_positive("--max-request-pixels", args.max_request_pixels),
+        max_video_frames=_positive("--max-video-frames", args.max_video_frames),
+        image_decode_timeout=_above_zero("--image-decode-timeout", args.image_decode_timeout),
+        video_decode_timeout=_above_zero("--video-decode-timeout", args.video_decode_timeout),
+        decode_memory_bytes=int(_above_zero("--decode-memory-gib", args.decode_memory_gib) * (1 << 30)),
         default_sampling=_default_sampling(args, spec),
     )
 
@@ -187,9 +205,16 @@ def _refuse_unbuilt(args: EngineArgs) -> None:
         raise ConfigError(f"--load-format must be auto, safetensors or dummy, got {args.load_format!r}")
 
 
-def _positive(flag: str, value: int) -> None:
+def _positive(flag: str, value: int) -> int:
     if value < 1:
         raise ConfigError(f"{flag} must be at least 1, got {value}")
+    return value
+
+
+def _above_zero(flag: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{flag} must be above 0, got {value}")
+    return value
 
 
 def _max_model_len(args: EngineArgs, spec: ModelSpec) -> int:

@@ -81,6 +81,9 @@ class Env(Generic[T]):
 
 IMAGE_FETCH_TIMEOUT = Env("IMAGE_FETCH_TIMEOUT", _positive_float, 5.0, "seconds for fetching one image")
 VIDEO_FETCH_TIMEOUT = Env("VIDEO_FETCH_TIMEOUT", _positive_float, 30.0, "seconds for fetching one video")
+MEDIA_URL_ALLOW_REDIRECTS = Env(
+    "MEDIA_URL_ALLOW_REDIRECTS", _bool, True, "0 refuses media URLs that redirect; 1 follows up to 5, checking each"
+)
 ENGINE_ITERATION_TIMEOUT_S = Env(
     "ENGINE_ITERATION_TIMEOUT_S",
     _positive_float,

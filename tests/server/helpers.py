@@ -78,10 +78,11 @@ def launch(checkpoint: Path, log: Path, *flags: str, port: int | None = None) ->
 
 
 def engine_pid(server: Server) -> int:
-    """The server's only child."""
+    """The server's one child that is an engine; decoder processes may be others."""
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    assert len(children) == 1, children
-    return int(children[0])
+    engines = [pid for pid in children if b"trifocal.engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(engines) == 1, children
+    return int(engines[0])
 
 
 def shared_bytes(server: Server) -> int:

@@ -66,15 +66,19 @@ def test_metrics_count_media(http: httpx.Client) -> None:
     def counts() -> tuple[float, float]:
         return metric(http, "trifocal:media_encoded_total"), metric(http, "trifocal:encoder_cache_hits_total")
 
-    def look(text: str) -> None:
-        body = {"messages": ask(image_part(picture(seed=77)), text=text), "max_tokens": 1, "cache_salt": text}
+    def look(text: str, salt: str | None = None) -> None:
+        body = {"messages": ask(image_part(picture(seed=77)), text=text), "max_tokens": 1, "cache_salt": salt}
         assert http.post("/v1/chat/completions", json=body).status_code == 200
 
     encoded, hits = counts()
-    look("one")
+    look("Is there one?")
     assert counts() == (encoded + 1, hits)
-    look("two")
+    look("Are there two?")
     assert counts() == (encoded + 1, hits + 1)
+    look("Are there two?", salt="mine")  # one tenant's pictures are not found by another, not even by their time
+    assert counts() == (encoded + 2, hits + 1)
+    look("Is there one?", salt="mine")
+    assert counts() == (encoded + 2, hits + 2)
 
 
 def test_refused_requests_count_as_nothing(http: httpx.Client) -> None:

@@ -102,11 +102,13 @@ async def _start(scope: AsyncExitStack, config: EngineConfig, args: ServerArgs) 
 
 def _build(config: EngineConfig, args: ServerArgs) -> PromptBuilder:
     from trifocal.multimodal.chat import PromptBuilder
+    from trifocal.multimodal.fetch_policy import FetchPolicy
     from trifocal.server import chat, completions, status, tokens  # noqa: F401  (imported here, while the engine loads)
 
-    return PromptBuilder(
-        config, allowed_local_media_path=args.allowed_local_media_path, chat_template=args.chat_template
+    policy = FetchPolicy.from_flags(
+        args.allowed_local_media_path, args.allowed_media_domains, args.allowed_media_networks, args.media_proxy
     )
+    return PromptBuilder(config, fetch_policy=policy, chat_template=args.chat_template)
 
 
 async def _end(starting: asyncio.Task[AsyncEngine]) -> None:
