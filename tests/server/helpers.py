@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ class Server:
         return self.process.wait(60)
 
 
-def launch(checkpoint: Path, log: Path, *flags: str, port: int | None = None) -> Server:
+def launch(
+    checkpoint: Path, log: Path, *flags: str, port: int | None = None, env: Mapping[str, str] | None = None
+) -> Server:
     """`python -m trifocal.entrypoints.openai.api_server` on a tiny checkpoint; not waited for."""
     port = port or free_port()
     command = [
@@ -71,9 +74,22 @@ def launch(checkpoint: Path, log: Path, *flags: str, port: int | None = None) ->
         "--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, *flags,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "0.05"}
+    environment |= env or {}
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT)
     return Server(process, port, log)
+
+
+@contextmanager
+def running(checkpoint: Path, log: Path, *flags: str, **options: Any) -> Iterator[Server]:
+    """A server that is ready, for as long as the block runs."""
+    server = launch(checkpoint, log, *flags, **options)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        status = server.stop()
+    assert status == 0, log.read_text()
 
 
 def engine_pid(server: Server) -> int:

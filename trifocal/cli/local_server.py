@@ -77,6 +77,12 @@ class LocalServer:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
 
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        assert self._process is not None
+        return self._process.pid
+
     def wait(self) -> int:
         """Block until the server ends by itself; returns its exit status."""
         assert self._process is not None

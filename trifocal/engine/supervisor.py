@@ -43,6 +43,7 @@ class Supervisor:
         """Start the engine and wait until it is ready. Raises `ConfigError` or `EngineDeadError`."""
         try:
             self._socket.bind(f"ipc://{self.folder / SOCKET_NAME}")
+            (self.folder / SOCKET_NAME).chmod(0o600)
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "trifocal.engine.process", str(self.folder)
             )

@@ -15,6 +15,7 @@ import httpx
 
 from trifocal import envs
 from trifocal.multimodal.messages import MediaRef
+from trifocal.multimodal.watch import watching
 from trifocal.types import ConfigError, Modality, RequestError
 
 T = TypeVar("T")
@@ -47,11 +48,11 @@ class Fetcher:
         """The bytes of `url`. Raises `RequestError` that begins with `where`; cancelling it closes the connection."""
         scheme = url[:16].partition(":")[0].strip().lower()
         if scheme == "data":
-            return await self._off_loop(_decode_data_url, url, modality, where)
+            return _counted(await self._off_loop(_decode_data_url, url, modality, where))
         if scheme in ("http", "https"):
             return await self._download(url, modality, where)
         if scheme == "file":
-            return await self._off_loop(_read_file, url, self._root, modality, where)
+            return _counted(await self._off_loop(_read_file, url, self._root, modality, where))
         raise _refusal(where, f"{_shown(url)!r} is no data:, http:, https: or file: URL")
 
     async def aclose(self) -> None:
@@ -84,7 +85,7 @@ class Fetcher:
             if response.status_code != 200:
                 raise _refusal(where, f"{_shown(url)} answered {response.status_code} {response.reason_phrase}")
             async for chunk in response.aiter_bytes():
-                body += chunk
+                body += _counted(chunk)
                 if len(body) > limit:
                     raise _too_large(where, modality)
         return bytes(body)
@@ -130,6 +131,11 @@ async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except* Exception as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def _counted(data: bytes) -> bytes:
+    watching.get().fetched(len(data))
+    return data
 
 
 def _shown(url: str) -> str:
