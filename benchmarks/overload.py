@@ -2,15 +2,15 @@
 
     python benchmarks/overload.py [--requests 2000] [--queue 64] [--rounds 3] [--model FOLDER]
 
-First `--queue` requests are sent to the idle server, then `--rounds` times `--requests` of them at the same moment, each
-over a connection of its own. Expected before measuring: about the queue's length is accepted in the first moment and a
-few more as places come free; all others get a 503 with Retry-After within seconds. What is accepted waits behind a full
-queue at most, so its p99 time to the first token is that of the first, unhurried round, plus the time in which the
-server (and this client, on the same cores) deals with the refusals.
+First `--queue` requests are sent to the idle server, then `--rounds` times `--requests` of them at the same moment,
+each over a connection of its own. Expected before measuring: about the queue's length is accepted in the first moment
+and a few more as places come free; all others get a 503 with Retry-After within seconds. What is accepted waits behind
+a full queue at most, so its p99 time to the first token is that of the first, unhurried round, plus the time in which
+the server (and this client, on the same cores) deals with the refusals.
 
-Bounds, exit status 1 beyond them: every answer is a complete 200 or a 503 with Retry-After; p99 of accepted TTFT at most
-3 times the unhurried one plus the time until the last refusal; the server's memory after the last round at most 32 MiB
-above that after the first.
+Bounds, exit status 1 beyond them: every answer is a complete 200 or a 503 with Retry-After; p99 of accepted TTFT at
+most 3 times the unhurried one plus the time until the last refusal; the server's memory after the last round at most
+32 MiB above that after the first.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ async def ask(port: int, request: bytes) -> Outcome:
     except (OSError, TimeoutError, asyncio.IncompleteReadError):
         return Outcome(0, False, 0.0, time.perf_counter() - started)
     status = int(head.split(b" ", 2)[1])
-    is_whole = b"data: [DONE]" in rest if status == 200 else b'"overloaded"' in rest and b"\nretry-after: " in head.lower()
+    sought = {200: [b"data: [DONE]"], 503: [b'"overloaded"', b"\nretry-after: "]}.get(status, [])
+    is_whole = all(words in head.lower() + rest for words in sought)
     return Outcome(status, is_whole, first, time.perf_counter() - started)
 
 

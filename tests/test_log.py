@@ -49,7 +49,9 @@ def test_an_exception_is_its_type_and_its_way() -> None:
         shown = line("it failed", error=error)
     assert "\n" not in shown and "my prompt" not in shown and "passwd" not in shown and str(Path.cwd()) not in shown
     here = re.escape(__name__)
-    assert re.search(rf"it failed: RuntimeError in {here}:\d+, because of ValueError in {here}:\d+ < {here}:\d+$", shown)
+    assert re.search(
+        rf"it failed: RuntimeError in {here}:\d+, because of ValueError in {here}:\d+ < {here}:\d+$", shown
+    )
 
 
 def test_a_deep_exception_is_cut() -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -47,12 +48,13 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, scheme: str = "http", verify: ssl.SSLContext | bool = True) -> None:
+        url = f"{scheme}://127.0.0.1:{self.port}/health"
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                assert httpx.get(f"{self.url}/health", timeout=5).status_code == 200
+                assert httpx.get(url, timeout=5, verify=verify).status_code == 200
                 return
             except httpx.ConnectError:
                 time.sleep(0.05)

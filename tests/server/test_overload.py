@@ -1,4 +1,4 @@
-"""Too much: each limit refuses with its status and sentence, at once, and nothing of what was refused is left behind."""
+"""Too much: each limit refuses at once with its status and sentence, and nothing of what was refused is left."""
 
 from __future__ import annotations
 
@@ -210,7 +210,9 @@ def test_as_much_as_is_allowed(tight: httpx.Client) -> None:
 
 
 def test_headers(narrow: Server, tight: httpx.Client) -> None:
-    assert error_of(tight.get("/health", headers={f"x-{k}": "1" for k in range(40)}), 431)["code"] == "headers_too_large"
+    assert (
+        error_of(tight.get("/health", headers={f"x-{k}": "1" for k in range(40)}), 431)["code"] == "headers_too_large"
+    )
     with socket.create_connection(("127.0.0.1", narrow.port)) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: t\r\nX-Long: " + b"x" * 20_000)
         head, _, body = connection.recv(1 << 16).partition(b"\r\n\r\n")
