@@ -81,8 +81,12 @@ def key(name: str) -> dict[str, str]:
 def routes(checkpoint: Path) -> list[tuple[str, str]]:
     """Method and path of every route that the application has."""
     app = create_app(cast(Any, None), cast(Any, None), resolve(EngineArgs(model=str(checkpoint))), ServerArgs())
-    found = []
-    for route in app.routes:
+    found, left = [], list(app.routes)
+    while left:
+        route = left.pop()
+        if included := getattr(route, "original_router", None):  # FastAPI keeps included routers as they are
+            left += included.routes
+            continue
         assert isinstance(route, APIRoute), f"{route} is no route of ours: who guards it?"
         path = re.sub(r"\{.*?\}", "x", route.path)
         found += [(method, path) for method in sorted(route.methods)]

@@ -28,7 +28,7 @@ from tests.server.helpers import (
     shared_folder,
 )
 from trifocal.server.args import ServerArgs
-from trifocal.server.listen import bind
+from trifocal.server.listen import announce, bind
 
 LONG = {"model": MODEL, "messages": HELLO, "max_tokens": 3900, "n": 2, "ignore_eos": True, "stream": True}
 Launch = Callable[..., Server]
@@ -238,6 +238,19 @@ def test_health_answers_while_large_pictures_are_preprocessed(server: Server, ht
 
 def percentile_99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99) - 1]
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_warned"), [("127.0.0.1", None, False), ("0.0.0.0", ["k"], False), ("0.0.0.0", None, True)]
+)
+def test_an_open_server_says_so(
+    caplog: pytest.LogCaptureFixture, host: str, keys: list[str] | None, is_warned: bool
+) -> None:
+    caplog.set_level("INFO", "trifocal")
+    args = ServerArgs(host=host, port=0, api_key=keys)
+    with bind(args) as listener:
+        announce(listener, args)
+    assert ("there is no --api-key" in caplog.text) == is_warned and f"ready: http://{host}:" in caplog.text
 
 
 def test_tokens_are_not_collected_into_bursts() -> None:

@@ -242,3 +242,15 @@ def test_a_request_that_takes_too_long(checkpoint: Path, tmp_path: Path) -> None
         assert json.loads(events[-1])["error"]["code"] == "timeout"
         assert eventually(lambda: idle(http))
         assert http.post(CHAT, json=SHORT).status_code == 200
+
+
+def test_preprocessing_that_takes_too_long(checkpoint: Path, tmp_path: Path) -> None:
+    with (
+        running(checkpoint, tmp_path / "log", "--preprocessing-timeout", "0.001") as server,
+        httpx.Client(base_url=server.url, timeout=60) as http,
+    ):
+        body = {**SHORT, "messages": ask(image_part(picture(4000, 3000)))}
+        for path in (CHAT, "/tokenize"):
+            error = error_of(http.post(path, json=body), 504)
+            assert error["code"] == "timeout" and "--preprocessing-timeout" in error["message"]
+        assert eventually(lambda: idle(http))

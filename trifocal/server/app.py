@@ -165,10 +165,10 @@ async def _serve_http(
     engine: AsyncEngine, app: FastAPI, listener: socket.socket, args: ServerArgs, told: asyncio.Event
 ) -> None:
     """Serve until told to stop or the engine dies; `EngineDeadError` then, once its streams have ended."""
-    from trifocal.server.listen import HttpServer, address
+    from trifocal.server.listen import HttpServer, announce
 
     admission: Admission = app.state.service.admission
-    server = HttpServer(app, args, lambda: logger.info("ready: %s", address(listener, args)))
+    server = HttpServer(app, args, lambda: announce(listener, args))
     serving = asyncio.create_task(server.serve([listener]))
     await _wait_any(serving, told, engine.died)
     has_died = engine.died.is_set()

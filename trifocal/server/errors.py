@@ -13,7 +13,7 @@ from trifocal.log import discreet, get_logger
 from trifocal.types import EngineDeadError, RequestError
 
 logger = get_logger(__name__)
-_MAX_SHOWN = 60  # characters of a refused value that are shown to its sender
+_MAX_SHOWN = 60  # characters of a refused number
 _CODES = {
     400: "invalid_value", 404: "not_found", 405: "method_not_allowed", 408: "request_timeout",
     413: "request_too_large", 431: "headers_too_large", 500: "internal_error",
@@ -80,10 +80,11 @@ def explain(error: ValidationError) -> RequestError:
 
 
 def shown(value: object) -> str:
-    """`value` short enough for a message: a client's 20 MB picture is not sent back to it."""
-    if isinstance(value, str | bytes | list | tuple):
-        value = value[:_MAX_SHOWN]
-    elif isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print integers of thousands of digits
+    """`value` as a message may tell it. Numbers are quoted; texts may be prompts and pictures, and messages are logged."""
+    if isinstance(value, str):
+        return f"a string of {len(value)} characters"
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    if isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print integers of thousands of digits
         return "an integer beyond 64 bits"
-    text = repr(value) if not isinstance(value, dict) else f"an object with the keys {shown(list(value)[:8])}"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+    return repr(value)[:_MAX_SHOWN]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import math
 import resource
@@ -12,9 +13,12 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from trifocal.log import get_logger
 from trifocal.server.args import ServerArgs
 from trifocal.server.connection import Connection
 from trifocal.types import ConfigError
+
+logger = get_logger(__name__)
 
 LAST_WORDS_S = 2.0  # for error events to reach their readers once the engine is gone
 _BACKLOG = 2048
@@ -70,6 +74,13 @@ def address(listener: socket.socket, args: ServerArgs) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "http" if args.ssl_certfile is None else "https"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def announce(listener: socket.socket, args: ServerArgs) -> None:
+    """Say that the server is ready, and to whom it is open."""
+    if not args.api_key and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        logger.warning("there is no --api-key: whoever reaches the port is answered")
+    logger.info("ready: %s", address(listener, args))
 
 
 class HttpServer(uvicorn.Server):
