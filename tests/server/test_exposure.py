@@ -97,7 +97,13 @@ def test_every_route_but_the_health_ones_wants_a_key(https: httpx.Client, checkp
     table = routes(checkpoint)
     assert len(table) >= 12 and {path for _, path in table} > OPEN_PATHS
     for method, path in [*table, ("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json"), ("POST", "/health/x")]:
-        for headers in ({}, key("key-three"), key(""), key("key-one key-two"), {"Authorization": "key-one"}):
+        for headers in (
+            {},
+            key("key-three"),
+            {"Authorization": "Bearer"},
+            key("key-one key-two"),
+            {"Authorization": "key-one"},
+        ):
             response = https.request(method, path, headers=headers)
             if path in OPEN_PATHS:
                 assert response.status_code == 200 and response.content == b"", (method, path)

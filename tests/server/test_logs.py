@@ -139,7 +139,7 @@ def odd_requests() -> Iterator[tuple[str, Any]]:
     yield CHAT, {"messages": said, "stop": [[SECRET]]}
     yield CHAT, {"messages": said, "temperature": {SECRET: 1}}
     yield CHAT, {"messages": said, "chat_template_kwargs": SECRET}
-    yield CHAT, {"messages": said, "mm_processor_kwargs": {"max_pixels": SECRET}}
+    yield CHAT, {"messages": said, "mm_processor_kwargs": {"max_pixels": [1]}}
     yield CHAT, {"messages": said, "tools": [{"type": "function", "function": {"name": SECRET}}]}
     yield CHAT, {"messages": said, "cache_salt": [SECRET]}
     yield CHAT, {"messages": ask(image_part(hidden))}

@@ -80,7 +80,7 @@ def explain(error: ValidationError) -> RequestError:
 
 
 def shown(value: object) -> str:
-    """`value` as a message may tell it. Numbers are quoted; texts may be prompts and pictures, and messages are logged."""
+    """`value` as a message may tell it: numbers are quoted, texts are not, they may be prompts or pictures."""
     if isinstance(value, str):
         return f"a string of {len(value)} characters"
     if isinstance(value, list | dict):
