@@ -51,6 +51,9 @@ class EngineArgs:
         "model", "auto and safetensors read the weights, dummy invents random ones", "auto",
         choices=["auto", "safetensors", "dummy"],
     )  # fmt: skip
+    allow_pickle: bool = arg(
+        "model", "refused: weights are read from safetensors alone, a pickle (.bin, .pt) could run code", False
+    )
     seed: int = arg("model", "seed of dummy weights and of requests that bring none", 0)
     generation_config: str = arg(
         "model", "auto: sampling defaults from the model's generation_config.json; vllm: none; or a folder", "auto"
@@ -201,6 +204,8 @@ def _refuse_unbuilt(args: EngineArgs) -> None:
         raise NotAvailableYetError(f"--tensor-parallel-size x --pipeline-parallel-size = {devices} devices (1 works)")
     if args.distributed_executor_backend in ("mp", "ray"):
         raise NotAvailableYetError(f"--distributed-executor-backend {args.distributed_executor_backend} (uni works)")
+    if args.allow_pickle:
+        raise NotAvailableYetError("--allow-pickle (only safetensors are read; convert the checkpoint once instead)")
     if args.load_format not in ("auto", "safetensors", "dummy"):
         raise ConfigError(f"--load-format must be auto, safetensors or dummy, got {args.load_format!r}")
 

@@ -127,6 +127,7 @@ CPU_KVCACHE_SPACE: Env[float | None] = Env(
 LOGGING_LEVEL = Env(
     "LOGGING_LEVEL", _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
 )
+API_KEY: Env[str | None] = Env("API_KEY", str, None, "key that requests must bring, where --api-key names none")
 MEDIA_THREADS: Env[int | None] = Env(
     "MEDIA_LOADING_THREAD_COUNT", int, None, "threads that decode and preprocess media; unset: one per core, at most 8"
 )

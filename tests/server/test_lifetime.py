@@ -27,7 +27,7 @@ from tests.server.helpers import (
     picture,
 )
 from trifocal.server.args import ServerArgs
-from trifocal.server.listen import bind
+from trifocal.server.listen import announce, bind
 
 LONG = {"model": MODEL, "messages": HELLO, "max_tokens": 3900, "n": 2, "ignore_eos": True, "stream": True}
 Launch = Callable[..., Server]
@@ -71,7 +71,7 @@ def follow(server: Server, **fields: Any) -> tuple[list[str], threading.Thread]:
 
 
 def test_stopping(start: Launch) -> None:
-    """No new connections; what can finish in time does, what cannot gets an error event; nothing is left.
+    """New work is refused; what can finish in time does, what cannot gets an error event; nothing is left.
 
     The time is over when the second signal comes, so that this does not depend on how busy the machine is.
     """
@@ -87,7 +87,11 @@ def test_stopping(start: Launch) -> None:
     asking.start()
     assert eventually(lambda: 'num_requests_running{model_name="tiny"} 3' in httpx.get(f"{server.url}/metrics").text)
     server.process.send_signal(signal.SIGTERM)
-    assert eventually(lambda: not accepts(server.port))
+    assert eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+    refused = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert httpx.get(f"{server.url}/live").status_code == httpx.get(f"{server.url}/health").status_code == 200
     asking.join(60)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0, server.log.read_text()
@@ -97,6 +101,50 @@ def test_stopping(start: Launch) -> None:
     assert is_gone(child)
     log = server.log.read_text()
     assert "Traceback" not in log and log.count("ready: http://127.0.0.1:") == 1
+
+
+def test_stopping_ends_with_the_last_answer(start: Launch) -> None:
+    """A whole stream, although the server was told to stop at its beginning; then it does not wait for the time."""
+    server = start("--shutdown-timeout", "600")
+    server.wait_ready()
+    seen: list[str] = []
+    begun = threading.Event()
+    reader = threading.Thread(target=events, args=(server, seen, begun, {"max_tokens": 400, "n": 1}))
+    reader.start()
+    assert begun.wait(60)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0, server.log.read_text()
+    reader.join(60)
+    assert seen[-1] == "[DONE]"
+    assert sum("delta" in event for event in seen) > 50
+
+
+def test_time_for_stopping_is_limited(start: Launch) -> None:
+    server = start("--shutdown-timeout", "0")
+    server.wait_ready()
+    seen, reader = follow(server)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0, server.log.read_text()
+    reader.join(60)
+    assert json.loads(seen[-1])["error"]["type"] == "server_error"
+
+
+def test_health_tells_of_progress(start: Launch) -> None:
+    """An engine that stands still with work to do is unhealthy; when it goes on, so is all."""
+    server = start("--health-timeout", "1")
+    server.wait_ready()
+    _, reader = follow(server)
+    os.kill(engine_pid(server), signal.SIGSTOP)
+    try:
+        assert eventually(lambda: httpx.get(f"{server.url}/health").status_code == 503)
+        error = httpx.get(f"{server.url}/ready").json()["error"]
+        assert error["code"] == "engine_stalled" and "--health-timeout" in error["message"]
+        assert httpx.get(f"{server.url}/live").status_code == 200
+    finally:
+        os.kill(engine_pid(server), signal.SIGCONT)
+    assert eventually(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+    assert server.stop() == 0
+    reader.join(60)
 
 
 def accepts(port: int) -> bool:
@@ -225,6 +273,19 @@ def test_health_answers_while_large_pictures_are_preprocessed(server: Server, ht
 
 def percentile_99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99) - 1]
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_warned"), [("127.0.0.1", None, False), ("0.0.0.0", ["k"], False), ("0.0.0.0", None, True)]
+)
+def test_an_open_server_says_so(
+    caplog: pytest.LogCaptureFixture, host: str, keys: list[str] | None, is_warned: bool
+) -> None:
+    caplog.set_level("INFO", "trifocal")
+    args = ServerArgs(host=host, port=0, api_key=keys)
+    with bind(args) as listener:
+        announce(listener, args)
+    assert ("there is no --api-key" in caplog.text) == is_warned and f"ready: http://{host}:" in caplog.text
 
 
 def test_tokens_are_not_collected_into_bursts() -> None:

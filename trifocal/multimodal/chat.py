@@ -29,10 +29,12 @@ from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
 from trifocal.multimodal.video import OpenedVideo
+from trifocal.multimodal.watch import timed
 from trifocal.tokenizer import Tokenizer, valid_text
 from trifocal.types import ConfigError, Modality, Prompt, RequestError
 
 _MAX_THREADS = 8
+_TEXT_THREADS = 2
 _CHARS_PER_TOKEN = 8  # more than any language has on average
 _SEAM = 256  # tokens that a cut through a word or a sentinel may add
 T = TypeVar("T")
@@ -69,6 +71,9 @@ class PromptBuilder:
         self._template = ChatTemplate(source, self.tokenizer.special_tokens) if source else None
         threads = max(envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1), 1)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="media")
+        # Text has threads of its own: it must not wait until a hundred pictures of somebody else are decoded.
+        self._text_executor = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
+        self._media_at_once = max(threads - 1, 1)  # of one request: another's single picture gets its turn
         self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads)
         self._fetch_policy = fetch_policy or FetchPolicy()
         self._fetcher = Fetcher(self._executor, self._fetch_policy)
@@ -181,7 +186,8 @@ class PromptBuilder:
 
     def close(self) -> None:
         """As `aclose`, for users of the synchronous methods only."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._text_executor):
+            executor.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
 
     # ------------------------------------------------------------------------------------------ the steps
@@ -196,16 +202,34 @@ class PromptBuilder:
         options = self._options(mm_processor_kwargs)
         rendered = await self._off_loop(render)
         refs = rendered.media
-        sources = await fetch_all(refs, fetcher)
-        opens = [partial(self._open, ref, source, options) for ref, source in zip(refs, sources, strict=True)]
-        opened = await run_all([self._off_loop(work) for work in opens])
-        self._check_media(rendered.token_ids, opened, options)
-        media = await run_all([self._off_loop(partial(self._load, item, options)) for item in opened])
-        finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
-        return await self._off_loop(finish)
+        if not refs:
+            finish = partial(self._finish, rendered.token_ids, [], options, rendered.text, cache_salt)
+            return await self._off_loop(finish)
+        with timed("fetch"):
+            sources = await fetch_all(refs, fetcher)
+        with timed("decode"):
+            opens = [partial(self._open, ref, source, options) for ref, source in zip(refs, sources, strict=True)]
+            opened = await self._run_media(opens)
+            self._check_media(rendered.token_ids, opened, options)
+            media = await self._run_media([partial(self._load, item, options) for item in opened])
+        with timed("process"):
+            finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
+            [prompt] = await self._run_media([finish])
+        return prompt
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        """Text work."""
+        return await asyncio.get_running_loop().run_in_executor(self._text_executor, work)
+
+    async def _run_media(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """Media work of one request, a few at once."""
+        loop, gate = asyncio.get_running_loop(), asyncio.Semaphore(self._media_at_once)
+
+        async def run(work: Callable[[], T]) -> T:
+            async with gate:
+                return await loop.run_in_executor(self._executor, work)
+
+        return await run_all([run(work) for work in works])
 
     def _encode(self, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
         if isinstance(prompt, str):

@@ -18,6 +18,7 @@ import httpx
 
 from trifocal import envs
 from trifocal.multimodal.fetch_policy import FetchPolicy, ForbiddenError
+from trifocal.multimodal.watch import watching
 
 _MAX_REDIRECTS = 5
 _MAX_CONNECTIONS = 100
@@ -160,6 +161,7 @@ async def _body(response: httpcore.Response, max_bytes: int) -> bytes:
         raise TooLargeError
     body = bytearray()
     async for chunk in response.aiter_stream():
+        watching.get().fetched(len(chunk))
         body += chunk
         if len(body) > max_bytes:
             raise TooLargeError

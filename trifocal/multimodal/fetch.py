@@ -14,6 +14,7 @@ from trifocal.multimodal.download import Downloader, DownloadError, Resolver, To
 from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.multimodal.local_file import FileRefusedError, FileTooLargeError, read_file
 from trifocal.multimodal.messages import MediaRef
+from trifocal.multimodal.watch import watching
 from trifocal.types import Modality, RequestError
 
 T = TypeVar("T")
@@ -38,11 +39,11 @@ class Fetcher:
         """The bytes of `url`. Raises `RequestError` that begins with `where`; cancelling it closes the connection."""
         scheme = url[:16].partition(":")[0].strip().lower()
         if scheme == "data":
-            return await self._off_loop(_decode_data_url, url, modality, where)
+            return _counted(await self._off_loop(_decode_data_url, url, modality, where))
         if scheme in ("http", "https"):
             return await self._download(url, modality, where)
         if scheme == "file":
-            return await self._off_loop(self._read_file, url, modality, where)
+            return _counted(await self._off_loop(self._read_file, url, modality, where))
         raise _refusal(where, f"{_shown(url)!r} is no data:, http:, https: or file: URL")
 
     async def aclose(self) -> None:
@@ -105,6 +106,11 @@ async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except* Exception as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def _counted(data: bytes) -> bytes:
+    watching.get().fetched(len(data))
+    return data
 
 
 def _shown(url: str) -> str:
