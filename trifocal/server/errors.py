@@ -79,7 +79,7 @@ def install(app: FastAPI) -> None:
 
     async def refuse_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = {404: f"no such route: {request.url.path}", 405: f"{request.method} is not allowed here"}.get(
+        message = {404: f"no such route: {request.url.path[:200]}", 405: f"{request.method} is not allowed here"}.get(
             error.status_code, str(error.detail)
         )
         return error_response(RequestError(message, status=error.status_code), error.headers)
