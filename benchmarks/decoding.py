@@ -2,9 +2,9 @@
 
     python benchmarks/decoding.py [--sizes 448x448 1920x1080 4000x3000] [--repeat 30]
 
-Each JPEG is opened and loaded, scaled to 448x448 as a model would have it, and whole. Expected before measuring:
-two trips over a pipe with the file, one with the pixels; a millisecond or less for a scaled picture, 10 ms for 36 MB
-of pixels that come whole. Bound: 3 ms + 1 ms a megabyte sent; the exit status is 1 beyond.
+Each JPEG is opened and loaded, scaled to 448x448 as a model would have it, and whole. Expected before measuring: two
+trips over a pipe with the file and one with the pixels, so a millisecond or less for a scaled picture, and 10 ms for
+36 MB of pixels that come whole. Bound: 3 ms + 1 ms a megabyte sent; the exit status is 1 beyond.
 """
 
 from __future__ import annotations

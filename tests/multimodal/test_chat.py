@@ -204,6 +204,17 @@ async def test_bad_media_name_their_place(builder: PromptBuilder, part: tuple[st
     assert (caught.value.param, caught.value.status) == ("messages", 400)
 
 
+@pytest.mark.parametrize("depth", [100, 300, 900, 5000, 100_000])
+async def test_deep_arguments_of_tools(builder: PromptBuilder, depth: int) -> None:
+    """They come as JSON in a string, which the parser of the body has not looked into."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "[" * depth + "]" * depth}}
+    messages = [{"role": "assistant", "content": "x", "tool_calls": [call]}, *user("go")]
+    try:
+        assert (await builder.chat(messages)).token_ids
+    except RequestError as error:
+        assert depth > 100 and "deep" in error.message
+
+
 async def test_bytes_of_a_request_are_bounded(builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "MAX_REQUEST_BYTES", len(PNG))
     await builder.chat(user(("image_url", PNG)))

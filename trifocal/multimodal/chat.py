@@ -162,14 +162,18 @@ class PromptBuilder:
         guard = self.tokenizer.guard()
         keeps_order = self.processor.keeps_part_order
         parser = MessageParser(self._template, self.processor.placeholder, keeps_order=keeps_order)
-        conversation = parser.parse(messages, guard)
+        try:
+            conversation = parser.parse(messages, guard)
+            extra = guard.hide_all(_object(chat_template_kwargs, "chat_template_kwargs"))
+        except RecursionError:
+            raise RequestError("the messages or their arguments are nested too deeply", param="messages") from None
         self._check_limits(conversation.media)
         try:
             text = self._template.render(
                 conversation.messages,
                 add_generation_prompt=add_generation_prompt,
                 max_chars=self._max_chars,
-                extra=guard.hide_all(_object(chat_template_kwargs, "chat_template_kwargs")),
+                extra=extra,
             )
         except RenderedTooLongError:
             raise self._too_long(self.config.max_model_len + 1, "at least ") from None

@@ -177,8 +177,9 @@ def _tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 path = f"{where}[{index}].function.arguments"
-                raise RequestError(f"{path} is not JSON: {error}", param=path) from None
+                reason = "too deep" if isinstance(error, RecursionError) else error
+                raise RequestError(f"{path} is not JSON: {reason}", param=path) from None
         parsed.append({**call, "function": {**function, "arguments": arguments}})
     return parsed
