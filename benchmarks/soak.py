@@ -4,7 +4,9 @@
 
 Clients ask without a pause, at random: text, pictures and clips, streamed or not, one choice or two; bodies that are
 broken, media that are none, and clients that hang up in the middle. Every two seconds the resident memory of the server
-and of the processes below it, and the bytes in the folders that it made in shared memory, are written down.
+and of the processes below it, and the bytes of shared memory that they made, are written down.
+
+Shared memory is counted where it is named (/dev/shm) and where it is not (memory files that a process holds open).
 
 Expected before measuring: caches fill during the first minutes; after that no line rises. Bounds, exit status 1 beyond
 them: the mean of the last tenth lies at most 64 MiB (memory) and 8 MiB (shared memory) above that of the second tenth;
@@ -17,10 +19,13 @@ import argparse
 import asyncio
 import io
 import json
+import os
+import stat
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -135,10 +140,22 @@ async def watch(server: LocalServer, before: set[Path], until: float, log: Log) 
     started = time.monotonic()
     while time.monotonic() < until:
         resident = sum(map(memory, processes(server.pid))) / (1 << 20)
-        folders = [path for path in SHARED.glob("trifocal-*") if path not in before]
-        shared = sum(file.stat().st_size for folder in folders for file in folder.glob("*") if file.is_file())
-        log.samples.append((time.monotonic() - started, resident, shared / (1 << 20)))
+        log.samples.append((time.monotonic() - started, resident, shared_bytes(server.pid, before) / (1 << 20)))
         await asyncio.sleep(EVERY_S)
+
+
+def shared_bytes(root: int, before: set[Path]) -> int:
+    """Bytes in files below /dev/shm that were not there before, and in nameless ones; each once."""
+    sizes: dict[tuple[int, int], int] = {}
+    named = [file for path in SHARED.glob("trifocal-*") if path not in before for file in path.glob("*")]
+    for pid in processes(root):
+        with suppress(OSError):
+            named += [link for link in Path(f"/proc/{pid}/fd").iterdir() if "/memfd:" in os.readlink(link)]
+    for path in named:
+        with suppress(OSError):  # gone meanwhile
+            facts = path.stat()
+            sizes[facts.st_dev, facts.st_ino] = facts.st_size if stat.S_ISREG(facts.st_mode) else 0
+    return sum(sizes.values())
 
 
 def processes(root: int) -> list[int]:
