@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "trifocal"
 
 # The vocabulary: everybody may import these, and they import nothing above themselves.
-BASE = {"", "types", "config", "model_spec", "envs", "registry", "log", "metrics"}
+BASE = {"", "types", "config", "model_spec", "envs", "registry", "log", "metrics", "parent"}
 CLIENT = {"client", "cli.flags", "cli.local_server"}
 
 # A part is named by the longest prefix in this table; the order is the order of the layers.
@@ -34,7 +34,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "executor.base": set(),  # the contract: what a worker answers its executor is written there
     "worker": {
         "executor.base",
-        "tokenizer",
         "worker",
         "models",
         "layers",
@@ -61,7 +60,9 @@ PLANNERS = (
     "engine.block_manager",
     "engine.sequence",
     "engine.encoder_cache",
+    "engine.draft",
     "engine.in_flight",
+    "engine.replay",
     "engine.admission",
 )
 DEVICE_WORD = re.compile(r"(?<![a-z])(cuda|npu|nccl)(?![a-z])", re.IGNORECASE)
@@ -205,6 +206,15 @@ def test_a_processor_stays_in_the_server_process(module: str) -> None:
     ours = [name.removeprefix("trifocal.") for name in imports(SOURCES[module]) if name.startswith("trifocal.")]
     allowed = {"types", "config", "model_spec", "multimodal", "tokenizer", family}
     assert [name for name in ours if not within(name, allowed)] == []
+
+
+def test_video_codecs_are_loaded_by_decoder_processes_alone() -> None:
+    loading = {name for name, source in SOURCES.items() if any(full.split(".")[0] == "av" for full in imports(source))}
+    assert loading == {"multimodal.video_file"}
+    users = {name for name, source in SOURCES.items() if "trifocal.multimodal.video_file.VideoFile" in imports(source)}
+    assert users == {"multimodal.decoder"}
+    started = {name for name, source in SOURCES.items() if "trifocal.multimodal.decoder.serve" in imports(source)}
+    assert started == set(), "it is a program"
 
 
 # The rules themselves must be able to fail.

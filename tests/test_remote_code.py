@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.server.helpers import image_part, picture
 from trifocal.config import EngineArgs, resolve
 from trifocal.llm import LLM
 from trifocal.multimodal.chat import PromptBuilder
@@ -226,3 +227,24 @@ def test_the_server_passes_the_flag_on(trusted: Path) -> None:
         assert builder.render([{"role": "user", "content": "hello"}]).token_ids[-1] == ord("\n")
     finally:
         builder.close()
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path: Path) -> None:
+    """A server that is started inside a checkpoint folder, as `cd FOLDER; trifocal serve .` does: no module of that
+    folder takes the place of one that the engine or a decoder process imports."""
+    folder = tiny.write_checkpoint(tmp_path)
+    for name in ("msgspec", "numpy", "PIL", "safetensors"):
+        (folder / f"{name}.py").write_text(TRACE.format(folder=str(folder), name=name))
+    code = f"""
+import os
+from trifocal.cli.local_server import LocalServer
+import httpx
+os.chdir({str(folder)!r})
+with LocalServer([".", "--served-model-name", "m"]) as server:
+    part = {image_part(picture())!r}
+    body = {{"model": "m", "max_tokens": 1, "messages": [{{"role": "user", "content": [part]}}]}}
+    httpx.post(server.url + "/v1/chat/completions", json=body, timeout=60).raise_for_status()
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in folder.glob("ran-*")] == []
