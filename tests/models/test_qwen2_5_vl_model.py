@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,8 @@ def test_half_precision_is_no_worse_than_the_reference(tmp_path: Path) -> None:
 def test_folder_saved_by_transformers(tmp_path: Path, tied: bool) -> None:
     """What `save_pretrained` writes today loads to the same model."""
     original = tiny.write_checkpoint(tmp_path / "original", tied=tied)
-    Qwen2_5_VLReference(original).model.save_pretrained(tmp_path / "saved")
+    Qwen2_5_VLReference(original).model.save_pretrained(tmp_path / "saved")  # the processor has its own
+    shutil.copy(original / "preprocessor_config.json", tmp_path / "saved")
     ours, again = load_ours(original).state_dict(), load_ours(tmp_path / "saved").state_dict()
     assert ours.keys() == again.keys()
     assert all(torch.equal(ours[name], again[name]) for name in ours)
