@@ -21,6 +21,7 @@ from tests.server.helpers import (
     HELLO,
     MODEL,
     Server,
+    all_of,
     ask,
     engine_pid,
     eventually,
@@ -115,14 +116,6 @@ def standing_still(server: Server) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-def all_of(connection: socket.socket) -> bytes:
-    """What comes until the server closes."""
-    pieces = []
-    while piece := connection.recv(1 << 16):
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 def status_of(connection: socket.socket) -> int:
