@@ -168,6 +168,14 @@ def eventually(holds: Callable[[], bool], timeout_s: float = 20.0) -> bool:
     return False
 
 
+def all_of(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    pieces = []
+    while piece := connection.recv(1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
 def holds_nothing(http: httpx.Client) -> bool:
     names: Sequence[str] = ("num_requests_running", "num_requests_waiting", "kv_blocks_used", "encoder_pinned_bytes")
     return all(metric(http, f"trifocal:{name}") == 0 for name in names)

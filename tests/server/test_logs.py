@@ -18,6 +18,7 @@ from tests.server.helpers import (
     MODEL,
     ROOT,
     Server,
+    all_of,
     ask,
     clip,
     data_url,
@@ -175,7 +176,7 @@ def test_no_secret_in_lines_or_errors(talkative: Server, http: httpx.Client, che
             errors.append(response.text)
     with socket.create_connection(("127.0.0.1", talkative.port)) as connection:
         connection.sendall(f"GET / HTTP/1.1\r\n{SECRET} without a colon\r\n\r\n".encode())
-        errors.append(connection.recv(1 << 16).decode())
+        errors.append(all_of(connection).decode())
     http.get("/v1/models", params={"query": SECRET})
     assert len(outputs) >= 2 and len(errors) >= 25
     lines = talkative.log.read_text().splitlines()

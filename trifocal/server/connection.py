@@ -61,12 +61,9 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn from within its `except` block, where h11's own words can still be had."""
-        cause = sys.exception()
-        status = getattr(cause, "error_status_hint", 400)
-        message = f"invalid HTTP request: {cause}" if cause is not None else msg
-        if status == 431:
-            message = "the headers are too large (--h11-max-incomplete-event-size)"
+        """Called by uvicorn from within its `except` block, where h11's hint at the status can still be had."""
+        status = getattr(sys.exception(), "error_status_hint", 400)
+        message = msg if status != 431 else "the headers are too large (--h11-max-incomplete-event-size)"
         body = msgspec.json.encode(error_body(RequestError(message, status=status, code=None)))
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         for event in (
