@@ -4,7 +4,7 @@
 
 A real server on the built-in model in float32. Sixteen clients, with pictures, clips and text, greedy and seeded, ask
 the same question over and over. After a calm round, whose answers are the measure, the engine process gets SIGKILL and
-SIGSTOP at random moments, while it starts as well; the iteration timeout has to notice a SIGSTOP.
+SIGSTOP at random moments, SIGKILL while it starts as well; the iteration timeout has to notice a SIGSTOP.
 
 Expected before measuring: every stream ends complete and equal to the calm one, byte for byte, but for the fields that
 differ between any two requests (id, created) and the number of cached tokens, which tells what the caches held. A pause
@@ -28,6 +28,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 
@@ -111,9 +112,9 @@ def bodies(storm: Storm) -> list[dict[str, Any]]:
     return found
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Stream:
-    """One stream, read to its end. Choices come in any order beside each other, so events are sorted by choice."""
-    stream, last = Stream(), time.perf_counter()
+async def ask(client: httpx.AsyncClient, body: dict[str, Any], stream: Stream) -> Stream:
+    """Fill `stream` with an answer. Choices come in any order beside each other, so events are sorted by choice."""
+    last = time.perf_counter()
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             async for line in response.aiter_lines():
@@ -159,19 +160,25 @@ def engine_of(server_pid: int) -> int | None:
     return None
 
 
-async def rage(storm: Storm, server_pid: int) -> None:
-    """Do all that is planned, each at a random moment and to whatever engine there is then."""
+async def rage(storm: Storm, server_pid: int, streams: list[Stream]) -> None:
+    """Do all that is planned at random moments: kill whatever engine there is, stop one that computes."""
     moments = random.Random(storm.seed)
     blows = [signal.SIGKILL] * storm.kills + [signal.SIGSTOP] * storm.stops
     moments.shuffle(blows)
     for blow in blows:
         await asyncio.sleep(moments.uniform(0, 2 * storm.mean_s))
-        while (pid := engine_of(server_pid)) is None:
+        while (pid := engine_of(server_pid)) is None or (blow == signal.SIGSTOP and not await _computes(streams)):
             await asyncio.sleep(0.001)
         with suppress(ProcessLookupError):
             os.kill(pid, blow)
         while blow == signal.SIGSTOP and Path(f"/proc/{pid}").exists():  # until the timeout has noticed
             await asyncio.sleep(0.05)
+
+
+async def _computes(streams: list[Stream]) -> bool:
+    before = sum(len(stream.events) for stream in streams)
+    await asyncio.sleep(0.05)
+    return sum(len(stream.events) for stream in streams) > before
 
 
 async def measure(storm: Storm, url: str, server_pid: int) -> Report:
@@ -180,28 +187,31 @@ async def measure(storm: Storm, url: str, server_pid: int) -> Report:
     asked = bodies(storm)
     limits = httpx.Limits(max_connections=len(asked) + 1)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits, trust_env=False) as client:
-        calm = await asyncio.gather(*(ask(client, body) for body in asked))
+        calm = await asyncio.gather(*(ask(client, body, Stream()) for body in asked))
         assert all(stream.error is None for stream in calm), [stream.error for stream in calm]
-        raging = asyncio.create_task(rage(storm, server_pid))
-        streams: list[tuple[Stream, Stream]] = []
+        streams: list[Stream] = []
+        pairs: list[tuple[Stream, Stream]] = []
+        raging = asyncio.create_task(rage(storm, server_pid, streams))
 
         async def go_on(body: dict[str, Any], expected: Stream) -> None:
             while not raging.done():
-                streams.append((expected, await ask(client, body)))
+                stream = Stream()
+                streams.append(stream)
+                pairs.append((expected, await ask(client, body, stream)))
 
         await asyncio.gather(*(go_on(body, expected) for body, expected in zip(asked, calm, strict=True)))
         await raging
-        for expected, stream in streams:
+        for expected, stream in pairs:
             count_differences(report, expected, stream)
-        _time(report, calm, streams)
+        _time(report, calm, pairs)
         await _check_end(report, client, server_pid)
     return report
 
 
-def _time(report: Report, calm: list[Stream], streams: list[tuple[Stream, Stream]]) -> None:
+def _time(report: Report, calm: list[Stream], pairs: list[tuple[Stream, Stream]]) -> None:
     usual = max(max(stream.silences_s) for stream in calm)
-    pauses = [silence for _, stream in streams for silence in stream.silences_s if silence > usual]
-    met = [(a, b) for a, b in streams if max(b.silences_s, default=0) > usual]
+    pauses = [silence for _, stream in pairs for silence in stream.silences_s if silence > usual]
+    met = [(a, b) for a, b in pairs if max(b.silences_s, default=0) > usual]
     report.calm_s = statistics.median(stream.total_s for stream in calm)
     report.pauses_s = _percentiles(pauses)
     report.added_s = _percentiles([stream.total_s - expected.total_s for expected, stream in met])
@@ -242,10 +252,11 @@ def _media_memory(pid: int) -> list[str]:
 
 def run(storm: Storm) -> Report:
     """Start a server, measure, stop it."""
-    os.environ["TRIFOCAL_ENGINE_ITERATION_TIMEOUT_S"] = str(storm.timeout_s)
-    os.environ["TRIFOCAL_ENGINE_READY_TIMEOUT_S"] = "60"  # a SIGSTOP may come while it starts
-    os.environ["TRIFOCAL_ENGINE_MAX_RESTARTS"] = "50"  # so many deaths in a row are what is asked for here
-    with LocalServer([str(DEMO / "model"), "--dtype", "float32"]) as server:
+    environment = {
+        "TRIFOCAL_ENGINE_ITERATION_TIMEOUT_S": str(storm.timeout_s),
+        "TRIFOCAL_ENGINE_MAX_RESTARTS": "50",  # deaths in a row, before a token has come, are what is asked for here
+    }
+    with patch.dict(os.environ, environment), LocalServer([str(DEMO / "model"), "--dtype", "float32"]) as server:
         server_pid = server.pid
         report = asyncio.run(measure(storm, server.url, server_pid))
         last = engine_of(server_pid)

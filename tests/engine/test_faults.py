@@ -130,7 +130,7 @@ async def _is_clean(engine: AsyncEngine) -> bool:
     return (await engine.integrity()).is_clean
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], timeout_s: float = 60.0) -> bool:
+async def eventually(holds: Callable[[], Awaitable[bool]], timeout_s: float = 240.0) -> bool:
     try:
         async with asyncio.timeout(timeout_s):
             while not await holds():

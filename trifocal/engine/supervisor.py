@@ -63,7 +63,7 @@ class Supervisor:
         self._child: EngineChild | None = None
         self._watching: asyncio.Task[None] | None = None
         self._num_failures = 0  # deaths and failed starts in a row, without a token in between
-        self.num_restarts = 0
+        self.num_restarts = 0  # processes started in the place of a dead one
 
     @property
     def state(self) -> State:
@@ -132,7 +132,6 @@ class Supervisor:
             client.engine_died(death)
             self._count_failure(death.reason)
             await self._start_until_ready(retries=(EngineDeadError,))
-            self.num_restarts += 1
             logger.warning("a new engine is ready")
             client.engine_started()
 
@@ -144,6 +143,7 @@ class Supervisor:
             try:
                 if self._child is None:
                     self._child = await EngineChild.spawn()
+                    self.num_restarts += 1
                 ready = await self._child.ready(self._config)
             except TrifocalError as error:
                 await self._remove_child()
