@@ -150,7 +150,7 @@ def test_memory() -> None:
     with reader_of(decode_memory_bytes=64 << 20) as reader:
         refused(reader, LARGE, "more memory than --decode-memory-gib|makes its decoder fail|broken or cut off")
         assert load(reader).shape == (20, 30, 3)
-    with reader_of(decode_memory_bytes=1 << 30) as reader:
+    with reader_of(decode_memory_bytes=2 << 30) as reader:  # the default
         assert load(reader, LARGE).shape == (10_000, 10_000, 3)
 
 

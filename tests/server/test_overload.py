@@ -242,7 +242,7 @@ def test_headers(narrow: Server, tight: httpx.Client) -> None:
 def test_a_request_that_takes_too_long(checkpoint: Path, tmp_path: Path) -> None:
     """504, or an error event where the stream has begun; the engine is told to forget it."""
     with (
-        running(checkpoint, tmp_path / "log", "--request-timeout", "4") as server,
+        running(checkpoint, tmp_path / "log", "--request-timeout", "1") as server,
         httpx.Client(base_url=server.url, timeout=60) as http,
     ):
         body = {**LONG, "max_tokens": 3900}
