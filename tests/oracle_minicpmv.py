@@ -1,5 +1,5 @@
-"""MiniCPM-V composed from parts of transformers and torch: no released class exists there. Written from the facts page,
-not from our code: slices are cut and normalised on their own, towers are Idefics2's and plain torch.
+"""MiniCPM-V composed from parts of transformers and torch: no released class exists there. Written after the models'
+own code, not after ours: slices are cut and normalised on their own, towers are Idefics2's and plain torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests import tiny_minicpmv as tiny
+from tests.oracle import Reference, Sample
+from trifocal.multimodal.media import Image, Media
 
 Weights = dict[str, Tensor]
 
@@ -39,7 +41,7 @@ def near(value: float) -> int:
 
 
 def fit(width: float, height: float, resolution: int, grow: bool) -> tuple[int, int]:
-    """best_resize of the facts page."""
+    """The size nearest to the resolution's area whose sides are multiples of 14, aspect about kept."""
     if width * height <= resolution * resolution and not grow:
         return near(width), near(height)
     h = int(resolution / math.sqrt(width / height))
@@ -192,11 +194,27 @@ def language_model(version: tiny.Version) -> nn.Module:
     return model.eval()
 
 
-@torch.inference_mode()
-def logits(version: tiny.Version, token_ids: list[int], is_embed: list[bool], pictures: list[Tensor]) -> Tensor:
-    """[num_tokens, vocab]: `pictures` hold what goes to the places that `is_embed` marks."""
-    model = language_model(version)
-    embeds = model.get_input_embeddings()(torch.tensor([token_ids])).clone()
-    if pictures:
-        embeds[0, torch.tensor(is_embed)] = torch.cat(pictures)
-    return model(inputs_embeds=embeds, use_cache=False).logits[0]
+class MiniCPMVReference(Reference):
+    """The parts of one version put together. Pictures are cut here, from what they were before our processor."""
+
+    def __init__(self, version: tiny.Version) -> None:
+        self.version = version
+
+    @torch.inference_mode()
+    def embeds(self, sample: Sample) -> Tensor:
+        """[slices of all media * queries, HIDDEN]."""
+        return torch.cat([embed for media in sample.media for embed in self._item(media)])
+
+    def _item(self, media: Media) -> list[Tensor]:
+        if isinstance(media, Image):
+            return [picture_embeds(self.version, PIL.Image.fromarray(media.pixels))]
+        return [picture_embeds(self.version, PIL.Image.fromarray(frame), most=2) for frame in media.frames]
+
+    @torch.inference_mode()
+    def logits(self, sample: Sample) -> Tensor:
+        """[num_tokens, vocab]."""
+        model = language_model(self.version)
+        embeds = model.get_input_embeddings()(torch.tensor([sample.prompt.token_ids])).clone()
+        if sample.media:
+            embeds[0, sample.is_embed] = self.embeds(sample)
+        return model(inputs_embeds=embeds, use_cache=False).logits[0]

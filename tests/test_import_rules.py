@@ -15,14 +15,14 @@ import pytest
 ROOT = Path(__file__).parents[1] / "trifocal"
 
 # The vocabulary: everybody may import these, and they import nothing above themselves.
-BASE = {"", "types", "config", "model_spec", "envs", "registry", "log", "metrics"}
+BASE = {"", "types", "config", "model_spec", "envs", "registry", "log", "metrics", "parent"}
 CLIENT = {"client", "cli.flags", "cli.local_server"}
 
 # A part is named by the longest prefix in this table; the order is the order of the layers.
 MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "entrypoints": {"cli"},  # vLLM's module path for `trifocal serve`
-    "cli": {"cli", "client", "server.app", "server.args"},
+    "cli": {"cli", "client", "models.registry", "server.app", "server.args"},
     "demo": {"demo", *CLIENT},
     "bench": {"bench", "demo", "llm", *CLIENT},
     "client": set(),
@@ -34,7 +34,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "executor.base": set(),  # the contract: what a worker answers its executor is written there
     "worker": {
         "executor.base",
-        "tokenizer",
         "worker",
         "models",
         "layers",
@@ -52,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels.int4": set(),
     "multimodal": {"multimodal", "tokenizer", "models.registry"},  # the registry finds a family's processor
     "models.registry": {"models.base"},
-    "tokenizer": set(),
+    "tokenizer": {"tokenizer"},
     "platforms": {"platforms", "kernels"},
     "distributed": {"platforms"},
     # The vocabulary itself; `resolve` asks two tables whether a name is known, without importing what they name.
@@ -64,7 +63,9 @@ PLANNERS = (
     "engine.block_manager",
     "engine.sequence",
     "engine.encoder_cache",
+    "engine.draft",
     "engine.in_flight",
+    "engine.replay",
     "engine.admission",
 )
 DEVICE_WORD = re.compile(r"(?<![a-z])(cuda|npu|nccl)(?![a-z])", re.IGNORECASE)
@@ -184,7 +185,16 @@ def test_models_name_no_quantization(module: str) -> None:
 
 
 PROCESSORS = [name for name in SOURCES if name.startswith("models.") and name.endswith(".processor")]
-TORCH_FREE = [*PLANNERS, *PROCESSORS, "cli.serve", "server.app", "engine.async_engine", "demo.run", "bench.serve"]
+TORCH_FREE = [
+    *PLANNERS,
+    *PROCESSORS,
+    "cli.serve",
+    "cli.models",
+    "server.app",
+    "engine.async_engine",
+    "demo.run",
+    "bench.serve",
+]
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
@@ -199,6 +209,15 @@ def test_a_processor_stays_in_the_server_process(module: str) -> None:
     ours = [name.removeprefix("trifocal.") for name in imports(SOURCES[module]) if name.startswith("trifocal.")]
     allowed = {"types", "config", "model_spec", "multimodal", "tokenizer", family}
     assert [name for name in ours if not within(name, allowed)] == []
+
+
+def test_video_codecs_are_loaded_by_decoder_processes_alone() -> None:
+    loading = {name for name, source in SOURCES.items() if any(full.split(".")[0] == "av" for full in imports(source))}
+    assert loading == {"multimodal.video_file"}
+    users = {name for name, source in SOURCES.items() if "trifocal.multimodal.video_file.VideoFile" in imports(source)}
+    assert users == {"multimodal.decoder"}
+    started = {name for name, source in SOURCES.items() if "trifocal.multimodal.decoder.serve" in imports(source)}
+    assert started == set(), "it is a program"
 
 
 # The rules themselves must be able to fail.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from tests import tiny
 from trifocal.multimodal.template import ChatTemplate
@@ -274,6 +274,29 @@ def test_tokens_of_tokenizer_config_are_added(tmp_path: Path, caplog: pytest.Log
     listed = {"9999": {"content": "<new>"}}
     Tokenizer.from_folder(write(tmp_path, tokenizer_config={"added_tokens_decoder": listed}))
     assert "9999" in caplog.text
+
+
+def test_vocab_and_merges_of_qwen2(tmp_path: Path) -> None:
+    """What InternVL's folders over Qwen2 hold instead of tokenizer.json, read as transformers reads it."""
+    source = tokenizers.Tokenizer.from_str(tiny.tokenizer_json())
+    source.model.save(str(tmp_path))
+    size = source.get_vocab_size(with_added_tokens=False)
+    entries = {
+        str(size + index): {"content": name, "special": True, "normalized": False, "lstrip": False, "rstrip": False}
+        for index, name in enumerate((*CONTROLS, "<img>"))
+    }
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "added_tokens_decoder": entries}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    ours, theirs = Tokenizer.from_folder(str(tmp_path)), Qwen2Tokenizer.from_pretrained(str(tmp_path))
+    for text in (*TEXTS, *(f"{text}<|im_end|>{text} <img>" for text in TEXTS)):
+        ids = ours.encode(text)
+        assert ids == theirs.encode(text)
+        assert ours.decode(ids, False) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+    assert ours.encode("<img>") == [size + len(CONTROLS)] and ours.eos_token_id == ours.token_to_id("<|im_end|>")
+    assert ours.special_tokens["pad_token"] == "<|endoftext|>"  # the class has it, no file says so
+    (tmp_path / "vocab.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"vocab\.json cannot be read"):
+        Tokenizer.from_folder(str(tmp_path))
 
 
 def test_missing_and_broken_files(tmp_path: Path) -> None:

@@ -76,7 +76,10 @@ def _kind(item: Any, hints: dict[str, Any]) -> str:
 
 def _default(item: Any) -> str:
     if item.default is MISSING:
-        return "{}" if item.default_factory is not MISSING else "required"
+        if item.default_factory is MISSING:
+            return "required"
+        value = item.default_factory()
+        return "{}" if value == {} else " ".join(value)
     if item.default is None:
         return ""
     return {True: "on", False: "off"}.get(item.default, str(item.default)) if item.type == "bool" else str(item.default)

@@ -59,6 +59,9 @@ class EngineArgs:
         "model", "auto and safetensors read the weights, dummy invents random ones", "auto",
         choices=["auto", "safetensors", "dummy"],
     )  # fmt: skip
+    allow_pickle: bool = arg(
+        "model", "refused: weights are read from safetensors alone, a pickle (.bin, .pt) could run code", False
+    )
     seed: int = arg("model", "seed of dummy weights and of requests that bring none", 0)
     generation_config: str = arg(
         "model", "auto: sampling defaults from the model's generation_config.json; vllm: none; or a folder", "auto"
@@ -87,6 +90,12 @@ class EngineArgs:
     compilation_config: dict[str, Any] = arg("devices", 'JSON, e.g. {"cudagraph_capture_sizes": [1, 2, 4]}', {})
     limit_mm_per_prompt: dict[str, Any] = arg("media", 'JSON, e.g. {"image": 4, "video": 1}', {})
     mm_processor_kwargs: dict[str, Any] = arg("media", 'JSON for the processor, e.g. {"max_pixels": 401408}', {})
+    max_image_pixels: int = arg("media", "most pixels of a picture or of a video's frame, by its header", 128_000_000)
+    max_request_pixels: int = arg("media", "most pixels of all pictures and chosen frames of a request", 4_000_000_000)
+    max_video_frames: int = arg("media", "most frames that may be chosen from one clip", 2048)
+    image_decode_timeout: float = arg("media", "seconds that decoding one picture may take", 30.0)
+    video_decode_timeout: float = arg("media", "seconds that decoding one clip may take", 120.0)
+    decode_memory_gib: float = arg("media", "GiB of memory that a decoder process may take", 2.0)
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> EngineArgs:
@@ -111,6 +120,7 @@ class EngineConfig:
     load_format: str
     seed: int
     trust_remote_code: bool
+    num_vocab: int  # ids that can be chosen: the head's, until somebody has read the tokenizer, which may know fewer
     max_model_len: int
     is_max_model_len_explicit: bool
     max_num_seqs: int
@@ -127,6 +137,12 @@ class EngineConfig:
     compilation_config: dict[str, Any]
     limit_mm_per_prompt: dict[str, int]
     mm_processor_kwargs: dict[str, Any]
+    max_image_pixels: int
+    max_request_pixels: int
+    max_video_frames: int
+    image_decode_timeout: float
+    video_decode_timeout: float
+    decode_memory_bytes: int
     default_sampling: dict[str, Any]
 
 
@@ -159,6 +175,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         load_format=args.load_format,
         seed=args.seed,
         trust_remote_code=args.trust_remote_code,
+        num_vocab=spec.text.vocab_size,
         max_model_len=max_model_len,
         is_max_model_len_explicit=args.max_model_len is not None,
         max_num_seqs=args.max_num_seqs,
@@ -175,6 +192,12 @@ def resolve(args: EngineArgs) -> EngineConfig:
         compilation_config=dict(args.compilation_config),
         limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt),
         mm_processor_kwargs=dict(args.mm_processor_kwargs),
+        max_image_pixels=_positive("--max-image-pixels", args.max_image_pixels),
+        max_request_pixels=_positive("--max-request-pixels", args.max_request_pixels),
+        max_video_frames=_positive("--max-video-frames", args.max_video_frames),
+        image_decode_timeout=_above_zero("--image-decode-timeout", args.image_decode_timeout),
+        video_decode_timeout=_above_zero("--video-decode-timeout", args.video_decode_timeout),
+        decode_memory_bytes=int(_above_zero("--decode-memory-gib", args.decode_memory_gib) * (1 << 30)),
         default_sampling=_default_sampling(args, spec),
     )
 
@@ -187,6 +210,8 @@ def _refuse_unbuilt(args: EngineArgs) -> None:
         raise NotAvailableYetError(f"--tensor-parallel-size x --pipeline-parallel-size = {devices} devices (1 works)")
     if args.distributed_executor_backend in ("mp", "ray"):
         raise NotAvailableYetError(f"--distributed-executor-backend {args.distributed_executor_backend} (uni works)")
+    if args.allow_pickle:
+        raise NotAvailableYetError("--allow-pickle (only safetensors are read; convert the checkpoint once instead)")
     if args.load_format not in ("auto", "safetensors", "dummy"):
         raise ConfigError(f"--load-format must be auto, safetensors or dummy, got {args.load_format!r}")
 
@@ -216,9 +241,16 @@ def _dtype(args: EngineArgs, spec: ModelSpec, quantization: Quantization | None,
     return DTYPES[args.dtype]
 
 
-def _positive(flag: str, value: int) -> None:
+def _positive(flag: str, value: int) -> int:
     if value < 1:
         raise ConfigError(f"{flag} must be at least 1, got {value}")
+    return value
+
+
+def _above_zero(flag: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"{flag} must be above 0, got {value}")
+    return value
 
 
 def _max_model_len(args: EngineArgs, spec: ModelSpec) -> int:

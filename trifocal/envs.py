@@ -32,6 +32,13 @@ def _positive_float(text: str) -> float:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("expected 0 or more")
+    return value
+
+
 def _names(text: str) -> list[str] | None:
     return [name.strip() for name in text.split(",") if name.strip()]
 
@@ -74,11 +81,37 @@ class Env(Generic[T]):
 
 IMAGE_FETCH_TIMEOUT = Env("IMAGE_FETCH_TIMEOUT", _positive_float, 5.0, "seconds for fetching one image")
 VIDEO_FETCH_TIMEOUT = Env("VIDEO_FETCH_TIMEOUT", _positive_float, 30.0, "seconds for fetching one video")
+MEDIA_URL_ALLOW_REDIRECTS = Env(
+    "MEDIA_URL_ALLOW_REDIRECTS", _bool, True, "0 refuses media URLs that redirect; 1 follows up to 5, checking each"
+)
 ENGINE_ITERATION_TIMEOUT_S = Env(
     "ENGINE_ITERATION_TIMEOUT_S",
     _positive_float,
     600.0,
-    "longest time without an engine step while there is work; beyond it the engine counts as dead",
+    "seconds without an engine step while there is work, after which the engine is replaced",
+)
+ENGINE_READY_TIMEOUT_S = Env(
+    "ENGINE_READY_TIMEOUT_S", _positive_float, 600.0, "seconds that an engine may take to start; then it is replaced"
+)
+ENGINE_MAX_RESTARTS = Env(
+    "ENGINE_MAX_RESTARTS",
+    _count,
+    5,
+    "restarts of the engine in a row, without a token in between, after which the server gives up and exits",
+)
+ENGINE_RESTART_BACKOFF_S = Env(
+    "ENGINE_RESTART_BACKOFF_S",
+    _positive_float,
+    1.0,
+    "seconds of waiting before the second restart in a row; doubles with each further one, up to 30",
+)
+ALLOW_FAULT_INJECTION = Env("ALLOW_FAULT_INJECTION", _bool, False, "1 allows FAULT_INJECT; never in production")
+FAULT_INJECT: Env[str | None] = Env(
+    "FAULT_INJECT",
+    str,
+    None,
+    "test aid, KIND:TEXT[@POSITION]: the engine's step on a request whose id contains TEXT, from that position on, "
+    "does KIND: exit, segv, raise or hang",
 )
 ALLOW_LONG_MAX_MODEL_LEN = Env(
     "ALLOW_LONG_MAX_MODEL_LEN", _bool, False, "1 allows a --max-model-len above what the checkpoint says"
@@ -103,6 +136,7 @@ CACHE_ROOT: Env[str | None] = Env(
 LOGGING_LEVEL = Env(
     "LOGGING_LEVEL", _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
 )
+API_KEY: Env[str | None] = Env("API_KEY", str, None, "key that requests must bring, where --api-key names none")
 MEDIA_THREADS: Env[int | None] = Env(
     "MEDIA_LOADING_THREAD_COUNT", int, None, "threads that decode and preprocess media; unset: one per core, at most 8"
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,7 @@ from trifocal.config import EngineArgs, resolve
 from trifocal.engine.engine import Engine
 from trifocal.engine.output import Choice, expand
 from trifocal.multimodal.chat import PromptBuilder
+from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import CompletionOutput, EngineStats, Prompt, RequestError, RequestOutput, SamplingParams
 
@@ -31,8 +33,9 @@ class LLM:
 
     def __init__(self, model: str, **engine_args: Any) -> None:
         self.config = resolve(EngineArgs.from_kwargs(model=model, **engine_args))
-        self._builder = PromptBuilder(self.config, allowed_local_media_path="/")  # it is the caller's own machine
-        self._engine = Engine(self.config)
+        # It is the caller's own machine.
+        self._builder = PromptBuilder(self.config, fetch_policy=FetchPolicy.unrestricted())
+        self._engine = Engine(replace(self.config, num_vocab=self._builder.tokenizer.vocab_size))
         self._rng = random.Random(self.config.seed)
         self._ids = count()
 

@@ -1,7 +1,7 @@
 """Prometheus metrics: vLLM's names, each with the prefixes `vllm:` and `trifocal:` from one definition.
 
-Gauges and counters come from `EngineStats` at the time of a scrape; what only the server sees (latencies, how
-requests end) is observed as it happens. Each `Metrics` has a registry of its own.
+The engine's gauges and counters come from `EngineStats` at the time of a scrape; what only the server sees (latencies,
+how requests end) is observed as it happens. Each `Metrics` has a registry of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -20,11 +20,16 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BOTH = ("vllm", "trifocal")
 _OURS = ("trifocal",)
 _OLD = ("vllm",)  # names of vLLM 0.9 that later versions changed; dashboards of that time ask for them
+_OWN_NAMES = {
+    "requests_queued", "tokens_queued", "media_bytes_in_flight", "http_responses", "requests_refused",
+    "media_step_seconds", "request_body_bytes", "media_bytes",
+}  # fmt: skip
 _OLD_NAMES = {"inter_token_latency_seconds": "vllm:time_per_output_token_seconds"}
 
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000)
 _CHOICES = (1, 2, 5, 10, 20)
+MEDIA_STEPS = ("fetch", "decode", "process")
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ ENGINE_METRICS = (
     EngineMetric("encoder_cache_hits", "media that needed no vision work", lambda s: s.encoder_hits, True, _OURS),
     EngineMetric("encoder_cache_bytes", "bytes of cached embeddings", lambda s: s.encoder_bytes_cached, prefixes=_OURS),
     EngineMetric("encoder_pinned_bytes", "bytes that sequences need", lambda s: s.encoder_bytes_pinned, prefixes=_OURS),
+    EngineMetric("engine_restarts", "engines that replaced a dead one", lambda s: s.num_restarts, True, _OURS),
+    EngineMetric("requests_replayed", "requests that outlived an engine", lambda s: s.num_replays, True, _OURS),
 )
 
 
@@ -78,7 +85,7 @@ class Metrics(Collector):
     def __init__(self, model_name: str) -> None:
         self._model_name = model_name
         self._stats = EngineStats()
-        self._observed: list[Histogram | Counter] = []
+        self._observed: list[Histogram | Counter | Gauge] = []
         self.time_to_first_token = self._histogram("time_to_first_token_seconds", "request in to first token", _SECONDS)
         self.inter_token_latency = self._histogram("inter_token_latency_seconds", "between two tokens", _SECONDS)
         self.time_per_output_token = self._histogram(
@@ -88,22 +95,47 @@ class Metrics(Collector):
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "prompt tokens of a request", _TOKENS)
         self.request_generation_tokens = self._histogram("request_generation_tokens", "tokens of a choice", _TOKENS)
         self.request_params_n = self._histogram("request_params_n", "choices asked for", _CHOICES)
-        success = Counter(
-            "request_success", "choices by how they ended", ["model_name", "finished_reason"], registry=None
-        )
-        self._observed.append(success)
+        self.request_params_max_tokens = self._histogram("request_params_max_tokens", "max_tokens asked for", _TOKENS)
+        self.request_decode_time = self._histogram("request_decode_time_seconds", "first to last token", _SECONDS)
+        success = self._counter("request_success", "choices by how they ended", "finished_reason")
         self._success = {reason: success.labels(model_name, reason) for reason in ("stop", "length", "abort", "error")}
+        self._responses = self._counter("http_responses", "responses by route and status", "route", "status")
+        self._refusals = self._counter("requests_refused", "requests without an answer by error code", "code")
+        steps = self._histogram_of("media_step_seconds", "time for all media of a request", _SECONDS, "step")
+        self.media_steps = {step: steps.labels(model_name, step) for step in MEDIA_STEPS}
+        self.body_bytes = self._counter("request_body_bytes", "bytes of request bodies").labels(model_name)
+        self.media_bytes = self._counter("media_bytes", "bytes of media files, fetched or inline").labels(model_name)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
-        histogram = Histogram(name, meaning, ["model_name"], buckets=buckets, registry=None)
+        return self._histogram_of(name, meaning, buckets).labels(self._model_name)
+
+    def _histogram_of(self, name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+        histogram = Histogram(name, meaning, ["model_name", *labels], buckets=buckets, registry=None)
         self._observed.append(histogram)
-        return histogram.labels(self._model_name)
+        return histogram
+
+    def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
+        counter = Counter(name, meaning, ["model_name", *labels], registry=None)
+        self._observed.append(counter)
+        return counter
+
+    def gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Show `value()` at every scrape."""
+        gauge = Gauge(name, meaning, ["model_name"], registry=None)
+        gauge.labels(self._model_name).set_function(value)
+        self._observed.append(gauge)
 
     def finished(self, reason: str) -> None:
         """Count the end of one choice: stop, length, abort or error."""
         self._success[reason].inc()
+
+    def responded(self, route: str, status: int, error: str | None) -> None:
+        """Count a response; `route` is the route's own path, `error` the code of what was refused or failed."""
+        self._responses.labels(self._model_name, route or "none", str(status)).inc()
+        if error is not None:
+            self._refusals.labels(self._model_name, error).inc()
 
     def render(self, stats: EngineStats) -> bytes:
         """The text that Prometheus scrapes, with `stats` as the engine's part."""
@@ -120,7 +152,7 @@ class Metrics(Collector):
             yield from metric.families(self._stats, self._model_name)
         for observed in self._observed:
             for family in observed.collect():
-                for prefix in _BOTH:
+                for prefix in _OURS if family.name in _OWN_NAMES else _BOTH:
                     yield _renamed(family, f"{prefix}:{family.name}")
                 if family.name in _OLD_NAMES:
                     yield _renamed(family, _OLD_NAMES[family.name])

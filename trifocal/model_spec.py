@@ -8,6 +8,8 @@ Everything that is wrong with a folder raises `ConfigError` naming the file and 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ _LLM_KEYS = ("text_config", "llm_config")
 _ROPE_ALIASES = {"mrope": "default", "su": "longrope"}
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 _SCALES_CONTEXT = ("linear", "dynamic", "yarn", "longrope")
+_MOST_SHOWN = 60  # characters of a wrong value in a message
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class ModelSpec:
             hf_config=hf,
             generation_config=generation,
             preprocessor_config=_preprocessor(folder),
-            quantization=dict(hf.get("quantization_config") or text_dict.get("quantization_config") or {}),
+            quantization=section(hf, "quantization_config") or section(text_dict, "quantization_config"),
         )
 
     @property
@@ -130,6 +133,14 @@ class ModelSpec:
         if rope.kind in _SCALES_CONTEXT and rope.original_max_position_embeddings:
             return max(self.text.max_position_embeddings, int(rope.original_max_position_embeddings * rope.factor))
         return self.text.max_position_embeddings
+
+    def check_preprocessor(self) -> None:
+        """Raise `ConfigError` without a preprocessor_config.json, for a family whose pictures would come out wrong."""
+        if not self.preprocessor_config:
+            raise ConfigError(
+                f"{Path(self.path).name}/preprocessor_config.json is missing: it says how pictures are scaled, cut and "
+                "normalised; take it from where the checkpoint comes from"
+            )
 
     def for_context(self, max_model_len: int) -> ModelSpec:
         """The same for sequences of at most `max_model_len` tokens."""
@@ -141,22 +152,73 @@ def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
     """A JSON object, `{}` for an absent optional file. Raises `ConfigError` with the file's name."""
     where = f"{path.parent.name}/{path.name}"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not text:
+            raise ConfigError(f"{where} is empty (0 bytes): the download was cut short")
+        data = json.loads(text)
     except FileNotFoundError:
         if required:
             raise ConfigError(f"{where} is missing: is this a Hugging Face checkpoint folder?") from None
         return {}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{where} cannot be read: it is nested too deeply") from None
+    except (OSError, ValueError) as error:  # of the bytes, of the JSON
         raise ConfigError(f"{where} cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must hold a JSON object, found {type(data).__name__}")
     return data
 
 
+# ------------------------------------------------------------------------------------------- checked fields
+
+
+def section(data: Mapping[str, Any], name: str, where: str = "config.json") -> dict[str, Any]:
+    """The object under `name`, `{}` where it is absent or null. Raises `ConfigError` for anything else."""
+    value = data.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{where}: {name} must be an object, got {_shown(value)}")
+    return value or {}
+
+
+def positive_int(value: object, name: str, where: str = "config.json") -> int:
+    """`value` if it is an integer of at least 1. Raises `ConfigError` naming file and field."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{where}: {name} must be an integer of at least 1, got {_shown(value)}")
+    return value
+
+
+def positive_number(value: object, name: str, where: str = "config.json") -> float:
+    """`value` if it is a number above 0 and finite. Raises `ConfigError` naming file and field."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{where}: {name} must be a number above 0, got {_shown(value)}")
+    return float(value)
+
+
+def numbers(value: object, count: int, name: str, *, is_positive: bool = False) -> tuple[float, ...]:
+    """`value` of preprocessor_config.json if it is a list of `count` finite numbers, all above 0 if `is_positive`.
+
+    Raises `ConfigError` naming file and field.
+    """
+    given = value if isinstance(value, list) else []
+    least = 0.0 if is_positive else -math.inf
+    if len(given) != count or not all(type(each) in (int, float) and least < each < math.inf for each in given):
+        what = f"{count} numbers{' above 0' * is_positive}"
+        raise ConfigError(f"preprocessor_config.json: {name} must be a list of {what}, got {_shown(value)}")
+    return tuple(float(each) for each in given)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
+# ------------------------------------------------------------------------------------------- parts of config.json
+
+
 def _preprocessor(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "preprocessor_config.json")
     if not config:  # transformers 5 writes one file for the whole processor
-        config = read_json(folder / "processor_config.json").get("image_processor", {})
+        config = section(read_json(folder / "processor_config.json"), "image_processor", "processor_config.json")
     return config
 
 
@@ -170,27 +232,32 @@ def _text_dict(hf: dict[str, Any]) -> dict[str, Any]:
 def text_config(text: dict[str, Any], hf: dict[str, Any]) -> TextConfig:
     """Normalise the language model's part of a config; `hf` supplies what a nested part leaves to the top level."""
 
-    def need(name: str) -> Any:
-        value = text.get(name, hf.get(name))
-        if value is None:
-            raise ConfigError(f"config.json: field {name} is missing")
-        return value
+    def given(name: str) -> Any:
+        return text.get(name, hf.get(name))
 
-    heads = int(need("num_attention_heads"))
-    hidden = int(need("hidden_size"))
-    tied = text.get("tie_word_embeddings", hf.get("tie_word_embeddings", False))
+    def size(name: str) -> int:
+        if given(name) is None:
+            raise ConfigError(f"config.json: field {name} is missing")
+        return positive_int(given(name), name)
+
+    heads, hidden = size("num_attention_heads"), size("hidden_size")
+    kv_heads = positive_int(text.get("num_key_value_heads") or heads, "num_key_value_heads")
+    if heads % kv_heads:
+        raise ConfigError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
+    if not text.get("head_dim") and hidden % heads:
+        raise ConfigError(f"config.json: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
     return TextConfig(
-        model_type=str(text.get("model_type", hf.get("model_type", ""))),
+        model_type=str(given("model_type") or ""),
         hidden_size=hidden,
-        intermediate_size=int(need("intermediate_size")),
-        num_layers=int(need("num_hidden_layers")),
+        intermediate_size=size("intermediate_size"),
+        num_layers=size("num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=int(text.get("num_key_value_heads") or heads),
-        head_dim=int(text.get("head_dim") or hidden // heads),
-        vocab_size=int(need("vocab_size")),
-        rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-        max_position_embeddings=int(need("max_position_embeddings")),
-        is_tied=bool(tied),
+        num_kv_heads=kv_heads,
+        head_dim=positive_int(text.get("head_dim") or hidden // heads, "head_dim"),
+        vocab_size=size("vocab_size"),
+        rms_norm_eps=positive_number(text.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
+        max_position_embeddings=size("max_position_embeddings"),
+        is_tied=bool(given("tie_word_embeddings")),
         hidden_act=str(text.get("hidden_act", "silu")),
         rope=rope_config(text),
         attention_bias=bool(text.get("attention_bias", False)),
@@ -200,13 +267,13 @@ def text_config(text: dict[str, Any], hf: dict[str, Any]) -> TextConfig:
 
 def rope_config(text: dict[str, Any]) -> RopeConfig:
     """Read `rope_theta` + `rope_scaling` (4.x) or `rope_parameters` (5.x)."""
-    scaling = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
+    name = "rope_parameters" if text.get("rope_parameters") else "rope_scaling"
+    scaling = dict(section(text, name))
     kind = str(scaling.pop("rope_type", None) or scaling.get("type") or "default")
     scaling.pop("type", None)
     kind = _ROPE_ALIASES.get(kind, kind)
     if kind not in _ROPE_TYPES:
-        raise ConfigError(f"config.json: rope_scaling has unknown type {kind!r}; known: {', '.join(_ROPE_TYPES)}")
-    section = scaling.pop("mrope_section", None)
+        raise ConfigError(f"config.json: {name} has unknown type {kind!r}; known: {', '.join(_ROPE_TYPES)}")
     original = scaling.pop("original_max_position_embeddings", None)
     theta = scaling.pop("rope_theta", None) or text.get("rope_theta") or 10000.0
     if kind in _SCALES_CONTEXT and original is None:
@@ -214,16 +281,26 @@ def rope_config(text: dict[str, Any]) -> RopeConfig:
     context_len = text.get("max_position_embeddings")
     factor = scaling.pop("factor", None)
     if kind == "longrope" and not factor and original and context_len:
-        factor = context_len / original
+        length = positive_int(context_len, "max_position_embeddings")
+        factor = length / positive_int(original, "original_max_position_embeddings")
     return RopeConfig(
-        theta=float(theta),
+        theta=positive_number(theta, "rope_theta"),
         kind=kind,
-        factor=float(factor or 1.0),
-        original_max_position_embeddings=int(original) if original else None,
-        mrope_section=tuple(int(part) for part in section) if section else None,
-        context_len=int(context_len) if context_len else None,
+        factor=positive_number(factor or 1.0, f"{name}.factor"),
+        original_max_position_embeddings=(
+            positive_int(original, "original_max_position_embeddings") if original else None
+        ),
+        mrope_section=_mrope_section(scaling.pop("mrope_section", None), name),
+        context_len=positive_int(context_len, "max_position_embeddings") if context_len else None,
         extra=scaling,
     )
+
+
+def _mrope_section(value: object, name: str) -> tuple[int, ...] | None:
+    if not value:
+        return None
+    given = value if isinstance(value, list) else [value]
+    return tuple(positive_int(part, f"{name}.mrope_section") for part in given)
 
 
 def _dtype(hf: dict[str, Any], text: dict[str, Any]) -> str:

@@ -230,13 +230,18 @@ def _require_number(name: str, value: object, low: float, high: float | None, *,
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt as the engine takes it: one id, one output sequence (n > 1 is expanded before)."""
+    """A prompt as the engine takes it: one id, one output sequence (n > 1 is expanded before).
+
+    `output_token_ids` are tokens that an engine generated before it died: the sequence goes on behind them, and for
+    penalties, min_tokens, max_tokens and the seed they count as the output that they are.
+    """
 
     request_id: str
     prompt: Prompt
     params: SamplingParams
     stop_token_ids: frozenset[int] = frozenset()  # ids that end the sequence: params' own and, unless ignored, eos
     seed: int = 0  # never None here: a request without one gets a random seed on admission, so a replay is exact
+    output_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +249,7 @@ class ScheduledNew:
     """A sequence that starts, or starts again after preemption: everything a worker must know about it."""
 
     request: Request
-    output_token_ids: list[int]  # tokens generated before a preemption
+    output_token_ids: list[int]  # tokens generated before
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,12 +303,16 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step produced: the sampled token of each sequence that had `samples` set, and requests that failed."""
+    """What a step produced: the sampled token of each sequence that had `samples` set, and requests that failed.
+
+    `failed_media` are the hashes of media without which positions of this step were computed: what they hold is wrong.
+    """
 
     step_id: int
     token_ids: dict[str, int]
     logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    failed_media: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +329,10 @@ class TokenOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """State of the engine after a step; counters are totals since start."""
+    """State of the engine after a step; counters are totals since the engine process started.
+
+    The last two are counted by the server, since it did.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -336,6 +348,8 @@ class EngineStats:
     prefix_hits: int = 0
     num_media_encoded: int = 0  # vision tower runs
     encoder_hits: int = 0  # media items served from the encoder cache
+    num_restarts: int = 0  # engine processes that replaced a dead one
+    num_replays: int = 0  # requests that a new engine took over from a dead one
 
 
 # --------------------------------------------------------------------------------------------- outputs

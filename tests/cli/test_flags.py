@@ -85,6 +85,19 @@ def test_several_served_names() -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["--api-key", "a", "b"],
+        ["--api-key", "a", "--api-key=b"],
+        ["--api-key", '["a", "b"]'],
+        ["--api_key=a", "--api-key", "b"],
+    ],
+)
+def test_lists_are_words_or_json_or_the_flag_again(words: list[str]) -> None:
+    assert build(ServerArgs, parse("model", *words)).api_key == ["a", "b"]
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--max-num-seq", "3"], "unknown flag --max-num-seq; did you mean --max-num-seqs?"),
@@ -94,6 +107,8 @@ def test_several_served_names() -> None:
         (["--mm-processor-kwargs", "[1]"], "argument --mm-processor-kwargs: expected a JSON object"),
         (["--limit-mm-per-prompt", "image=four"], "argument --limit-mm-per-prompt: expected JSON or name=value"),
         (["--limit-mm-per-prompt", "image"], "argument --limit-mm-per-prompt: not JSON"),
+        (["--allowed-origins", '["a"'], "argument --allowed-origins: not JSON"),
+        (["--allowed-origins", "[1]"], "argument --allowed-origins: expected a list of strings"),
         (["--port", "http"], "argument --port: expected an integer, got 'http'"),
         (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
         (["--enforce-eager=maybe"], "argument --enforce-eager: expected true or false"),
@@ -115,6 +130,8 @@ def test_a_mistake_is_one_line_and_status_2(words: list[str], message: str, caps
         ([], "which model?"),
         (["a", "--model", "b"], "two models given: 'a' and --model 'b'"),
         (["no/such/folder"], "'no/such/folder' is not a folder"),
+        (["x", "--allow-pickle"], "not available yet: --allow-pickle (only safetensors are read"),
+        (["x", "--max-queued-requests", "0"], "--max-queued-requests must be at least 1, got 0"),
         (["x", "-tp", "2"], "not available yet: --tensor-parallel-size"),
         (["x", "--distributed-executor-backend", "ray"], "not available yet: --distributed-executor-backend ray"),
     ],

@@ -138,32 +138,33 @@ class FakeWorker:
         for new in plan.new:
             assert new.request.request_id not in self._states
             self._states[new.request.request_id] = _State(new.request, History(new.request, new.output_token_ids))
-        errors = self._encode(plan)
+        failed = self._encode(plan)
+        errors: dict[str, str] = {}
         token_ids = {}
         for seq in plan.scheduled:
-            token_id = self._compute(seq, errors)
+            token_id = self._compute(seq, errors, failed)
             if seq.samples and seq.request_id in self.unlucky and self._random.random() < 0.3:
                 errors.setdefault(seq.request_id, "the model produced no valid probabilities")
             if seq.samples and seq.request_id not in errors:
                 token_ids[seq.request_id] = token_id
-        return StepResult(plan.step_id, token_ids, errors=errors)
+        return StepResult(plan.step_id, token_ids, errors=errors, failed_media=frozenset(failed))
 
-    def _encode(self, plan: StepPlan) -> dict[str, str]:
-        errors = {}
+    def _encode(self, plan: StepPlan) -> set[bytes]:
+        failed = set()
         for job in plan.encode:
             item = self._states[job.request_id].request.prompt.media[job.media_index]
             assert item.content_hash == job.content_hash
             assert job.content_hash not in self.embeds, "encoded twice"
             self.num_encoded += 1
             if job.content_hash in self.failing and self._random.random() < 0.6:
-                self.failed_hashes.add(job.content_hash)
-                errors[job.request_id] = "the image could not be encoded"
+                failed.add(job.content_hash)
             else:
                 self.embeds[job.content_hash] = self.limits.num_bytes(item)
         assert sum(self.embeds.values()) <= self.limits.encoder_cache_bytes
-        return errors
+        self.failed_hashes |= failed
+        return failed
 
-    def _compute(self, seq: ScheduledSeq, errors: dict[str, str]) -> int:
+    def _compute(self, seq: ScheduledSeq, errors: dict[str, str], failed: set[bytes]) -> int:
         state, size = self._states[seq.request_id], self.limits.block_size
         state.block_ids.extend(seq.new_block_ids)
         end, history = seq.start + seq.num_tokens, state.history
@@ -184,6 +185,7 @@ class FakeWorker:
             if isinstance(embed, tuple) and embed[0] not in self.embeds:
                 assert may_fail, "the embedding is not there"
                 errors.setdefault(seq.request_id, "the request's media could not be encoded")
+                failed.add(embed[0])
                 embed = "missing"
             before = content(before, history.token_ids[position], embed)
             self._kv[state.block_ids[position // size]][position % size] = before

@@ -1,12 +1,8 @@
-"""The engine process behind `AsyncEngine`: streams, aborts, refusals, its death and what is left behind."""
+"""The engine process behind `AsyncEngine`: streams, aborts, refusals, and what is left behind."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests import tiny
+from tests.engine.processes import is_running, open_memory
 from trifocal.config import EngineArgs, EngineConfig, resolve
 from trifocal.engine.async_engine import AsyncEngine
 from trifocal.llm import LLM
@@ -40,8 +37,8 @@ def builder(config: EngineConfig) -> PromptBuilder:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(config: EngineConfig) -> AsyncIterator[AsyncEngine]:
-    engine = await AsyncEngine.start(config)
+async def engine(config: EngineConfig, builder: PromptBuilder) -> AsyncIterator[AsyncEngine]:
+    engine = await AsyncEngine.start(config, lambda: builder.tokenizer)
     yield engine
     await engine.shutdown()
 
@@ -134,92 +131,23 @@ async def test_refusals_name_the_field_and_disturb_nobody(builder: PromptBuilder
     assert await becomes_clean(engine)
 
 
-async def test_a_killed_engine_ends_every_stream(config: EngineConfig, builder: PromptBuilder) -> None:
-    engine = await AsyncEngine.start(config)
-    try:
-        streams = [await engine.submit(str(i), picture_prompt(builder, i), LONG) for i in range(3)]
-        await anext(streams[0])
-        os.kill(engine.engine_pid, signal.SIGKILL)
-        for stream in streams:
-            with pytest.raises(EngineDeadError):
-                async for _ in stream:
-                    pass
-        assert engine.died.is_set()
-        with pytest.raises(EngineDeadError):
-            await engine.submit("late", picture_prompt(builder), GREEDY)
-    finally:
-        await engine.shutdown()
-
-
-async def test_a_hanging_engine_counts_as_dead(
-    config: EngineConfig, builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VLLM_ENGINE_ITERATION_TIMEOUT_S", "0.5")
-    engine = await AsyncEngine.start(config)
-    try:
-        stream = await engine.submit("a", picture_prompt(builder), LONG)
-        os.kill(engine.engine_pid, signal.SIGSTOP)
-        with pytest.raises(EngineDeadError, match="no step for 0.5 s"):
-            async for _ in stream:
-                pass
-    finally:
-        await engine.shutdown()
-    assert not _is_running(engine.engine_pid)
-
-
-async def test_shutdown_removes_process_and_folder(config: EngineConfig, builder: PromptBuilder) -> None:
-    engine = await AsyncEngine.start(config)
-    await engine.submit("a", picture_prompt(builder), LONG)
-    pid, folder = engine.engine_pid, engine.folder
-    assert folder.is_dir()
+async def test_shutdown_leaves_no_process_and_no_memory(config: EngineConfig, builder: PromptBuilder) -> None:
+    before = open_memory()
+    engine = await AsyncEngine.start(config, lambda: builder.tokenizer)
+    stream = await engine.submit("a", picture_prompt(builder), LONG)
+    pid = engine.engine_pid
+    assert open_memory() > before
     await engine.shutdown()
     await engine.shutdown()
-    assert not _is_running(pid)
-    assert not folder.exists()
+    assert not is_running(pid)
+    assert open_memory() == before
+    with pytest.raises(EngineDeadError, match="shutting down"):
+        async for _ in stream:
+            pass
 
 
-async def test_a_broken_checkpoint_is_a_config_error(tmp_path: Path) -> None:
+async def test_a_broken_checkpoint_is_a_config_error(tmp_path: Path, builder: PromptBuilder) -> None:
     folder = tiny.write_checkpoint(tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="model.safetensors"):
-        await AsyncEngine.start(resolve(EngineArgs(model=str(folder))))
-
-
-_ORPHAN = """
-import asyncio, sys
-from trifocal.config import EngineArgs, resolve
-from trifocal.engine.async_engine import AsyncEngine
-
-async def main():
-    engine = await AsyncEngine.start(resolve(EngineArgs(model=sys.argv[1], max_model_len=512)))
-    print(engine.engine_pid, engine.folder, flush=True)
-    await asyncio.sleep(60)
-
-asyncio.run(main())
-"""
-
-
-async def test_the_engine_ends_when_its_parent_is_killed(config: EngineConfig) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", _ORPHAN, config.spec.path], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    with parent.stdout:
-        pid, folder = parent.stdout.readline().split()
-    parent.kill()
-    parent.wait()
-    await _until_gone(int(pid), Path(folder))
-
-
-async def _until_gone(pid: int, folder: Path) -> None:
-    for _ in range(100):
-        if not _is_running(pid) and not folder.exists():
-            return
-        await asyncio.sleep(0.1)
-    pytest.fail("the engine process or its folder outlived the server")
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+        await AsyncEngine.start(resolve(EngineArgs(model=str(folder))), lambda: builder.tokenizer)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.models.engine_runs import is_idle, tokens
 from trifocal.llm import LLM
 from trifocal.types import EngineStats, SamplingParams
 
@@ -41,8 +42,8 @@ def answers(**engine_args: Any) -> tuple[list[list[int]], list[str], EngineStats
     with LLM(str(DEMO / "model"), **engine_args) as llm:
         outputs = llm.chat(conversations(), GREEDY, use_tqdm=False)
         stats = llm.stats()
-    assert (stats.kv_blocks_used, stats.encoder_bytes_pinned, stats.num_running, stats.num_waiting) == (0, 0, 0, 0)
-    return [output.outputs[0].token_ids for output in outputs], [o.outputs[0].text for o in outputs], stats
+    assert is_idle(stats)
+    return tokens(outputs), [output.outputs[0].text for output in outputs], stats
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -53,8 +54,8 @@ def dtype(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def alone(dtype: str) -> tuple[list[list[int]], list[str]]:
     """The reference: one sequence at a time, nothing cached."""
-    tokens, texts, _ = answers(dtype=dtype, enable_prefix_caching=False, max_num_seqs=1)
-    return tokens, texts
+    token_ids, texts, _ = answers(dtype=dtype, enable_prefix_caching=False, max_num_seqs=1)
+    return token_ids, texts
 
 
 def test_sample_questions_are_answered_right(alone: tuple[list[list[int]], list[str]]) -> None:
@@ -79,6 +80,6 @@ def test_the_same_tokens_together(
 
 
 def test_the_same_tokens_with_preemption(dtype: str, alone: tuple[list[list[int]], list[str]]) -> None:
-    tokens, _, stats = answers(dtype=dtype, num_gpu_blocks_override=24, enable_prefix_caching=False)
+    got, _, stats = answers(dtype=dtype, num_gpu_blocks_override=24, enable_prefix_caching=False)
     assert stats.num_preemptions > 0, "the pool must be too small for all"
-    assert tokens == alone[0]
+    assert got == alone[0]

@@ -1,14 +1,18 @@
-"""Pixels in shared memory: one file for equal content, there as long as somebody uses it."""
+"""Pixels in shared memory: one piece for equal content, there as long as somebody uses it, without a name."""
 
 from __future__ import annotations
 
-import stat
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trifocal.engine.media_store import MediaStore, map_pixels, private_folder, remove_folder
+from tests.engine.processes import open_memory
+from trifocal.engine.media_store import MediaStore, map_pixels
 from trifocal.types import MediaItem, Prompt, SharedPixels, Span
 
 
@@ -24,8 +28,20 @@ def prompt(*media: MediaItem) -> Prompt:
     return Prompt([1] * 8, media, cache_salt="salt")
 
 
-def test_the_mapping_gives_equal_pixels_and_keeps_the_rest(tmp_path: Path) -> None:
-    shared = MediaStore(tmp_path).share("a", prompt(RED, BLUE))
+@pytest.fixture(params=["nameless memory", "temporary files"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MediaStore]:
+    if request.param == "temporary files":
+        monkeypatch.delattr(os, "memfd_create")
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = open_memory()
+    store = MediaStore()
+    yield store
+    store.close()
+    assert (open_memory(), list(tmp_path.iterdir())) == (before, [])
+
+
+def test_the_mapping_gives_equal_pixels_and_keeps_the_rest(store: MediaStore) -> None:
+    shared = store.share(["a"], prompt(RED, BLUE))
     assert (shared.token_ids, shared.cache_salt) == ([1] * 8, "salt")
     for before, between in zip((RED, BLUE), shared.media, strict=True):
         assert isinstance(between.pixels, SharedPixels)
@@ -38,51 +54,58 @@ def test_the_mapping_gives_equal_pixels_and_keeps_the_rest(tmp_path: Path) -> No
         assert map_pixels(after) is after
 
 
-def test_pixels_that_are_no_contiguous_array_keep_their_order(tmp_path: Path) -> None:
+def test_another_process_can_map_them(store: MediaStore) -> None:
+    shared = store.share(["a"], prompt(RED)).media[0].pixels
+    assert isinstance(shared, SharedPixels)
+    code = "import sys, numpy; print(numpy.memmap(sys.argv[1], dtype='uint8', mode='r').sum())"
+    seen = subprocess.run([sys.executable, "-c", code, shared.path], capture_output=True, text=True, check=True)
+    assert int(seen.stdout) == int(RED.pixels.sum())  # type: ignore[union-attr]
+
+
+def test_pixels_that_are_no_contiguous_array_keep_their_order(store: MediaStore) -> None:
     turned = MediaItem("image", b"t" * 16, Span(0, 4), (1,), RED.pixels.T)  # type: ignore[union-attr]
-    shared = MediaStore(tmp_path).share("a", prompt(turned))
+    shared = store.share(["a"], prompt(turned))
     np.testing.assert_array_equal(map_pixels(shared.media[0]).pixels, RED.pixels.T)  # type: ignore[union-attr,arg-type]
 
 
-def test_a_file_is_there_until_its_last_user_is_gone(tmp_path: Path) -> None:
-    store = MediaStore(tmp_path)
-    store.share("a", prompt(RED, BLUE, RED))
-    shared = store.share("b", prompt(RED))
+def test_memory_is_there_until_its_last_user_is_gone(store: MediaStore) -> None:
+    store.share(["a", "twin of a"], prompt(RED, BLUE, RED))
+    shared = store.share(["b"], prompt(RED))
     assert store.num_bytes == 120
-    assert len(list(tmp_path.iterdir())) == 2
-    store.release("a")
-    store.release("a")
-    assert (store.num_bytes, len(list(tmp_path.iterdir()))) == (60, 1)
+    store.release(["a"])
+    store.release(["a"])
+    assert store.num_bytes == 120
+    store.release(["twin of a"])
+    assert store.num_bytes == 60
     mapped = map_pixels(shared.media[0]).pixels
-    store.release("b")
-    assert (store.num_bytes, list(tmp_path.iterdir())) == (0, [])
+    store.release(["b"])
+    assert store.num_bytes == 0
     np.testing.assert_array_equal(mapped, RED.pixels)  # who has mapped it keeps it
     with pytest.raises(OSError, match="No such file"):
         map_pixels(shared.media[0])
 
 
-def test_sharing_again_after_the_end_writes_again(tmp_path: Path) -> None:
-    store = MediaStore(tmp_path)
-    store.share("a", prompt(RED))
-    store.release("a")
-    shared = store.share("b", prompt(RED))
+def test_sharing_again_after_the_end_writes_again(store: MediaStore) -> None:
+    store.share(["a"], prompt(RED))
+    store.release(["a"])
+    shared = store.share(["b"], prompt(RED))
     np.testing.assert_array_equal(map_pixels(shared.media[0]).pixels, RED.pixels)
 
 
-def test_a_full_memory_leaves_nothing_behind(tmp_path: Path) -> None:
-    """`/dev/full` behind the item's name: every write to it fails as on a full device."""
-    store = MediaStore(tmp_path)
-    (tmp_path / BLUE.content_hash.hex()).symlink_to("/dev/full")
+def test_a_full_memory_leaves_nothing_behind(store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`/dev/full` in the place of the second item's memory: every write to it fails as on a full device."""
+    store.share(["a"], prompt(RED))
+    full = os.open("/dev/full", os.O_RDWR)
+    if hasattr(os, "memfd_create"):
+        monkeypatch.setattr(os, "memfd_create", lambda name: full)
+    else:
+        monkeypatch.setattr("tempfile.mkstemp", lambda prefix: (full, "/dev/full"))
+        monkeypatch.setattr(os, "unlink", lambda path: None)
+    with pytest.raises(OSError, match="No space left"):
+        store.share(["b"], prompt(RED, BLUE))
+    monkeypatch.undo()
+    store.release(["b"])
+    assert store.num_bytes == 60
     with pytest.raises(OSError):
-        store.share("a", prompt(RED, BLUE))
-    store.release("a")
-    assert (store.num_bytes, list(tmp_path.iterdir())) == (0, [])
-
-
-def test_the_folder_is_private_and_goes_with_all_that_is_in_it() -> None:
-    folder = private_folder()
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    MediaStore(folder).share("a", prompt(RED))
-    remove_folder(folder)
-    assert not folder.exists()
-    remove_folder(folder)
+        os.fstat(full)
+    store.release(["a"])

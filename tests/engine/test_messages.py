@@ -46,9 +46,9 @@ def test_a_request_with_media_and_positions() -> None:
     )
     positions = np.arange(21).reshape(3, 7)[:, ::-1]
     prompt = Prompt([1, 2, 3, 4, 5, 6, 7], media, positions, -4, text="shown", cache_salt="sälz")
-    before = Request("x/1", prompt, EVERY_PARAM, frozenset({9, 4}), seed=(1 << 63) + 5)
+    before = Request("x/1", prompt, EVERY_PARAM, frozenset({9, 4}), seed=(1 << 63) + 5, output_token_ids=(8, 8, 3))
     after = send(before)
-    for name in ("request_id", "params", "stop_token_ids", "seed"):
+    for name in ("request_id", "params", "stop_token_ids", "seed", "output_token_ids"):
         assert getattr(after, name) == getattr(before, name)
     assert after.prompt.token_ids == prompt.token_ids
     assert after.prompt.positions is not None

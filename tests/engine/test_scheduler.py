@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.engine.fake_worker import PLACEHOLDER, FakeWorker, make_limits, media_item, oracle, request
@@ -139,6 +141,21 @@ def test_a_picture_shown_twice_leaves_room_for_another_between() -> None:
     assert worker.num_encoded == 3
 
 
+def test_two_that_wait_for_each_other() -> None:
+    """The older one has to wait for room for its second picture, which the younger one holds, which lacks blocks."""
+    scheduler, worker = make(
+        block_size=2, num_blocks=5, max_model_len=10, max_num_batched_tokens=6, encoder_cache_bytes=8
+    )
+    media = [media_item(RED, 0, 4), media_item(BLUE, 4, 4)]
+    requests = [request(name, [PLACEHOLDER] * 8, media=media, salt=name, max_tokens=2) for name in ("old", "new")]
+    for each in requests:
+        scheduler.add(each)
+    outputs = finish(scheduler, worker)
+    assert scheduler.stats().num_preemptions > 0
+    for each in requests:
+        assert [output.token_ids[0] for output in outputs[each.request_id]] == oracle(each)[0]
+
+
 def test_an_id_can_be_used_again_while_its_old_step_runs() -> None:
     scheduler, worker = make()
     scheduler.add(request("a", [2, 3, 4], max_tokens=3))
@@ -159,10 +176,9 @@ def test_an_id_in_use_is_refused() -> None:
         scheduler.add(request("a", [2]))
 
 
-def _fail_encoding(plan: StepPlan, *also: str) -> StepResult:
-    message = "the image could not be encoded"
-    ids = [job.request_id for job in plan.encode] + list(also)
-    return StepResult(plan.step_id, {}, errors=dict.fromkeys(ids, message))
+def _fail_encoding(plan: StepPlan) -> StepResult:
+    errors = {job.request_id: "the image could not be encoded" for job in plan.encode}
+    return StepResult(plan.step_id, {}, errors=errors, failed_media=frozenset(job.content_hash for job in plan.encode))
 
 
 @pytest.mark.parametrize("leaves", ["stays", "is aborted"])
@@ -193,11 +209,42 @@ def test_who_took_spoilt_blocks_fails_too_and_others_do_not() -> None:
     assert any(seq.request_id == "late" and seq.start == 8 for seq in running.scheduled)
     good = worker.execute(plan)
     token = {"other": good.token_ids["other"]}
-    outputs = scheduler.update(plan, StepResult(plan.step_id, token, errors={"a": "the image could not be encoded"}))
+    errors = {"a": "the image could not be encoded"}
+    outputs = scheduler.update(plan, StepResult(plan.step_id, token, errors=errors, failed_media=frozenset([RED])))
     assert {output.request_id: output.finish_reason for output in outputs} == {
         "a": "error", "same": "error", "late": "error", "other": None,
     }  # fmt: skip
     assert [out.request_id for out in scheduler.update(running, worker.execute(running))] == ["other"]
+
+
+def test_a_good_picture_beside_a_failed_one_stays_good() -> None:
+    scheduler, worker = make()
+    media = [media_item(RED, 0, 8), media_item(BLUE, 8, 8)]
+    scheduler.add(request("both", [PLACEHOLDER] * 16, media=media, max_tokens=4))
+    plan = plan_of(scheduler)
+    sharing = request("red", [PLACEHOLDER] * 10, media=media[:1], max_tokens=4)
+    scheduler.add(sharing)
+    running = plan_of(scheduler)  # takes the blocks of the first picture while they are being written
+    assert [(seq.request_id, seq.start) for seq in running.scheduled][-1] == ("red", 8)
+    worker.execute(plan)
+    failed = StepResult(plan.step_id, {}, errors={"both": "broken"}, failed_media=frozenset([BLUE]))
+    assert [output.request_id for output in scheduler.update(plan, failed)] == ["both"]
+    outputs = scheduler.update(running, worker.execute(running))
+    outputs += finish(scheduler, worker)["red"]
+    assert [output.token_ids[0] for output in outputs if output.request_id == "red"] == oracle(sharing)[0]
+    assert worker.num_encoded == 2, "the good one was kept"
+
+
+def test_a_request_goes_on_behind_what_it_has_said_already() -> None:
+    """As after the death of an engine: the old output is output, not prompt."""
+    whole = request("a", [2, 3, 4], max_tokens=9, min_tokens=6, stop_ids=range(97))
+    tokens, reason = oracle(whole)
+    scheduler, worker = make()
+    scheduler.add(replace(whole, output_token_ids=tuple(tokens[:4])))
+    outputs = finish(scheduler, worker)["a"]
+    assert [output.token_ids[0] for output in outputs] == tokens[4:]
+    assert outputs[-1].finish_reason == reason == "stop"
+    assert len(tokens) == 7, "min_tokens counts the old output as well"
 
 
 def test_bad_logits_of_one_request_leave_its_neighbours_their_picture() -> None:

@@ -127,22 +127,14 @@ class Run:
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting, stats.kv_blocks_used, stats.encoder_bytes_pinned) == (0, 0, 0, 0)
         assert stats.num_media_encoded == self.worker.num_encoded
-        suspects = self._suspects()
         for life in self.lives:
             token_ids, reason = oracle(life.request)
             if life.finish_reason == "error":
                 is_unlucky = life.request.request_id in self.worker.unlucky
-                assert is_unlucky or suspects & _hashes(life.request), "failed by a fault of others"
+                assert is_unlucky or self.worker.failed_hashes & _hashes(life.request), "failed by others' fault"
             elif life.finish_reason != "abort":
                 assert (life.token_ids, life.finish_reason) == (token_ids, reason)
             assert life.token_ids == token_ids[: len(life.token_ids)]
-
-    def _suspects(self) -> set[bytes]:
-        """Pictures of requests that failed of themselves: a result does not say whether a picture did it, and which."""
-        failed = self.worker.failed_hashes
-        unlucky = self.worker.unlucky
-        shown = [(_hashes(life.request), life.request.request_id in unlucky) for life in self.lives]
-        return set().union(*(hashes for hashes, is_unlucky in shown if is_unlucky or hashes & failed))
 
 
 def _hashes(request: Request) -> set[bytes]:

@@ -1,4 +1,4 @@
-"""The processor against transformers' own image processor, the tables of the facts page, and hand-made prompts."""
+"""The processor against transformers' own image processor, tables measured on it, and hand-made prompts."""
 
 from __future__ import annotations
 
@@ -46,30 +46,38 @@ def clip(frames: int, seed: int = 0) -> Video:
 # ------------------------------------------------------------------------------------------------- tiles
 
 
+def reference_tiles(pixels: np.ndarray, tile: int, limits: TileLimits) -> np.ndarray:
+    """[tiles, tile, tile, 3] of transformers' PIL image processor."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    theirs = GotOcr2ImageProcessorPil(
+        size={"height": tile, "width": tile}, do_rescale=False, do_normalize=False, crop_to_patches=True,
+        min_patches=limits.min_tiles, max_patches=limits.max_tiles,
+    )(pixels, return_tensors="np", input_data_format="channels_last")  # fmt: skip
+    return theirs["pixel_values"].transpose(0, 2, 3, 1)
+
+
 @pytest.mark.parametrize(
     ("width", "height", "tiles"),
     [(640, 480, 13), (500, 333, 7), (100, 40, 11), (2000, 300, 8), (1280, 720, 9), (512, 512, 1), (1344, 1344, 10)],
 )
-def test_number_of_tiles(width: int, height: int, tiles: int) -> None:
-    """Measured on the reference (facts page)."""
-    assert num_tiles(height, width, 448, RELEASED) == tiles
+def test_released_sizes_byte_for_byte(width: int, height: int, tiles: int) -> None:
+    """As released: tiles of 448 pixels, 12 at most. The numbers were measured on the reference."""
+    pixels = picture(height, width).pixels
+    ours = cut(pixels, 448, RELEASED)
+    assert len(ours) == num_tiles(height, width, 448, RELEASED) == tiles
+    assert np.array_equal(ours, reference_tiles(pixels, 448, RELEASED))
 
 
 def test_tiles_are_the_reference_s_byte_for_byte() -> None:
-    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-
     rng = np.random.default_rng(3)
     limits = [RELEASED, TileLimits(1, 6, True), TileLimits(3, 9, True), TileLimits(2, 2, True)]
     for index in range(200):
         height, width = rng.integers(1, 140, 2).tolist()
         limit = limits[index % len(limits)]
         pixels = picture(height, width, seed=index).pixels
-        theirs = GotOcr2ImageProcessorPil(
-            size={"height": 28, "width": 28}, do_rescale=False, do_normalize=False, crop_to_patches=True,
-            min_patches=limit.min_tiles, max_patches=limit.max_tiles,
-        )(pixels, return_tensors="np", input_data_format="channels_last")  # fmt: skip
-        ours = cut(pixels, 28, limit).transpose(0, 3, 1, 2)
-        assert np.array_equal(ours, theirs["pixel_values"]), (height, width)
+        ours = cut(pixels, 28, limit)
+        assert np.array_equal(ours, reference_tiles(pixels, 28, limit)), (height, width)
         assert num_tiles(height, width, 28, limit) == len(ours)
 
 

@@ -57,24 +57,43 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> MiniCPMVProcessor:
 # ------------------------------------------------------------------------------------------------- slices
 
 
+def assert_slices_equal(slicer: Slicer, pixels: NDArray[np.uint8], most: int) -> None:
+    """Patch rows put together again are the reference's crops, byte for byte."""
+    height, width, _ = pixels.shape
+    plan = slicer.plan(width, height, most)
+    rows, start = slicer.cut(pixels, plan), 0
+    tiles = oracle.cut(PIL.Image.fromarray(pixels), slicer.resolution, most)
+    assert len(tiles) == 1 + plan.num_slices
+    for tile in tiles:
+        h, w = slicer.grid_of(tile.size)
+        patches = rows[start : start + h * w].reshape(h, w, 3, 14, 14)
+        image = patches.transpose(0, 3, 1, 4, 2).reshape(h * 14, w * 14, 3)
+        np.testing.assert_array_equal(image, np.asarray(tile))
+        start += h * w
+    assert start == len(rows)
+
+
 @pytest.mark.parametrize(
-    ("size", "grid", "overview", "slice_size"),
+    ("size", "grid", "overview", "slice_size", "tokens"),
     [
-        ((448, 448), (0, 0), (448, 448), (0, 0)),
-        ((512, 512), (1, 2), (448, 448), (630, 322)),
-        ((640, 480), (2, 1), (518, 392), (364, 546)),
-        ((1280, 720), (3, 2), (602, 336), (490, 406)),
-        ((1920, 1080), (4, 2), (602, 336), (420, 476)),
-        ((2000, 300), (4, 1), (1148, 168), (574, 350)),
-        ((4032, 3024), (3, 3), (518, 392), (518, 392)),
-        ((500, 333), (0, 0), (546, 364), (0, 0)),
+        ((448, 448), (0, 0), (448, 448), (0, 0), 64),
+        ((512, 512), (1, 2), (448, 448), (630, 322), 192),
+        ((640, 480), (2, 1), (518, 392), (364, 546), 192),
+        ((1280, 720), (3, 2), (602, 336), (490, 406), 448),
+        ((1920, 1080), (4, 2), (602, 336), (420, 476), 576),
+        ((2000, 300), (4, 1), (1148, 168), (574, 350), 320),
+        ((4032, 3024), (3, 3), (518, 392), (518, 392), 640),
+        ((500, 333), (0, 0), (546, 364), (0, 0), 64),
     ],
 )
-def test_golden_sizes(
-    size: tuple[int, int], grid: tuple[int, int], overview: tuple[int, int], slice_size: tuple[int, int]
+def test_released_sizes_byte_for_byte(
+    size: tuple[int, int], grid: tuple[int, int], overview: tuple[int, int], slice_size: tuple[int, int], tokens: int
 ) -> None:
+    """As released: slices of about 448 x 448 pixels, 9 at most, 64 tokens each."""
     plan = RELEASED.plan(*size, 9)
     assert (plan.grid, plan.overview, plan.slice_size) == (grid, overview, slice_size)
+    assert 64 * (1 + plan.num_slices) == tokens
+    assert_slices_equal(RELEASED, noise(*size), 9)
 
 
 def test_sizes_are_those_of_the_formula() -> None:
@@ -88,22 +107,11 @@ def test_sizes_are_those_of_the_formula() -> None:
 
 
 def test_slices_byte_for_byte() -> None:
-    """200 sizes at a small scale: patch rows put together again are the reference's crops."""
+    """200 random sizes at a small scale."""
     rng, slicer = random.Random(11), Slicer(56, 14)
     for index in range(200):
         width, height = (int(2 ** rng.uniform(1, 8.2)) for _ in range(2))
-        pixels, most = noise(width, height, index), rng.choice([1, 2, 4, 9])
-        plan = slicer.plan(width, height, most)
-        rows, start = slicer.cut(pixels, plan), 0
-        tiles = oracle.cut(PIL.Image.fromarray(pixels), 56, most)
-        assert len(tiles) == 1 + plan.num_slices
-        for tile in tiles:
-            h, w = slicer.grid_of(tile.size)
-            patches = rows[start : start + h * w].reshape(h, w, 3, 14, 14)
-            image = patches.transpose(0, 3, 1, 4, 2).reshape(h * 14, w * 14, 3)
-            np.testing.assert_array_equal(image, np.asarray(tile))
-            start += h * w
-        assert start == len(rows)
+        assert_slices_equal(slicer, noise(width, height, index), rng.choice([1, 2, 4, 9]))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000), (30000, 1), (1_000_000, 1), (13, 7)])

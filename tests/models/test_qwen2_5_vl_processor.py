@@ -1,4 +1,4 @@
-"""The processor against transformers' own image processor, golden tables (facts page), and hand-made arrays."""
+"""The processor against transformers' own image processor, golden tables, and hand-made arrays."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_frame_limits_of_requests_and_small_models() -> None:
 
 
 def test_golden_clip(processor: Qwen2_5_VLProcessor) -> None:
-    """Nine frames of 100 x 140 at 3 a second: facts page, section 6."""
+    """Nine frames of 100 x 140 at 3 a second."""
     prompt = processor.build([START, VIDEO, END], [Video(noise(9, 100, 140, 3), 3.0)], {})
     item = prompt.media[0]
     assert item.grid == (5, 20, 28)
@@ -299,7 +299,7 @@ def test_frames_may_come_scaled(processor: Qwen2_5_VLProcessor) -> None:
     ],
 )
 def test_golden_positions(seconds: float, times: list[int], text: list[int], delta: int) -> None:
-    """Four grids of 2 x 2 from index 3: facts page, section 4, the released rule."""
+    """Four grids of 2 x 2 from index 3: the released rule."""
     positions, found = mrope_positions(22, [TokenGrid(3, 4, 2, 2, seconds)], 2.0)
     assert positions.dtype == np.int64
     assert positions[:, :3].tolist() == [[0, 1, 2]] * 3

@@ -40,9 +40,9 @@ def test_short_file_of_the_32b(tmp_path: Path) -> None:
 
 
 def test_defaults_are_the_released_towers(tmp_path: Path) -> None:
-    """hidden_size 1280, not the 3584 that transformers' class has for a default; no preprocessor file either."""
+    """hidden_size 1280, not the 3584 that transformers' class has for a default; no normalisation either."""
     spec = spec_of(tmp_path)
-    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "preprocessor_config.json").write_text('{"patch_size": 14}')
     spec = ModelSpec.from_checkpoint(spec.path)
     config = VisionConfig.from_spec(spec)
     assert (config.hidden_size, config.out_hidden_size, config.in_channels) == (1280, 64, 3)
@@ -56,7 +56,7 @@ def test_defaults_are_the_released_towers(tmp_path: Path) -> None:
         ({"hidden_size": 30, "num_heads": 4}, "num_heads"),
         ({"window_size": 14}, "window_size"),
         ({"out_hidden_size": 65}, "out_hidden_size 65"),
-        ({"in_channels": 1}, "image_mean"),
+        ({"in_channels": 1}, "in_channels must be 3"),
     ],
 )
 def test_refusals(tmp_path: Path, vision: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""What the decoders refuse, and LongRoPE's choice; their numbers are compared in test_internvl_parity."""
+"""What the decoders refuse, and LongRoPE's choice; their numbers are compared in test_parity."""
 
 from __future__ import annotations
 

@@ -14,6 +14,16 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from trifocal.multimodal.limits import MediaLimits
+
+LIMITS = MediaLimits(
+    max_image_pixels=128_000_000,
+    max_request_pixels=4_000_000_000,
+    max_video_frames=2048,
+    image_decode_timeout=60,
+    video_decode_timeout=120,
+    decode_memory_bytes=2 << 30,
+)
 _BITS = np.arange(8)
 
 
@@ -36,7 +46,7 @@ def data_url(data: bytes, mime: str = "image/png") -> str:
 
 def clip(
     num_frames: int = 30, fps: int = 10, size: tuple[int, int] = (64, 48), container: str = "mp4",
-    codec: str = "libx264", gop: int = 12, options: dict[str, str] | None = None,
+    codec: str = "libx264", gop: int = 12, options: dict[str, str] | None = None, pixels: str = "yuv420p",
 ) -> bytes:  # fmt: skip
     """A video file whose frame k is `numbered(k)`."""
     # A file, not a buffer: "faststart" reads back what it wrote.
@@ -45,12 +55,12 @@ def clip(
         av.open(file.name, "w", format=container, options=options or {}) as output,
     ):
         stream = output.add_stream(codec, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.gop_size = gop
         stream.time_base = Fraction(1, fps)
         for index in range(num_frames):
-            pixels = numbered(index, size[1], size[0])
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(numbered(index, size[1], size[0]), format="rgb24")
+            output.mux(stream.encode(frame))
         output.mux(stream.encode())
         output.close()
         return Path(file.name).read_bytes()

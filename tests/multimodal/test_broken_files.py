@@ -9,9 +9,8 @@ import PIL.Image
 import pytest
 
 from tests.multimodal.samples import clip, encoded, noise, numbered
-from trifocal.multimodal.image import load_image, open_image
 from trifocal.multimodal.processor import FrameSample
-from trifocal.multimodal.video import load_video, open_video
+from trifocal.multimodal.reader import MediaReader
 from trifocal.types import RequestError
 
 NUM_MUTATIONS = 20
@@ -34,13 +33,12 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
     return bytes(broken)
 
 
-@pytest.mark.filterwarnings("ignore")  # PIL tells what it finds odd
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO"])
-def test_pictures(kind: str) -> None:
+def test_pictures(reader: MediaReader, kind: str) -> None:
     data, chance = encoded(PICTURE, kind), random.Random(kind)
     for _ in range(NUM_MUTATIONS):
         try:
-            pixels = load_image(open_image(mutated(data, chance), "here")).pixels
+            pixels = reader.load_image(reader.open_image(mutated(data, chance), "here")).pixels
             assert pixels.ndim == 3 and pixels.dtype == np.uint8
         except RequestError as error:
             assert error.message.startswith("here: ")
@@ -51,9 +49,8 @@ def sample(num_frames: int, fps: float) -> FrameSample:
     return FrameSample(np.linspace(0, num_frames - 1, min(num_frames, 6)).round().astype(np.int64), fps)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "mp4", "matroska", "webm", "avi", "mpegts"])
-def test_clips(kind: str) -> None:
+def test_clips(reader: MediaReader, kind: str) -> None:
     if kind.isupper():
         data = encoded(FRAMES[0], kind, save_all=True, append_images=FRAMES[1:])
     else:
@@ -61,7 +58,7 @@ def test_clips(kind: str) -> None:
     chance = random.Random(kind)
     for _ in range(NUM_MUTATIONS):
         try:
-            frames = load_video(open_video(mutated(data, chance), sample, "here")).frames
+            frames = reader.load_video(reader.open_video(mutated(data, chance), sample, "here")).frames
             assert frames.ndim == 4 and len(frames) >= 1
         except RequestError as error:
             assert error.message.startswith("here: ")

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import PIL.Image
 import pytest
@@ -17,10 +16,13 @@ from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
 from tests.multimodal.samples import clip, data_url, encoded, noise
+from tests.multimodal.test_download import dripping, eventually
+from tests.multimodal.web import HERE, ok, serving
 from trifocal.config import EngineArgs, EngineConfig, resolve
-from trifocal.multimodal import chat, fetch
+from trifocal.multimodal import fetch
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.media import Image
+from trifocal.multimodal.reader import MediaReader
 from trifocal.types import ConfigError, RequestError
 
 PICTURE = PIL.Image.fromarray(noise(120, 200))
@@ -162,8 +164,7 @@ async def test_media_limits(config: EngineConfig) -> None:
 async def test_too_long_is_refused_before_pixels(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     short = PromptBuilder(replace(config, max_model_len=64))
     decoded: list[Any] = []
-    monkeypatch.setattr(chat, "load_image", lambda *args: decoded.append(args))
-    monkeypatch.setattr(chat, "load_video", lambda *args: decoded.append(args))
+    monkeypatch.setattr(MediaReader, "load", lambda *args: decoded.append(args))
     wording = r"This model's maximum context length is 64 tokens\. However, you requested {} tokens in the messages"
     with pytest.raises(RequestError, match=wording.format(r"\d+")) as caught:
         await short.chat(user(("image_url", PNG), ("image_url", PNG)))
@@ -201,6 +202,17 @@ async def test_bad_media_name_their_place(builder: PromptBuilder, part: tuple[st
         await builder.chat(user("text", ("image_url", PNG), part))
     assert caught.value.message.startswith(f"messages[0].content[2].{part[0]}: ")
     assert (caught.value.param, caught.value.status) == ("messages", 400)
+
+
+@pytest.mark.parametrize("depth", [100, 300, 900, 5000, 100_000])
+async def test_deep_arguments_of_tools(builder: PromptBuilder, depth: int) -> None:
+    """They come as JSON in a string, which the parser of the body has not looked into."""
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "[" * depth + "]" * depth}}
+    messages = [{"role": "assistant", "content": "x", "tool_calls": [call]}, *user("go")]
+    try:
+        assert (await builder.chat(messages)).token_ids
+    except RequestError as error:
+        assert depth > 100 and "deep" in error.message
 
 
 async def test_bytes_of_a_request_are_bounded(builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,13 +323,8 @@ def test_render_does_no_media_work(builder: PromptBuilder) -> None:
 async def test_work_runs_off_the_loop(builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = set()
 
-    def note(name: str) -> None:
-        original = getattr(chat, name)
-        monkeypatch.setattr(chat, name, lambda *args: threads.add(threading.current_thread()) or original(*args))
-
-    note("load_image")
-    note("open_image")
-    for owner, name in ((builder, "render"), (builder.processor, "build")):
+    reader = builder._reader
+    for owner, name in ((builder, "render"), (builder.processor, "build"), (reader, "open_image"), (reader, "load")):
         original = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *a, _f=original, **k: threads.add(threading.current_thread()) or _f(*a, **k)
@@ -326,52 +333,37 @@ async def test_work_runs_off_the_loop(builder: PromptBuilder, monkeypatch: pytes
     assert threads and threading.main_thread() not in threads
 
 
-def web(builder: PromptBuilder, handler: Any) -> None:
-    """Let the builder's fetcher speak to `handler`."""
-    builder._fetcher._transport = httpx.MockTransport(handler)
-    builder._fetcher._client = None
-
-
 async def test_media_are_fetched_at_once(config: EngineConfig) -> None:
-    builder = PromptBuilder(config)
+    builder = PromptBuilder(config, fetch_policy=HERE)
     waiting, all_there = [], asyncio.Event()
 
-    async def answer(request: httpx.Request) -> httpx.Response:
-        waiting.append(request)
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        waiting.append(writer)
         if len(waiting) == 3:
             all_there.set()
-        await asyncio.wait_for(all_there.wait(), 5)  # fails if they came one after the other
-        return httpx.Response(200, content=encoded(PICTURE, "PNG"))
+        await asyncio.wait_for(all_there.wait(), 60)  # fails if they came one after the other
+        writer.write(ok(encoded(PICTURE, "PNG")))
 
-    web(builder, answer)
-    prompt = await builder.chat(user(*[("image_url", f"http://x/{k}") for k in range(3)]))
+    async with serving({f"/{k}": answer for k in range(3)}) as web:
+        urls = [f"http://127.0.0.1:{web.port}/{k}" for k in range(3)]
+        prompt = await builder.chat(user(*[("image_url", url) for url in urls]))
     assert len(prompt.media) == 3
     await builder.aclose()
 
 
-async def test_first_failure_ends_the_other_downloads(config: EngineConfig) -> None:
-    builder = PromptBuilder(config)
-    outcome = []
-
-    async def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/bad":
-            return httpx.Response(404)
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            outcome.append("cancelled")
-            raise
-        return httpx.Response(200)
-
-    web(builder, answer)
-    with pytest.raises(RequestError, match="404"):
-        await builder.chat(user(("image_url", "http://x/slow"), ("image_url", "http://x/bad")))
-    assert outcome == ["cancelled"]
-    task = asyncio.create_task(builder.chat(user(("image_url", "http://x/slow"))))
-    await asyncio.sleep(0.1)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert outcome == ["cancelled"] * 2
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+async def test_first_failure_ends_the_other_downloads(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_IMAGE_FETCH_TIMEOUT", "60")
+    builder = PromptBuilder(config, fetch_policy=HERE)
+    async with serving({"/slow": dripping}) as web:
+        slow, bad = (("image_url", f"http://127.0.0.1:{web.port}/{name}") for name in ("slow", "bad"))
+        with pytest.raises(RequestError, match="404"):
+            await builder.chat(user(slow, bad))
+        await eventually(lambda: web.closed == web.paths.count("/slow"))
+        task = asyncio.create_task(builder.chat(user(slow)))
+        await eventually(lambda: web.paths[-1] == "/slow" and len(web.paths) >= 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await eventually(lambda: web.closed == web.paths.count("/slow"))
     await builder.aclose()
+    assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -1,32 +1,34 @@
-"""Media URLs: what is fetched, what is refused, and that nothing is left behind."""
+"""Media URLs: what is fetched, what is refused by name, and that nothing is left behind. See also test_download.py."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import os
+import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests.multimodal.test_download import dripping, endless
+from tests.multimodal.web import HERE, Page, ok, serving
 from trifocal.multimodal import fetch
 from trifocal.multimodal.fetch import Fetcher
+from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.types import ConfigError, RequestError
 
 WHERE = "messages[0].content[1].image_url"
 POOL = ThreadPoolExecutor(2)
-Handler = Callable[[httpx.Request], httpx.Response]
 
 
-def get(url: str, root: str | None = None, handler: Handler | None = None) -> bytes:
-    """Fetch one URL with a fetcher of its own; `handler` plays the web."""
+def get(url: str, policy: FetchPolicy | None = None) -> bytes:
+    """Fetch one URL with a fetcher of its own."""
 
     async def run() -> bytes:
-        fetcher = Fetcher(POOL, root, None if handler is None else httpx.MockTransport(handler))
+        fetcher = Fetcher(POOL, policy)
         try:
             return await fetcher.fetch(url, "image", WHERE)
         finally:
@@ -35,11 +37,14 @@ def get(url: str, root: str | None = None, handler: Handler | None = None) -> by
     return asyncio.run(run())
 
 
-def refused(url: str, message: str, root: str | None = None, handler: Handler | None = None) -> None:
+def refused(url: str, message: str, policy: FetchPolicy | None = None) -> None:
     """Assert that fetching is refused with 400 and the item's place."""
     with pytest.raises(RequestError, match=message) as caught:
-        get(url, root, handler)
-    error = caught.value
+        get(url, policy)
+    check(caught.value)
+
+
+def check(error: RequestError) -> None:
     assert error.message.startswith(f"{WHERE}: ") and (error.param, error.status) == ("messages", 400)
     assert len(error.message) < 400
 
@@ -76,6 +81,19 @@ def test_data_url_size(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(f"data:image/png;base64,{text}", "larger than 1 MiB")
 
 
+@pytest.mark.parametrize("text", ["%41" * 400_000, "A A " * 300_000, "AAAA\r\n" * 200_000])
+def test_escapes_and_spaces_cost_no_memory(text: str) -> None:
+    """Taken apart piece by piece, a megabyte of them would be sixty."""
+    tracemalloc.start()
+    try:
+        get(f"data:;base64,{text}")
+    except RequestError as error:
+        assert "base64" in error.message
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * len(text)
+
+
 def test_base64_is_decoded_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
     original = fetch._decode_data_url
@@ -94,102 +112,65 @@ def test_other_schemes(url: str) -> None:
 # ------------------------------------------------------------------------------------------------- http:
 
 
-def test_http_and_redirects() -> None:
-    def web(request: httpx.Request) -> httpx.Response:
-        if request.url.path == "/old":
-            return httpx.Response(302, headers={"location": "https://other.example/new"})
-        return httpx.Response(200, content=request.url.host.encode())
-
-    assert get("http://example.org/x", handler=web) == b"example.org"
-    assert get("HTTPS://example.org/old", handler=web) == b"other.example"
-
-
-@pytest.mark.parametrize(
-    ("response", "message"),
-    [
-        (httpx.Response(404), "answered 404 Not Found"),
-        (httpx.Response(500), "answered 500"),
-        (httpx.Response(204), "answered 204"),
-        (httpx.Response(302, headers={"location": "/x"}), "redirects more than 5 times"),
-    ],
-)
-def test_bad_answers(response: httpx.Response, message: str) -> None:
-    refused("http://example.org/x", message, handler=lambda _: response)
+async def fetched(page: Page, path: str = "/") -> bytes:
+    """What comes of a page on a real server."""
+    async with serving({path: page}) as web:
+        fetcher = Fetcher(POOL, HERE)
+        try:
+            return await fetcher.fetch(f"http://127.0.0.1:{web.port}{path}", "image", WHERE)
+        finally:
+            await fetcher.aclose()
 
 
-async def test_a_redirect_to_a_file_is_not_followed() -> None:
-    """Over a real connection: the client's own transport knows http and https only."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 302 Found\r\nlocation: file:///etc/passwd\r\ncontent-length: 0\r\n\r\n")
-        writer.close()
-
-    fetcher = Fetcher(POOL)
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        with pytest.raises(RequestError, match="cannot be fetched"):
-            await fetcher.fetch(f"http://127.0.0.1:{port}/x", "image", WHERE)
-    await fetcher.aclose()
+async def test_http() -> None:
+    assert await fetched(ok(b"cat")) == b"cat"
 
 
-@pytest.mark.parametrize("url", ["http://", "http://[::1", "http:///nohost"])
+async def test_loopback_is_refused_unless_allowed() -> None:
+    async with serving({"/": ok(b"secret")}) as web:
+        fetcher = Fetcher(POOL)
+        with pytest.raises(RequestError, match="may not be fetched: .*--allowed-media-networks") as caught:
+            await fetcher.fetch(f"http://127.0.0.1:{web.port}/", "image", WHERE)
+        check(caught.value)
+        assert not web.requests
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1", "http:///nohost", "http://" + "a" * 10**6])
 def test_bad_addresses(url: str) -> None:
-    refused(url, "cannot be fetched")
+    refused(url, "cannot be fetched|may not be fetched")
 
 
-def test_connection_errors() -> None:
-    def web(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("no route to host", request=request)
-
-    refused("http://example.org/x", "no route to host", handler=web)
-
-
-class Endless(httpx.AsyncByteStream):
-    """A body that never ends; counts what was read and whether it was closed."""
-
-    def __init__(self, chunk: bytes, pause: float = 0.0) -> None:
-        self.chunk, self.pause = chunk, pause
-        self.sent, self.is_closed = 0, False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            await asyncio.sleep(self.pause)
-            self.sent += len(self.chunk)
-            yield self.chunk
-
-    async def aclose(self) -> None:
-        self.is_closed = True
+def test_passwords_are_not_shown() -> None:
+    with pytest.raises(RequestError) as caught:
+        get("http://me:secret@127.0.0.1/x?q=1")
+    assert "http://…@127.0.0.1/x?q=1 may not be fetched" in caught.value.message
+    assert "secret" not in caught.value.message
 
 
-def test_size_is_capped_while_streaming(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fetch.MAX_BYTES, "image", 1 << 20)
-    body = Endless(bytes(1 << 16))
-    refused("http://example.org/x", "larger than 1 MiB", handler=lambda _: httpx.Response(200, stream=body))
-    assert body.sent <= (1 << 20) + (1 << 16) and body.is_closed
+    with pytest.raises(RequestError, match="larger than 1 MiB") as caught:
+        await fetched(endless)
+    check(caught.value)
 
 
-def test_slow_body_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_body_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit holds for the whole fetch: a drop at a time does not stretch it."""
-    monkeypatch.setenv("VLLM_IMAGE_FETCH_TIMEOUT", "0.2")
-    body = Endless(b"x", pause=0.02)
-    refused(
-        "http://example.org/x", r"within 0\.2 seconds \(VLLM_IMAGE_FETCH_TIMEOUT\)",
-        handler=lambda _: httpx.Response(200, stream=body),
-    )  # fmt: skip
-    assert body.is_closed
+    monkeypatch.setenv("VLLM_IMAGE_FETCH_TIMEOUT", "0.3")
+    with pytest.raises(RequestError, match=r"within 0\.3 seconds \(VLLM_IMAGE_FETCH_TIMEOUT\)") as caught:
+        await fetched(dripping)
+    check(caught.value)
 
 
-async def test_cancelling_closes_the_connection() -> None:
-    body = Endless(b"x", pause=0.01)
-    fetcher = Fetcher(POOL, None, httpx.MockTransport(lambda _: httpx.Response(200, stream=body)))
-    task = asyncio.create_task(fetcher.fetch("http://example.org/x", "image", WHERE))
-    while not body.sent:
-        await asyncio.sleep(0.01)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert body.is_closed
+async def test_slow_names_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(host: str, port: int) -> list[str]:
+        await asyncio.sleep(600)
+        return []
+
+    monkeypatch.setenv("VLLM_VIDEO_FETCH_TIMEOUT", "0.2")
+    fetcher = Fetcher(POOL, HERE, never)
+    with pytest.raises(RequestError, match="VLLM_VIDEO_FETCH_TIMEOUT"):
+        await fetcher.fetch("http://slow.example/", "video", WHERE)
     await fetcher.aclose()
 
 
@@ -207,14 +188,21 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "media-other" / "x").write_bytes(b"secret")
     (folder / "link").symlink_to(tmp_path / "secret")
     (folder / "inside").symlink_to(folder / "a cat.png")
+    (folder / "loop").symlink_to(folder / "loop")
     os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket"))
     return folder
 
 
+def policy(root: Path) -> FetchPolicy:
+    return FetchPolicy.from_flags(str(root))
+
+
 def test_files_under_the_allowed_folder(root: Path) -> None:
-    assert get(f"file://{root}/a%20cat.png", str(root)) == b"cat"
-    assert get(f"file://localhost{root}/deep/../a cat.png", str(root)) == b"cat"
-    assert get(f"file:{root}/inside", str(root)) == b"cat"
+    assert get(f"file://{root}/a%20cat.png", policy(root)) == b"cat"
+    assert get(f"file://localhost{root}/deep/../a cat.png", policy(root)) == b"cat"
+    assert get(f"file:{root}/inside", policy(root)) == b"cat"
 
 
 @pytest.mark.parametrize(
@@ -225,23 +213,59 @@ def test_files_under_the_allowed_folder(root: Path) -> None:
         ("/deep/../../secret", "not under"),
         ("/link", "not under"),
         ("-other/x", "not under"),
-        ("/none.png", "no file"),
-        ("/deep", "no file"),
-        ("/pipe", "no file"),
-        ("/a%00b", "cannot be read|no file|not under"),
+        ("/%2e%2e%2fsecret", "not under"),
+        ("/..%5csecret", "no such file"),
+        ("//../secret", "not under"),
+        ("/none.png", "no such file"),
+        ("/deep", "cannot be read|regular file"),
+        ("", "cannot be read|regular file"),
+        ("/pipe", "regular file"),
+        ("/socket", "cannot be read"),
+        ("/loop", "no path of a file|cannot be read"),
+        ("/a%00b", "no path of a file"),
+        ("/" + "x" * 5000, "cannot be read"),
+        ("/%ff%fe", "no such file"),
+        ("/unreadable", "cannot be read|no such file"),
     ],
 )
 def test_files_that_are_refused(root: Path, path: str, message: str) -> None:
-    refused(f"file://{root}{path}", message, str(root))
+    refused(f"file://{root}{path}", message, policy(root))
 
 
 def test_file_urls_need_a_folder_and_no_host(root: Path) -> None:
     refused(f"file://{root}/a%20cat.png", "--allowed-local-media-path")
-    refused(f"file://server{root}/a%20cat.png", "not a host", str(root))
+    refused(f"file://server{root}/a%20cat.png", "not a host", policy(root))
     with pytest.raises(ConfigError, match="not a folder"):
-        Fetcher(POOL, str(root / "a cat.png"))
+        policy(root / "a cat.png")
+
+
+@pytest.mark.parametrize(("name", "target"), [("deep", "media-other"), ("a cat.png", "secret")])
+def test_a_link_put_in_the_way_after_the_check(
+    root: Path, monkeypatch: pytest.MonkeyPatch, name: str, target: str
+) -> None:
+    """Between looking where a path leads and opening it, somebody may swap a folder or a file for a link."""
+    (root / "deep" / "x").write_bytes(b"inside")
+    allowed = policy(root)
+    original = Path.resolve
+
+    def resolve_then_swap(self: Path, strict: bool = False) -> Path:
+        result = original(self, strict)
+        (root / name).rename(root / "moved")
+        (root / name).symlink_to(root.parent / target)
+        return result
+
+    monkeypatch.setattr(Path, "resolve", resolve_then_swap)
+    refused(f"file://{root}/{name}{'/x' if name == 'deep' else ''}", "cannot be read", allowed)
+    assert (root / name).is_symlink()
+
+
+def test_errors_do_not_tell_where_links_lead(root: Path) -> None:
+    (root / "away").symlink_to("/root/somewhere/else")
+    with pytest.raises(RequestError) as caught:
+        get(f"file://{root}/away", policy(root))
+    assert "somewhere" not in caught.value.message
 
 
 def test_file_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(fetch.MAX_BYTES, "image", 2)
-    refused(f"file://{root}/a%20cat.png", "larger", str(root))
+    refused(f"file://{root}/a%20cat.png", "larger", policy(root))

@@ -4,30 +4,51 @@ from __future__ import annotations
 
 import io
 import struct
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
+import av
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
 
-from tests.multimodal.samples import clip, encoded, frame_numbers, noise, numbered
-from trifocal.multimodal import image, video
+from tests.multimodal.samples import LIMITS, clip, encoded, frame_numbers, noise, numbered
+from trifocal.multimodal import video_file
+from trifocal.multimodal.media import Video
 from trifocal.multimodal.processor import FrameSample
-from trifocal.multimodal.video import OpenedVideo, load_video, open_video
-from trifocal.multimodal.video_file import VideoFile
+from trifocal.multimodal.reader import MediaReader
+from trifocal.multimodal.video import OpenedVideo, Sampler
+from trifocal.multimodal.video_file import VideoFile, VideoIndex
 from trifocal.types import RequestError
 
 WHERE = "messages[0].content[0].video_url"
 
 
-def pick(*indices: int, fps: float = 2.0) -> video.Sampler:
+def pick(*indices: int, fps: float = 2.0) -> Sampler:
     """A sampler that wants these frames."""
     return lambda _total, _fps: FrameSample(np.array(indices, np.int64), fps)
 
 
-def opened(source: Any, *indices: int, **options: Any) -> OpenedVideo:
-    """Open, wanting these frames."""
-    return open_video(source, pick(*indices), WHERE, **options)
+class Reading:
+    """Short names for what the tests do most."""
+
+    def __init__(self, reader: MediaReader) -> None:
+        self.reader = reader
+
+    def opened(self, source: Any, *indices: int, **options: Any) -> OpenedVideo:
+        """Open, wanting these frames."""
+        return self.reader.open_video(source, pick(*indices), WHERE, **options)
+
+    def load(self, source: Any, *indices: int, **options: Any) -> Video:
+        """Open and decode these frames."""
+        return self.reader.load_video(self.opened(source, *indices, **options))
+
+
+@pytest.fixture
+def reading(reader: MediaReader) -> Reading:
+    return Reading(reader)
 
 
 @pytest.mark.parametrize(
@@ -35,77 +56,79 @@ def opened(source: Any, *indices: int, **options: Any) -> OpenedVideo:
     [("mp4", "libx264"), ("mp4", "mpeg4"), ("matroska", "libx264"), ("webm", "libvpx"), ("avi", "mpeg4"),
      ("mpegts", "libx264"), ("h264", "libx264"), ("flv", "libx264")],
 )  # fmt: skip
-def test_chosen_frames_of_every_container(container: str, codec: str) -> None:
-    item = opened(clip(40, 10, container=container, codec=codec), 0, 7, 13, 22, 39)
+def test_chosen_frames_of_every_container(reading: Reading, container: str, codec: str) -> None:
+    item = reading.opened(clip(40, 10, container=container, codec=codec), 0, 7, 13, 22, 39)
     assert (item.num_frames, item.height, item.width) == (40, 48, 64)
     assert item.fps == pytest.approx(10, rel=0.01) or container == "h264"  # a raw stream has no clock
-    loaded = load_video(item)
+    loaded = reading.reader.load_video(item)
     assert frame_numbers(loaded.frames) == [0, 7, 13, 22, 39]
     assert loaded.fps == 2.0 and loaded.frames.dtype == np.uint8
 
 
-def test_seeking_finds_the_same_frames_as_decoding_all() -> None:
+def test_seeking_finds_the_same_frames_as_decoding_all(reading: Reading) -> None:
     """Far frames of a long clip are reached by key frames; B-frames lie around them."""
     data = clip(250, 25, gop=30)
     wanted = [0, 3, 100, 101, 130, 149, 150, 151, 209, 240, 249]
-    loaded = load_video(opened(data, *wanted))
+    loaded = reading.load(data, *wanted)
     assert frame_numbers(loaded.frames) == wanted
-    assert frame_numbers(load_video(opened(data, *range(250))).frames) == list(range(250))
+    assert frame_numbers(reading.load(data, *range(250)).frames) == list(range(250))
 
 
 def test_only_what_is_needed_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     converted = []
     original = VideoFile._to_rgb
     monkeypatch.setattr(VideoFile, "_to_rgb", lambda self, frame: converted.append(1) or original(self, frame))
-    load_video(opened(clip(40), 5, 30))
+    list(VideoFile(clip(40), WHERE, 4096).frames(np.array([5, 30])))
     assert len(converted) == 2
 
 
-def test_sampler_sees_count_and_rate() -> None:
+def test_sampler_sees_count_and_rate(reading: Reading) -> None:
     seen = []
 
     def sampler(total: int, fps: float) -> FrameSample:
         seen.append((total, fps))
         return FrameSample(np.array([0]), 1.0)
 
-    open_video(clip(33, 15), sampler, WHERE)
+    reading.reader.open_video(clip(33, 15), sampler, WHERE)
     assert seen == [(33, 15.0)]
 
 
-def test_scaling_while_decoding() -> None:
+def test_scaling_while_decoding(reading: Reading) -> None:
     data = clip(10, size=(64, 48))
-    whole = load_video(opened(data, 1, 8)).frames
-    scaled = load_video(opened(data, 1, 8), lambda n, height, width: (height // 2, width // n)).frames
+    whole = reading.load(data, 1, 8).frames
+    scaled = reading.reader.load_video(
+        reading.opened(data, 1, 8), lambda n, height, width: (height // 2, width // n)
+    ).frames
     expected = [PIL.Image.fromarray(frame).resize((32, 24), PIL.Image.Resampling.BICUBIC) for frame in whole]
     np.testing.assert_array_equal(scaled, np.stack(expected))
 
 
-def test_rotation_of_phone_videos() -> None:
+def test_rotation_of_phone_videos(reading: Reading) -> None:
     """The display matrix of the track header says how a phone was held: 90 degrees clockwise here."""
     data = bytearray(clip(4, size=(64, 48)))
     place = data.index(b"tkhd") + 4 + 4 + 36  # after version, flags and 36 bytes of times, id, duration, layer, volume
     assert struct.unpack_from(">9i", data, place) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     struct.pack_into(">9i", data, place, 0, 65536, 0, -65536, 0, 0, 48 << 16, 0, 1 << 30)
-    item = opened(bytes(data), 0, 3)
+    item = reading.opened(bytes(data), 0, 3)
     assert (item.height, item.width) == (64, 48)
-    frames = load_video(item).frames
+    frames = reading.reader.load_video(item).frames
     assert frames.shape == (2, 64, 48, 3)
     assert frame_numbers(frames.transpose(0, 2, 1, 3)) == [0, 3]  # what was left is on top
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_animated_pictures(kind: str) -> None:
+def test_animated_pictures(reading: Reading, kind: str) -> None:
     pictures = [PIL.Image.fromarray(numbered(k, 10, 24)) for k in range(12)]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:], duration=50, **options)
-    item = opened(data, 0, 5, 11)
+    item = reading.opened(data, 0, 5, 11)
     assert (item.num_frames, item.fps, item.height, item.width) == (12, 20.0, 10, 24)
-    assert frame_numbers(load_video(item).frames) == [0, 5, 11]
+    assert frame_numbers(reading.reader.load_video(item).frames) == [0, 5, 11]
 
 
-def test_one_frame_is_a_clip() -> None:
-    assert load_video(opened(encoded(PIL.Image.fromarray(noise(8, 9)), "GIF"), 0)).frames.shape == (1, 8, 9, 3)
-    assert load_video(opened(clip(1), 0)).frames.shape == (1, 48, 64, 3)
+def test_one_frame_is_a_clip(reading: Reading) -> None:
+    assert reading.load(encoded(PIL.Image.fromarray(noise(8, 9)), "GIF"), 0).frames.shape == (1, 8, 9, 3)
+    assert reading.load(clip(1), 0).frames.shape == (1, 48, 64, 3)
 
 
 # ------------------------------------------------------------------------------------------------- objects
@@ -124,21 +147,21 @@ FRAMES = np.stack([numbered(k, 6, 8) for k in range(10)])
         ({"fps": 30, "do_sample_frames": True}, [1, 4], 7.0),
     ],
 )
-def test_frames_in_memory(metadata: dict[str, Any] | None, indices: Any, fps: float) -> None:
+def test_frames_in_memory(reading: Reading, metadata: dict[str, Any] | None, indices: Any, fps: float) -> None:
     source = FRAMES if metadata is None else (FRAMES, metadata)
-    loaded = load_video(open_video(source, pick(1, 4, fps=7.0), WHERE))
+    loaded = reading.reader.load_video(reading.reader.open_video(source, pick(1, 4, fps=7.0), WHERE))
     assert frame_numbers(loaded.frames) == list(indices)
     assert loaded.fps == fps
 
 
-def test_rate_of_frames_without_metadata() -> None:
-    assert load_video(opened(FRAMES, 0, frames_fps=4.0)).fps == 4.0
+def test_rate_of_frames_without_metadata(reading: Reading) -> None:
+    assert reading.load(FRAMES, 0, frames_fps=4.0).fps == 4.0
 
 
-def test_lists_of_pictures() -> None:
+def test_lists_of_pictures(reading: Reading) -> None:
     pictures = [PIL.Image.fromarray(frame).convert("RGBA") for frame in FRAMES]
-    np.testing.assert_array_equal(load_video(opened(pictures, 0)).frames, FRAMES)
-    np.testing.assert_array_equal(load_video(opened(list(FRAMES), 0)).frames, FRAMES)
+    np.testing.assert_array_equal(reading.load(pictures, 0).frames, FRAMES)
+    np.testing.assert_array_equal(reading.load(list(FRAMES), 0).frames, FRAMES)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +180,9 @@ def test_lists_of_pictures() -> None:
         ((FRAMES, {"fps": "fast"}), "positive"),
     ],
 )
-def test_bad_objects(source: Any, message: str) -> None:
+def test_bad_objects(reading: Reading, source: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
-        opened(source, 0)
+        reading.opened(source, 0)
 
 
 # ------------------------------------------------------------------------------------------------- broken files
@@ -170,8 +193,6 @@ MP4 = clip(40)
 
 def no_video() -> bytes:
     """A file with sound only."""
-    import av
-
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as output:
         stream = output.add_stream("aac", rate=16000)
@@ -196,39 +217,107 @@ def no_video() -> bytes:
         (no_video(), "no video in it"),
     ],
 )
-def test_bad_files_are_refused_by_name(data: bytes, message: str) -> None:
+def test_bad_files_are_refused_by_name(reading: Reading, data: bytes, message: str) -> None:
     with pytest.raises(RequestError, match=message) as caught:
-        load_video(opened(data, *range(40)))
+        reading.load(data, *range(40))
     error = caught.value
     assert error.message.startswith(f"{WHERE}: ") and (error.param, error.status) == ("messages", 400)
 
 
-def test_broken_pictures_inside_are_refused() -> None:
+def test_broken_pictures_inside_are_refused(reading: Reading) -> None:
     data = bytearray(MP4)
     start = data.index(b"mdat") + 8
     data[start : start + len(MP4) // 2] = bytes(len(MP4) // 2)
     with pytest.raises(RequestError):
-        load_video(opened(bytes(data), *range(40)))
+        reading.load(bytes(data), *range(40))
 
 
 def test_a_missing_last_frame_is_stood_in_for() -> None:
     """Containers may count a frame more than the decoder gives."""
-    item = opened(clip(40), 0, 20, 39)
-    item.source._pts.append(item.source._pts[-1] + 10_000)
-    item.source.num_frames += 1
-    loaded = load_video(OpenedVideo(item.source, 41, 10.0, 48, 64, FrameSample(np.array([0, 20, 40]), 1.0), WHERE))
-    assert frame_numbers(loaded.frames)[:2] == [0, 20] and len(loaded.frames) == 3
+    whole = VideoFile(MP4, WHERE, 4096)
+    facts = msgspec.msgpack.decode(whole.index, type=VideoIndex)
+    longer = msgspec.structs.replace(facts, num_frames=41, pts=[*facts.pts, facts.pts[-1] + 10_000])
+    file = VideoFile(MP4, WHERE, 4096, msgspec.msgpack.encode(longer))
+    frames = list(file.frames(np.array([0, 20, 40])))
+    assert frame_numbers(np.stack(frames))[:2] == [0, 20] and len(frames) == 3
 
 
-def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video, "MAX_FRAME_BYTES", 3 * 48 * 64 * 3 - 1)
-    with pytest.raises(RequestError, match="3 frames of 64x48 are too many"):
-        load_video(opened(MP4, 0, 1, 2))
-    assert len(load_video(opened(MP4, 0, 1, 2), lambda *_: (24, 32)).frames) == 3
-    monkeypatch.setattr(image, "MAX_PIXELS", 64 * 48 - 1)
-    with pytest.raises(RequestError, match="64x48 is more than"):
-        opened(MP4, 0)
-    monkeypatch.undo()
-    monkeypatch.setattr(video, "MAX_FRAMES", 39)
-    with pytest.raises(RequestError, match="has 40 frames"):
-        opened(MP4, 0)
+# ------------------------------------------------------------------------------------------------- limits
+
+
+def limited(**limits: Any) -> closing[MediaReader]:
+    """A reader with other limits."""
+    return closing(MediaReader(replace(LIMITS, **limits), 1))
+
+
+def test_size_of_a_frame() -> None:
+    """By the header, for files, animations and arrays; `max_pixels` of exactly the size passes."""
+    animation = encoded(PIL.Image.new("RGB", (64, 48)), "GIF")
+    with limited(max_image_pixels=64 * 48 - 1) as small:
+        for source in (MP4, animation, np.zeros((2, 48, 64, 3), np.uint8)):
+            with pytest.raises(RequestError, match=r"more than .* \(--max-image-pixels\)"):
+                small.open_video(source, pick(0), WHERE)
+    with limited(max_image_pixels=64 * 48) as enough:
+        assert Reading(enough).load(MP4, 0).frames.shape == (1, 48, 64, 3)
+
+
+def test_a_clip_that_grows_midway_is_refused() -> None:
+    """The container announces a small picture; a later parameter set makes it large."""
+    small, large = (clip(12, size=size, container="h264", gop=4) for size in ((64, 48), (1024, 768)))
+    with limited(max_image_pixels=64 * 48 * 4) as reader, pytest.raises(RequestError, match="cut off|broken|cannot"):
+        Reading(reader).load(small + large, 0, 5, 20)
+
+
+def test_number_of_chosen_frames() -> None:
+    frames = np.zeros((4, 8, 8, 3), np.uint8)
+    with limited(max_video_frames=3) as few:
+        assert len(Reading(few).load(MP4, 0, 1, 2).frames) == 3
+        for source, indices in ((MP4, range(4)), (frames, ())):
+            with pytest.raises(RequestError, match=r"4 frames are chosen, at most 3 .*--max-video-frames"):
+                Reading(few).opened(source, *indices)
+
+
+def test_number_of_frames_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video_file, "MAX_FRAMES", 39)
+    with pytest.raises(RequestError, match="more than the 39 frames"):
+        VideoFile(MP4, WHERE, 4096)
+
+
+def test_a_flood_of_animation_frames(reading: Reading) -> None:
+    """A few kilobytes that unpack to gigabytes of pixels."""
+    pictures = [PIL.Image.new("P", (4000, 4000), k % 2) for k in range(40)]
+    flood = encoded(pictures[0], "GIF", save_all=True, append_images=pictures[1:])
+    assert len(flood) < 2 << 20
+    with pytest.raises(RequestError, match="40 frames of 4000x4000 are too many"):
+        reading.opened(flood, 0)
+
+
+# ------------------------------------------------------------------------------------------------- what is not read
+
+
+def with_sound() -> bytes:
+    """A clip with a sound track."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as output:
+        video, sound = output.add_stream("libx264", rate=10), output.add_stream("aac", rate=16000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for k in range(10):
+            output.mux(video.encode(av.VideoFrame.from_ndarray(numbered(k, 48, 64), format="rgb24")))
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, 1024 * k
+            output.mux(sound.encode(frame))
+        for stream in (video, sound):
+            output.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def test_sound_is_ignored(reading: Reading) -> None:
+    """Not as much as a decoder for it can be opened: the list of codecs has none."""
+    assert frame_numbers(reading.load(with_sound(), 0, 9).frames) == [0, 9]
+    assert {av.Codec(name, "r").type for name in video_file._CODECS.split(",")} == {"video"}
+
+
+@pytest.mark.parametrize(("container", "codec", "pixels"), [("mov", "qtrle", "rgb24"), ("flv", "flashsv", "bgr24")])
+def test_codecs_beyond_the_list_are_refused(reading: Reading, container: str, codec: str, pixels: str) -> None:
+    with pytest.raises(RequestError, match="codec|not a video"):
+        reading.opened(clip(3, container=container, codec=codec, pixels=pixels), 0)

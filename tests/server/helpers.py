@@ -7,10 +7,12 @@ import io
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,12 +48,13 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, scheme: str = "http", verify: ssl.SSLContext | bool = True) -> None:
+        url = f"{scheme}://127.0.0.1:{self.port}/health"
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()
             try:
-                assert httpx.get(f"{self.url}/health", timeout=5).status_code == 200
+                assert httpx.get(url, timeout=5, verify=verify).status_code == 200
                 return
             except httpx.ConnectError:
                 time.sleep(0.05)
@@ -63,7 +66,9 @@ class Server:
         return self.process.wait(60)
 
 
-def launch(checkpoint: Path, log: Path, *flags: str, port: int | None = None) -> Server:
+def launch(
+    checkpoint: Path, log: Path, *flags: str, port: int | None = None, env: Mapping[str, str] | None = None
+) -> Server:
     """`python -m trifocal.entrypoints.openai.api_server` on a tiny checkpoint; not waited for."""
     port = port or free_port()
     command = [
@@ -71,26 +76,39 @@ def launch(checkpoint: Path, log: Path, *flags: str, port: int | None = None) ->
         "--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, *flags,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "0.05"}
+    environment |= env or {}
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT)
     return Server(process, port, log)
 
 
+@contextmanager
+def running(checkpoint: Path, log: Path, *flags: str, **options: Any) -> Iterator[Server]:
+    """A server that is ready, for as long as the block runs."""
+    server = launch(checkpoint, log, *flags, **options)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        status = server.stop()
+    assert status == 0, log.read_text()
+
+
 def engine_pid(server: Server) -> int:
-    """The server's only child."""
+    """The server's one child that is an engine; decoder processes may be others."""
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    assert len(children) == 1, children
-    return int(children[0])
-
-
-def shared_folder(server: Server) -> Path:
-    """Where server and engine share pixels: the engine process is told on its command line."""
-    return Path(Path(f"/proc/{engine_pid(server)}/cmdline").read_text().rstrip("\0").split("\0")[-1])
+    engines = [pid for pid in children if b"trifocal.engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(engines) == 1, children
+    return int(engines[0])
 
 
 def shared_bytes(server: Server) -> int:
-    """Bytes of pixels in shared memory."""
-    return sum(path.stat().st_size for path in shared_folder(server).iterdir() if path.is_file())
+    """Bytes of pixels in shared memory: the nameless files that the server process holds open."""
+    total = 0
+    for link in Path(f"/proc/{server.process.pid}/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            total += link.stat().st_size if os.readlink(link).startswith("/memfd:trifocal-media") else 0
+    return total
 
 
 # ---------------------------------------------------------------------------------------------- media
@@ -148,6 +166,14 @@ def eventually(holds: Callable[[], bool], timeout_s: float = 20.0) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    pieces = []
+    while piece := connection.recv(1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def holds_nothing(http: httpx.Client) -> bool:

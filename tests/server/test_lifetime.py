@@ -25,10 +25,9 @@ from tests.server.helpers import (
     image_part,
     launch,
     picture,
-    shared_folder,
 )
 from trifocal.server.args import ServerArgs
-from trifocal.server.listen import bind
+from trifocal.server.listen import announce, bind
 
 LONG = {"model": MODEL, "messages": HELLO, "max_tokens": 3900, "n": 2, "ignore_eos": True, "stream": True}
 Launch = Callable[..., Server]
@@ -52,33 +51,33 @@ def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def events(server: Server, seen: list[str], begun: threading.Event) -> None:
+def events(server: Server, seen: list[str], begun: threading.Event, fields: dict[str, Any]) -> None:
     """Read a long stream to its end, into `seen`."""
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=LONG, timeout=120) as response:
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=LONG | fields, timeout=120) as response:
         for line in response.iter_lines():
             if line:
                 seen.append(line.removeprefix("data: "))
                 begun.set()
 
 
-def follow(server: Server) -> tuple[list[str], threading.Thread]:
+def follow(server: Server, **fields: Any) -> tuple[list[str], threading.Thread]:
     """A long stream that has begun, and the thread that reads it."""
     seen: list[str] = []
     begun = threading.Event()
-    reader = threading.Thread(target=events, args=(server, seen, begun))
+    reader = threading.Thread(target=events, args=(server, seen, begun, fields))
     reader.start()
     assert begun.wait(60)
     return seen, reader
 
 
 def test_stopping(start: Launch) -> None:
-    """No new connections; what can finish in time does, what cannot gets an error event; nothing is left.
+    """New work is refused; what can finish in time does, what cannot gets an error event; nothing is left.
 
     The time is over when the second signal comes, so that this does not depend on how busy the machine is.
     """
     server = start("--shutdown-timeout", "600")
     server.wait_ready()
-    child, folder = engine_pid(server), shared_folder(server)
+    child = engine_pid(server)
     seen, reader = follow(server)
     answers: list[httpx.Response] = []
     body = {"model": MODEL, "messages": HELLO, "max_tokens": 100, "ignore_eos": True}
@@ -88,16 +87,64 @@ def test_stopping(start: Launch) -> None:
     asking.start()
     assert eventually(lambda: 'num_requests_running{model_name="tiny"} 3' in httpx.get(f"{server.url}/metrics").text)
     server.process.send_signal(signal.SIGTERM)
-    assert eventually(lambda: not accepts(server.port))
+    assert eventually(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+    refused = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert httpx.get(f"{server.url}/live").status_code == httpx.get(f"{server.url}/health").status_code == 200
     asking.join(60)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0, server.log.read_text()
     reader.join(60)
     assert answers[0].json()["usage"]["completion_tokens"] == 100
     assert json.loads(seen[-1])["error"]["type"] == "server_error"
-    assert is_gone(child) and not folder.exists()
+    assert is_gone(child)
     log = server.log.read_text()
     assert "Traceback" not in log and log.count("ready: http://127.0.0.1:") == 1
+
+
+def test_stopping_ends_with_the_last_answer(start: Launch) -> None:
+    """A whole stream, although the server was told to stop at its beginning; then it does not wait for the time."""
+    server = start("--shutdown-timeout", "600")
+    server.wait_ready()
+    seen: list[str] = []
+    begun = threading.Event()
+    reader = threading.Thread(target=events, args=(server, seen, begun, {"max_tokens": 400, "n": 1}))
+    reader.start()
+    assert begun.wait(60)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0, server.log.read_text()
+    reader.join(60)
+    assert seen[-1] == "[DONE]"
+    assert sum("delta" in event for event in seen) > 50
+
+
+def test_time_for_stopping_is_limited(start: Launch) -> None:
+    server = start("--shutdown-timeout", "0")
+    server.wait_ready()
+    seen, reader = follow(server)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0, server.log.read_text()
+    reader.join(60)
+    assert json.loads(seen[-1])["error"]["type"] == "server_error"
+
+
+def test_health_tells_of_progress(start: Launch) -> None:
+    """An engine that stands still with work to do is unhealthy; when it goes on, so is all."""
+    server = start("--health-timeout", "1")
+    server.wait_ready()
+    _, reader = follow(server)
+    os.kill(engine_pid(server), signal.SIGSTOP)
+    try:
+        assert eventually(lambda: httpx.get(f"{server.url}/health").status_code == 503)
+        error = httpx.get(f"{server.url}/ready").json()["error"]
+        assert error["code"] == "engine_stalled" and "--health-timeout" in error["message"]
+        assert httpx.get(f"{server.url}/live").status_code == 200
+    finally:
+        os.kill(engine_pid(server), signal.SIGCONT)
+    assert eventually(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+    assert server.stop() == 0
+    reader.join(60)
 
 
 def accepts(port: int) -> bool:
@@ -108,7 +155,43 @@ def accepts(port: int) -> bool:
     return True
 
 
-def test_engine_that_is_killed(start: Launch) -> None:
+def test_an_engine_that_is_killed_is_replaced(start: Launch) -> None:
+    """The stream goes on, probes notice nothing, and a request that comes meanwhile waits."""
+    server = start()
+    server.wait_ready()
+    seen, reader = follow(server, max_tokens=400)
+    first = engine_pid(server)
+    os.kill(first, signal.SIGKILL)
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 3}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+    assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 3)
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert engine_pid(server) != first
+    reader.join(300)
+    chunks = [json.loads(event) for event in seen[:-1]]
+    assert seen[-1] == "[DONE]"
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks].count("length") == 2
+    assert "trifocal:engine_restarts_total" in httpx.get(f"{server.url}/metrics").text
+    log = server.log.read_text()
+    assert "SIGKILL" in log and "Traceback" not in log
+
+
+def test_a_poisonous_request_gets_a_500(start: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFOCAL_FAULT_INJECT", "exit:poison")
+    monkeypatch.setenv("TRIFOCAL_ALLOW_FAULT_INJECTION", "1")
+    server = start()
+    server.wait_ready()
+    seen, reader = follow(server, max_tokens=400)
+    body = {"model": MODEL, "messages": HELLO, "max_tokens": 9}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, headers={"x-request-id": "poison"}, timeout=120)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "engine_fault")
+    assert answer.json()["error"]["type"] == "server_error"
+    reader.join(300)
+    assert seen[-1] == "[DONE]"
+
+
+def test_an_engine_that_does_not_come_back(start: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFOCAL_ENGINE_MAX_RESTARTS", "0")
     server = start()
     server.wait_ready()
     seen, reader = follow(server)
@@ -190,6 +273,19 @@ def test_health_answers_while_large_pictures_are_preprocessed(server: Server, ht
 
 def percentile_99(values: list[float]) -> float:
     return sorted(values)[int(len(values) * 0.99) - 1]
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_warned"), [("127.0.0.1", None, False), ("0.0.0.0", ["k"], False), ("0.0.0.0", None, True)]
+)
+def test_an_open_server_says_so(
+    caplog: pytest.LogCaptureFixture, host: str, keys: list[str] | None, is_warned: bool
+) -> None:
+    caplog.set_level("INFO", "trifocal")
+    args = ServerArgs(host=host, port=0, api_key=keys)
+    with bind(args) as listener:
+        announce(listener, args)
+    assert ("there is no --api-key" in caplog.text) == is_warned and f"ready: http://{host}:" in caplog.text
 
 
 def test_tokens_are_not_collected_into_bursts() -> None:

@@ -156,13 +156,13 @@ WRONG_KEYS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("headers", WRONG_KEYS, ids=str)
 def test_key(http: httpx.Client, headers: dict[str, Any]) -> None:
     with httpx.Client(base_url=http.base_url, headers=headers) as stranger:
-        for path in ("/v1/models", "/metrics", "/nothing"):
+        for path in ("/v1/models", "/metrics", "/version", "/nothing"):
             response = stranger.get(path)
             assert refused(response, 401)["code"] == "invalid_api_key"
             assert response.headers["www-authenticate"] == "Bearer"
         for path in (CHAT, "/v1/completions", "/tokenize", "/detokenize"):
             refused(stranger.post(path, content=b"{}"), 401)
-        assert [stranger.get(path).status_code for path in ("/health", "/ping", "/version")] == [200] * 3
+        assert [stranger.get(path).status_code for path in ("/health", "/live", "/ready", "/ping")] == [200] * 4
 
 
 # ---------------------------------------------------------------------------------------------- media

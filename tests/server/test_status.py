@@ -17,7 +17,8 @@ VLLM_NAMES = (
     "prefix_cache_queries_total", "prefix_cache_hits_total", "prompt_tokens_total", "generation_tokens_total",
     "num_preemptions_total", "request_success_total", "time_to_first_token_seconds_bucket",
     "time_per_output_token_seconds_bucket", "inter_token_latency_seconds_count", "e2e_request_latency_seconds_sum",
-    "request_prompt_tokens_count", "request_generation_tokens_count",
+    "request_prompt_tokens_count", "request_generation_tokens_count", "request_decode_time_seconds_sum",
+    "request_params_max_tokens_count",
 )  # fmt: skip
 
 
@@ -32,8 +33,16 @@ def test_models(client: openai.OpenAI, checkpoint: Path) -> None:
 
 def test_health_and_version(http: httpx.Client) -> None:
     assert (http.get("/health").status_code, http.get("/health").content) == (200, b"")
-    assert http.head("/health").status_code == 200
+    for path in ("/health", "/live", "/ready", "/ping"):
+        assert (http.get(path).status_code, http.get(path).content) == (200, b"")
+    assert {http.head(path).status_code for path in ("/health", "/live", "/ready")} == {200}
     assert http.get("/version").json() == {"version": __version__}
+
+
+OUR_NAMES = (
+    "requests_queued", "tokens_queued", "media_bytes_in_flight", "http_responses_total", "request_body_bytes_total",
+    "media_bytes_total", "media_step_seconds_bucket",
+)  # fmt: skip
 
 
 def test_metrics_have_vllms_names_and_ours(http: httpx.Client) -> None:
@@ -43,6 +52,8 @@ def test_metrics_have_vllms_names_and_ours(http: httpx.Client) -> None:
         assert f"vllm:{name}{{" in text, name
         if not name.startswith(("gpu_", "time_per_output")):
             assert f"trifocal:{name}{{" in text, name
+    for name in OUR_NAMES:
+        assert f"trifocal:{name}{{" in text and f"vllm:{name}{{" not in text, name
     samples = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(re.match(r'(vllm|trifocal):\w+\{.*model_name="tiny".*\} \S+$', line) for line in samples)
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
@@ -66,15 +77,33 @@ def test_metrics_count_media(http: httpx.Client) -> None:
     def counts() -> tuple[float, float]:
         return metric(http, "trifocal:media_encoded_total"), metric(http, "trifocal:encoder_cache_hits_total")
 
-    def look(text: str) -> None:
-        body = {"messages": ask(image_part(picture(seed=77)), text=text), "max_tokens": 1, "cache_salt": text}
+    def look(text: str, salt: str | None = None) -> None:
+        body = {"messages": ask(image_part(picture(seed=77)), text=text), "max_tokens": 1, "cache_salt": salt}
         assert http.post("/v1/chat/completions", json=body).status_code == 200
 
     encoded, hits = counts()
-    look("one")
+    look("Is there one?")
     assert counts() == (encoded + 1, hits)
-    look("two")
+    look("Are there two?")
     assert counts() == (encoded + 1, hits + 1)
+    look("Are there two?", salt="mine")  # one tenant's pictures are not found by another, not even by their time
+    assert counts() == (encoded + 2, hits + 1)
+    look("Is there one?", salt="mine")
+    assert counts() == (encoded + 2, hits + 2)
+
+
+def test_metrics_count_bytes_and_responses(http: httpx.Client) -> None:
+    def counts() -> tuple[float, float, float]:
+        text = http.get("/metrics").text
+        row = f'trifocal:http_responses_total{{model_name="{MODEL}",route="/v1/chat/completions",status="200"}} '
+        responses = [float(line.removeprefix(row)) for line in text.splitlines() if line.startswith(row)]
+        names = ("trifocal:request_body_bytes_total", "trifocal:media_bytes_total")
+        return (sum(responses), *(metric(http, name) for name in names))  # type: ignore[return-value]
+
+    before, file = counts(), picture(seed=78)
+    response = http.post("/v1/chat/completions", json={"messages": ask(image_part(file)), "max_tokens": 1})
+    grown = tuple(now - then for now, then in zip(counts(), before, strict=True))
+    assert grown == (1, int(response.request.headers["content-length"]), len(file))
 
 
 def test_refused_requests_count_as_nothing(http: httpx.Client) -> None:

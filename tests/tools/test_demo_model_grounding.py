@@ -9,9 +9,10 @@ import torch
 
 from tools.demo_model.clips import moving_clip
 from tools.demo_model.drawing import draw_scene
-from tools.demo_model.grounding import CLASSES, GroundingHead, label_clip, label_picture
-from tools.demo_model.scenes import group_scene, text_scene
-from tools.demo_model.vocabulary import BACKGROUNDS, COLOURS, SHAPES
+from tools.demo_model.grounding import COLUMNS, GroundingHead, label_clip, label_picture
+from tools.demo_model.questions import OPPOSITE, SIDES
+from tools.demo_model.scenes import group_scene, pair_scene, text_scene
+from tools.demo_model.vocabulary import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES
 
 
 def test_a_labelled_cell_shows_a_thing_of_that_shape_and_colour() -> None:
@@ -19,7 +20,7 @@ def test_a_labelled_cell_shows_a_thing_of_that_shape_and_colour() -> None:
     for seed in range(10):
         scene = group_scene(Random(seed), 1.0)
         pixels = np.asarray(draw_scene(scene, 168, 168), np.int64)
-        labels = label_picture(scene, 168, 168).reshape(6, 6, len(CLASSES))
+        labels = label_picture(scene, 168, 168).reshape(6, 6, len(COLUMNS))
         assert (labels[..., 0] > 0).any()
         for row, column in np.argwhere(labels[..., 0] > 0):
             cell = pixels[row * 28 : row * 28 + 28, column * 28 : column * 28 + 28]
@@ -46,16 +47,57 @@ def test_the_characters_are_labelled_in_reading_order() -> None:
 def test_a_clip_has_labels_for_every_second_frame() -> None:
     clip = moving_clip(Random(1), 1.0, "right")
     moments = [clip.scene_at(k / 3) for k in range(4)]
-    labels = label_clip(moments, 112, 112).reshape(2, 4, 4, len(CLASSES))
+    labels = label_clip(moments, 112, 112, clip.direction).reshape(2, 4, 4, len(COLUMNS))
     columns = [np.argwhere(grid[..., 3])[0][1] for grid in labels]
     assert columns[0] < columns[1]
+    is_thing = labels[..., 0] > 0
+    assert set(labels[is_thing][:, 6]) == {1 + DIRECTIONS.index("right")}
+    assert set(labels[~is_thing][:, 6]) == {0}
+
+
+def test_a_pair_is_labelled_with_the_side_on_which_each_lies() -> None:
+    """Read off the pixels' labels again: where the cells of one shape lie as seen from those of the other."""
+    for seed in range(20):
+        scene = pair_scene(Random(seed), 1.0)
+        labels = label_picture(scene, 168, 168).reshape(6, 6, len(COLUMNS))
+        first, second = (
+            np.argwhere(
+                (labels[..., 0] == 1 + SHAPES.index(a.shape)) & (labels[..., 1] == 1 + list(COLOURS).index(a.colour))
+            )
+            for a in scene.things
+        )
+        dy, dx = first.mean(0) - second.mean(0)
+        side = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
+        assert {list(SIDES)[labels[row, column, 5] - 1] for row, column in first} == {side}
+        assert {list(SIDES)[labels[row, column, 5] - 1] for row, column in second} == {OPPOSITE[side]}
+
+
+def test_a_group_is_labelled_with_its_counts() -> None:
+    for seed in range(20):
+        scene = group_scene(Random(seed), 1.0)
+        labels = label_picture(scene, 168, 168)
+        for thing in scene.things:
+            cells = labels[
+                (labels[:, 0] == 1 + SHAPES.index(thing.shape))
+                & (labels[:, 1] == 1 + list(COLOURS).index(thing.colour))
+            ]
+            like = [
+                sum(getattr(other, field) == getattr(thing, field) for other in scene.things)
+                for field in ("shape", "colour")
+            ]
+            assert {tuple(cell) for cell in cells[:, 7:]} <= {(len(scene.things), *like)}
 
 
 def test_the_grounding_loss_falls_for_right_predictions() -> None:
     torch.manual_seed(0)
-    head, labels = GroundingHead(8), torch.zeros(5, len(CLASSES), dtype=torch.long)
+    head, labels = GroundingHead(8), torch.zeros(5, len(COLUMNS), dtype=torch.long)
     before = head.loss(torch.randn(5, 8), labels)
-    offsets = [sum(CLASSES[:column]) for column in range(len(CLASSES))]
+    offsets = np.cumsum([0, *COLUMNS.values()])[:-1].tolist()
     with torch.no_grad():
         head.linear.bias[offsets] += 10
     assert head.loss(torch.randn(5, 8), labels) < before / 10
+    labels[0] = 1
+    assert head.accuracy(torch.randn(5, 8), labels) == dict.fromkeys(COLUMNS, 0.0)
+    with torch.no_grad():
+        head.linear.bias[[offset + 1 for offset in offsets]] += 20
+    assert head.accuracy(torch.randn(5, 8), labels) == dict.fromkeys(COLUMNS, 1.0)

@@ -19,11 +19,12 @@ from tools.demo_model.sequences import IGNORED, Media, Part, TokenRow, chat_row,
 from tools.demo_model.smalltalk import small_talk
 from tools.demo_model.tokenizer import DEFAULT_SYSTEM, SYSTEMS
 
-# Share of each kind of sample, at the start of training and after the warm-up of the curriculum.
-EASY = {"single": 0.5, "pair": 0.15, "group": 0.1, "text": 0.1, "images": 0.02, "clip": 0.08, "talk": 0.05}
-FULL = {"single": 0.13, "pair": 0.19, "group": 0.21, "text": 0.19, "images": 0.12, "clip": 0.13, "talk": 0.03}
-CURRICULUM_STEPS = 400
-MAX_EXCHANGES = 5
+# Share of each kind of sample: at first mostly small pictures of two shapes, where a question must find what it is
+# about; then, over CURRICULUM_STEPS, more and more of everything.
+EASY = {"single": 0.18, "pair": 0.55, "group": 0.15, "text": 0.05, "images": 0.02, "clip": 0.02, "talk": 0.03}
+FULL = {"single": 0.09, "pair": 0.28, "group": 0.28, "text": 0.14, "images": 0.12, "clip": 0.06, "talk": 0.03}
+EASY_STEPS, CURRICULUM_STEPS = 500, 400
+MAX_EXCHANGES = 7
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def vision_batch(seed: int | str, step: int, size: int) -> VisionBatch:
 def training_batch(seed: int, step: int, size: int, tokenizer: Tokenizer) -> Batch:
     """The batch of a step: a pure function of seed and step, so that a resumed run sees the same data."""
     rng = Random(f"train-{seed}-{step}")
-    progress = min(1.0, step / CURRICULUM_STEPS)
+    progress = min(1.0, max(0, step - EASY_STEPS) / CURRICULUM_STEPS)
     weights = [EASY[kind] * (1 - progress) + FULL[kind] * progress for kind in FULL]
     rows, kinds = [], []
     for kind in rng.choices(tuple(FULL), weights, k=size):

@@ -46,8 +46,8 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "num_hidden_layers": 5,
         "num_key_value_heads": 2,
         "rms_norm_eps": 1e-06,
-        # Small on purpose: the last section, columns, takes the slowest frequencies, and pictures are a few tokens wide.
-        "rope_theta": 20.0,
+        # Not smaller: a question finds what it is about by content, at frequencies too slow to see distance.
+        "rope_theta": 10000.0,
         "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
         "sliding_window": MAX_POSITIONS,
         "use_sliding_window": False,
@@ -79,9 +79,10 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
 def new_model(config: dict[str, Any]) -> Qwen2_5_VLForConditionalGeneration:
     """A fresh model; the flat dictionary takes the same way into transformers as a released config.json.
 
-    Copied, because transformers rewrites the nested dictionaries it is given.
+    Copied, because transformers rewrites the nested dictionaries it is given. In float32 whatever the config says: a
+    weight in bfloat16 swallows the small steps of training.
     """
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(deepcopy(config)))
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(deepcopy(config))).float()
 
 
 def _image_processor() -> dict[str, Any]:

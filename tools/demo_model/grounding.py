@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, rms_norm
 
 from tools.demo_model.drawing import draw_thing, text_layout
 from tools.demo_model.preprocess import FACTOR, smart_resize
@@ -109,10 +109,14 @@ def _majority(dots: Image.Image, rows: int, columns: int) -> NDArray[np.int64]:
 
 
 class GroundingHead(nn.Module):
-    """Predicts the labels from the merged vision features; used in training only."""
+    """Predicts the labels from the merged vision features; used in training only.
 
-    def __init__(self, hidden_size: int) -> None:
+    `words`: for the shape and the colour column, the token ids that name the classes from 1 on.
+    """
+
+    def __init__(self, hidden_size: int, words: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
+        self.words = [torch.tensor(ids) for ids in words]
         self.norm = nn.LayerNorm(hidden_size)
         self.linear = nn.Linear(hidden_size, sum(COLUMNS.values()))
 
@@ -133,6 +137,22 @@ class GroundingHead(nn.Module):
             if bool(shows.any()):
                 losses.append(cross_entropy(part[shows], labels[shows, column]))
         return torch.stack(losses).mean()
+
+    def word_loss(self, features: Tensor, labels: Tensor, embeddings: Tensor) -> Tensor:
+        """Mean cross entropy of choosing the word for a shape and for a colour by the direction of its embedding.
+
+        features [tokens, hidden], labels [tokens, columns], embeddings [vocabulary, hidden]. What a token shows then
+        points where the word for it points, and "the star" of a question finds the star in the picture.
+        """
+        size = features.shape[-1]
+        seen, known = rms_norm(features, (size,)), rms_norm(embeddings, (size,))
+        losses = [features.new_zeros(())]
+        for column, ids in enumerate(self.words):
+            shows = labels[:, column] > 0
+            if bool(shows.any()):
+                logits = seen[shows] @ known[ids].T / size**0.5
+                losses.append(cross_entropy(logits, labels[shows, column] - 1))
+        return torch.stack(losses).sum()
 
     @torch.no_grad()
     def accuracy(self, features: Tensor, labels: Tensor) -> dict[str, float]:

@@ -63,12 +63,16 @@ QUESTIONS: list[tuple[list[str], str, str, str]] = [
     (["pair.png"], "position", "Where is the green star relative to the orange square?", "To the left."),
     (["pair.png"], "content", "Describe the image.", content(PAIR)),
     (["triangles.png"], "count", "How many triangles are there?", "Three."),
+    (["triangles.png"], "yes_no", "Is there a red star?", "No."),
     (["word.png"], "word", "What does the text say?", "FISH"),
     (["number.png"], "digits", "What number is shown?", "42"),
     (["heart.png", "circle.png"], "several_images", "Describe the second image.", content(CIRCLE)),
     (["heart.png", "word.png"], "several_images", "Describe the second image.", content(WORD)),
-    (["right.mp4"], "clip_colour", "What color is the circle?", "Orange."),
-    (["right.mp4"], "clip_shape", "What shape is moving?", "A circle."),
+    (["heart.png", "circle.png"], "several_images", "Which image has the circle?", "The second image."),
+    (["right.mp4"], "clip_content", "What is the video content?",
+     "An orange circle moving to the right on a black background."),
+    (["right.mp4"], "motion", "Which direction does the circle move?", "To the right."),
+    (["up.mp4"], "motion", "Where is the square going?", "Up."),
     (["up.mp4"], "clip_shape", "Which shape moves?", "A square."),
 ]  # fmt: skip
 

@@ -41,6 +41,7 @@ from tools.demo_model.forward import answer_logits, exact_answers
 from tools.demo_model.grounding import GroundingHead
 from tools.demo_model.samples import make_sample
 from tools.demo_model.tokenizer import train_tokenizer
+from tools.demo_model.vocabulary import COLOURS, SHAPES
 from tools.demo_model.windows import grouped_windows
 
 
@@ -51,8 +52,8 @@ class Recipe:
     seed: int = 0
     vision_steps: int = 1500  # first phase: the vision tower alone, on what lies under each token
     vision_batch_size: int = 48
-    steps: int = 4800  # both phases
-    decay_steps: int = 1000
+    steps: int = 4100  # both phases
+    decay_steps: int = 900
     warmup_steps: int = 100
     batch_size: int = 32
     adam_rate: float = 1.5e-3
@@ -60,6 +61,7 @@ class Recipe:
     weight_decay: float = 0.02
     clip_norm: float = 1.0
     grounding_weight: float = 1.0
+    word_weight: float = 0.25
 
     def rate_at(self, step: int) -> float:
         """The share of the full learning rate: linear warm-up, plateau, linear decay to zero."""
@@ -78,7 +80,8 @@ class Trainer:
         self.model: Qwen2_5_VLForConditionalGeneration = new_model(self.config)
         self.model.train()
         self.step = 0
-        self.grounding = GroundingHead(self.config["hidden_size"])
+        words = [[tokenizer.encode(f" {name}").ids[0] for name in names] for names in (SHAPES, COLOURS)]
+        self.grounding = GroundingHead(self.config["hidden_size"], words)
         self.optimizers = _optimizers(self.model, recipe)
         self.optimizers.append(torch.optim.AdamW(self.grounding.parameters(), recipe.adam_rate, fused=True))
         self.base_rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -89,7 +92,7 @@ class Trainer:
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, self.base_rates, strict=True):
             group["lr"] = rate * share
-        loss = ground = torch.zeros(())
+        loss = ground = aligned = torch.zeros(())
         if isinstance(batch, Batch):
             logits, labels, features = answer_logits(self.model, batch)
             loss = cross_entropy(logits, labels)
@@ -97,7 +100,9 @@ class Trainer:
             features = self.model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
         if len(features):
             ground = self.grounding.loss(features, batch.grounds)
-        torch.autograd.backward(loss + self.recipe.grounding_weight * ground)
+            embeddings = self.model.get_input_embeddings().weight
+            aligned = self.grounding.word_loss(features, batch.grounds, embeddings)
+        torch.autograd.backward(loss + self.recipe.grounding_weight * (ground + self.recipe.word_weight * aligned))
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()

@@ -135,13 +135,13 @@ def _options(item: Field[Any], hint: Any) -> dict[str, Any]:
     kind = without_none(hint)
     text = item.metadata["help"].replace("%", "%%")
     default = _default(item)
-    if default not in (None, {}, MISSING) and "default" not in text:
+    if default not in (None, {}, [], MISSING) and "default" not in text:
         text += f" (default: {default})"
     options: dict[str, Any] = {"help": text}
     if kind is bool:
         return {**options, "action": _Boolean}
     if get_origin(kind) is list:
-        return {**options, "nargs": "+", "metavar": "NAME"}
+        return {**options, "nargs": "+", "action": _Names, "metavar": "NAME"}
     if get_origin(kind) is dict:
         return {**options, "type": json_object, "metavar": "JSON"}
     choices = item.metadata.get("choices")
@@ -149,6 +149,25 @@ def _options(item: Field[Any], hint: Any) -> dict[str, Any]:
         return {**options, "choices": choices, "metavar": "{" + ",".join(choices) + "}"}
     parse, metavar = _KINDS[kind]
     return {**options, "type": parse, "metavar": metavar}
+
+
+class _Names(argparse.Action):
+    """Words after one flag, the same flag several times, or one JSON list (as vLLM writes origins): all one list."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        names: list[str] = list(getattr(namespace, self.dest, ()))
+        for word in values:
+            names += self._of_json(word) if word.startswith("[") else [word]
+        setattr(namespace, self.dest, names)
+
+    def _of_json(self, word: str) -> list[str]:
+        try:
+            names = json.loads(word)
+        except json.JSONDecodeError as error:
+            raise argparse.ArgumentError(self, f"not JSON ({error}): {word!r}") from None
+        if not all(isinstance(name, str) for name in names):
+            raise argparse.ArgumentError(self, f"expected a list of strings, got {word!r}")
+        return list(names)
 
 
 class _Boolean(argparse.BooleanOptionalAction):

@@ -25,7 +25,7 @@ IGNORED = (
     Ignored("disable_log_requests", "requests are not logged"),
     Ignored("enable_log_requests", "requests are not logged"),
     Ignored("disable_log_stats", "numbers are at /metrics"),
-    Ignored("disable_uvicorn_access_log", "say --uvicorn-log-level warning"),
+    Ignored("enable_request_id_headers", "x-request-id is always sent"),
     Ignored("disable_fastapi_docs", "the API has no docs page"),
     Ignored("disable_frontend_multiprocessing", "the engine always has a process of its own"),
     Ignored("disable_async_output_proc", "there is one output path"),

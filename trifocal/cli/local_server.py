@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from trifocal.client import Client
+from trifocal.parent import end_with_parent, python_module, python_path
 from trifocal.types import ConfigError
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
 _START_SECONDS = 600.0
 _STOP_SECONDS = 20.0
-_PR_SET_PDEATHSIG = 1
 
 
 def choose_port(wanted: int | None = None) -> int:
@@ -58,10 +57,10 @@ class LocalServer:
             self._handlers[number] = signal.signal(number, _exit)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trifocal", "serve", *self._words],
-                env={"TRIFOCAL_LOGGING_LEVEL": "warning", **os.environ},
+                python_module("trifocal", "serve", *self._words),
+                env={"TRIFOCAL_LOGGING_LEVEL": "warning", **os.environ, **python_path()},
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
-                preexec_fn=_die_with_parent(),
+                preexec_fn=end_with_parent(signal.SIGTERM),  # even if we are killed and cannot stop it
             )
             self._wait_until_ready()
         except BaseException:
@@ -76,6 +75,12 @@ class LocalServer:
         finally:
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server, inside the `with` block."""
+        assert self._process is not None
+        return self._process.pid
 
     def wait(self) -> int:
         """Block until the server ends by itself; returns its exit status."""
@@ -110,15 +115,3 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """On Linux, have the kernel stop the server even if we are killed and cannot."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: little is safe between fork and exec
-
-    def in_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return in_child

@@ -70,6 +70,9 @@ def run(namespace: argparse.Namespace) -> int:
     server_args = build(ServerArgs, namespace)
     if server_args.served_model_name is None:  # requests name the model as the command line did
         server_args = replace(server_args, served_model_name=[args.model])
+    key = envs.API_KEY.get()
+    if server_args.api_key is None and key:  # empty counts as unset: container files carry variables without a value
+        server_args = replace(server_args, api_key=[key])
     log.configure()
     print_notes(namespace)
     config = resolve(args)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import count
 
 from trifocal.config import EngineConfig
 from trifocal.engine import messages
 from trifocal.engine.admission import Limits, check
+from trifocal.engine.child import Death
+from trifocal.engine.media_store import MediaStore
 from trifocal.engine.output import Choice, expand
-from trifocal.engine.supervisor import Supervisor
+from trifocal.engine.replay import Flights, InFlight
+from trifocal.engine.stream import RequestStream
+from trifocal.engine.supervisor import State, Supervisor
+from trifocal.log import get_logger
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import (
-    Delta,
-    EngineDeadError,
-    EngineStats,
-    Prompt,
-    Request,
-    RequestError,
-    SamplingParams,
-    TokenOutput,
-)
+from trifocal.types import EngineDeadError, EngineStats, Prompt, RequestError, SamplingParams, TokenOutput
+
+__all__ = ["AsyncEngine", "Integrity", "RequestStream"]
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,58 +42,11 @@ class Integrity:
         return (self.num_requests, self.kv_blocks, self.encoder_bytes, self.shared_bytes) == (0, 0, 0, 0)
 
 
-class RequestStream:
-    """The deltas of one request, over all its choices. `aclose` at any time, or cancelling its reader, ends it and
-    frees what it holds."""
-
-    def __init__(self, engine: AsyncEngine, choices: dict[str, Choice]) -> None:
-        self._engine = engine
-        self._choices = choices
-        self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-        self._num_open = len(choices)
-
-    def __aiter__(self) -> AsyncIterator[Delta]:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if self._num_open == 0:
-            raise StopAsyncIteration
-        try:
-            item = await self._queue.get()
-        except asyncio.CancelledError:  # its reader is gone, as with a generator
-            await self.aclose()
-            raise
-        if isinstance(item, Exception):
-            self._num_open = 0
-            await self.aclose()
-            raise item
-        if item.finish_reason is not None:
-            self._num_open -= 1
-        return item
-
-    def put(self, item: Delta | Exception) -> None:
-        """Called by the engine."""
-        self._queue.put_nowait(item)
-
-    async def aclose(self) -> None:
-        """Abort whatever is still running; safe to call at any time and twice."""
-        self._num_open = 0
-        self._engine.end(self._choices)
-
-
-@dataclass(frozen=True)
-class _InFlight:
-    """One sequence between `submit` and its end. Its pixels are in the media store and nowhere else."""
-
-    choice: Choice
-    stream: RequestStream
-    has_media: bool
-
-
 class AsyncEngine:
     """The engine process behind an asyncio interface. One lifetime: `start` .. `shutdown`.
 
-    `died` is set when the engine ends uninvited; every stream then raises `EngineDeadError`.
+    An engine process that dies or hangs is replaced, and the streams go on where they were. `died` is set when that
+    is not possible any more; every stream then raises `EngineDeadError`.
     """
 
     def __init__(self, config: EngineConfig, supervisor: Supervisor, limits: Limits, tokenizer: Tokenizer) -> None:
@@ -104,42 +57,62 @@ class AsyncEngine:
         self._limits = limits
         self._tokenizer = tokenizer
         self._rng = random.Random(config.seed)
-        self._streams: dict[str, _InFlight] = {}
-        self._stats = EngineStats(kv_blocks_total=limits.num_blocks)
-        self._reports: list[asyncio.Future[EngineStats]] = []
+        self._flights = Flights()
+        self._idle_stats = self._stats = EngineStats(kv_blocks_total=limits.num_blocks)
+        self._reports: list[asyncio.Future[None]] = []
         self._death: str | None = None
+        self._media_store = MediaStore()
+        self._media_users = count()
         # Writing pixels to shared memory is a copy of megabytes: not on the event loop. One thread, so that a
         # release always comes after the write it undoes.
         self._store_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trifocal-media-store")
 
     @classmethod
-    async def start(cls, config: EngineConfig) -> AsyncEngine:
-        """Start the engine process; returns when it is ready. Raises `ConfigError` or `EngineDeadError`."""
-        supervisor = Supervisor(config)
+    async def start(cls, config: EngineConfig, read_tokenizer: Callable[[], Tokenizer]) -> AsyncEngine:
+        """Start the engine process; returns when it is ready. Raises `ConfigError` or `EngineDeadError`.
+
+        `read_tokenizer` is called in a thread, while the process starts.
+        """
+        supervisor = Supervisor()
         try:
-            tokenizer = asyncio.create_task(
-                asyncio.to_thread(Tokenizer.from_folder, config.tokenizer, trust_remote_code=config.trust_remote_code)
-            )
-            ready = await supervisor.start()
-            engine = cls(config, supervisor, ready.limits, await tokenizer)
+            await supervisor.spawn()
+            tokenizer = await asyncio.to_thread(read_tokenizer)
+            config = replace(config, num_vocab=tokenizer.vocab_size)
+            ready = await supervisor.start(config)
+            engine = cls(config, supervisor, ready.limits, tokenizer)
         except BaseException:
             await supervisor.stop()
             raise
-        supervisor.watch(engine._receive, engine._die, lambda: bool(engine._streams))
+        supervisor.watch(engine)
         return engine
 
     async def shutdown(self) -> None:
         """End the engine process; open streams raise `EngineDeadError`. Safe to call twice."""
-        self._die("the server is shutting down")
+        self.engine_lost("the server is shutting down")
         await self._supervisor.stop()
         self._store_thread.shutdown(wait=True)
+        self._media_store.close()
 
     # ------------------------------------------------------------------------------------------ requests
 
     async def submit(self, request_id: str, prompt: Prompt, params: SamplingParams) -> RequestStream:
-        """Send a request to the engine. Raises `RequestError` if it can never run, `EngineDeadError` if none can."""
+        """Send a request to the engine, or keep it for the next one if there is none at the moment.
+
+        Raises `RequestError` if it can never run or its id is in use, `EngineDeadError` if nothing can run any more.
+        """
         await self.check_health()
         check(prompt, params, self._limits)
+        users = [str(next(self._media_users)) for _ in range(params.n)]
+        prompt = await self._share(users, prompt)
+        try:
+            return self._accept(request_id, prompt, params, users)
+        except BaseException:
+            self._release(users)
+            raise
+
+    def _accept(self, request_id: str, prompt: Prompt, params: SamplingParams, users: list[str]) -> RequestStream:
+        if self._death is not None:  # meanwhile
+            raise EngineDeadError(self._death)
         requests = expand(
             request_id,
             prompt,
@@ -148,85 +121,121 @@ class AsyncEngine:
             max_model_len=self.max_model_len,
             rng=self._rng,
         )
-        choices = {request.request_id: Choice(i, request, self._tokenizer) for i, request in enumerate(requests)}
-        if any(child_id in self._streams for child_id in choices):
+        if any(request.request_id in self._flights for request in requests):
             raise RequestError(f"request id {request_id!r} is in use", param="request_id")
-        stream = RequestStream(self, choices)
-        in_flight = {child_id: _InFlight(choice, stream, bool(prompt.media)) for child_id, choice in choices.items()}
-        self._streams.update(in_flight)
-        try:
-            for request in requests:
-                await self._send(request)
-        except BaseException:
-            await stream.aclose()
-            raise
+        choices = [Choice(index, request, self._tokenizer) for index, request in enumerate(requests)]
+        stream = RequestStream([request.request_id for request in requests], self.end)
+        for request, choice, user in zip(requests, choices, users, strict=True):
+            self._flights.add(InFlight(request, choice, stream, user))
+        self._tell_engine()
         return stream
 
-    async def _send(self, request: Request) -> None:
-        share, loop = self._supervisor.media_store.share, asyncio.get_running_loop()
-        prompt = request.prompt
-        if prompt.media:
-            prompt = await loop.run_in_executor(self._store_thread, share, request.request_id, prompt)
-        if request.request_id in self._streams:  # not closed meanwhile
-            self._supervisor.send(messages.AddRequest.pack(replace(request, prompt=prompt)))
+    async def _share(self, users: list[str], prompt: Prompt) -> Prompt:
+        if not prompt.media:
+            return prompt
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._store_thread, self._media_store.share, users, prompt)
+        except OSError as error:
+            self._release(users)
+            raise RequestError(f"no room for media: {error.strerror}", param="messages", status=503) from None
+        except BaseException:  # cancelled; the write may still be going on
+            self._release(users)
+            raise
 
-    def end(self, request_ids: Iterable[str]) -> None:
+    def _release(self, users: Sequence[str]) -> None:
+        if self._death is None:  # `shutdown` gives back what is left
+            self._store_thread.submit(self._media_store.release, users)
+
+    def end(self, request_ids: Sequence[str]) -> None:
         """Forget requests; those still running are aborted in the engine."""
-        running = [request_id for request_id in request_ids if self._forget(request_id)]
-        if running and self._death is None:
-            self._supervisor.send(messages.AbortRequests(running))
+        for request_id in request_ids:
+            flight = self._flights.remove(request_id)
+            if flight is not None and flight.request.prompt.media:
+                self._release([flight.media_user])
+        self._tell_engine()
 
-    def _forget(self, request_id: str) -> bool:
-        entry = self._streams.pop(request_id, None)
-        if entry is None:
-            return False
-        if entry.has_media:
-            self._store_thread.submit(self._supervisor.media_store.release, request_id)
-        return True
+    def _tell_engine(self) -> None:
+        """Send what there is to send; what cannot be sent now is sent when an engine is ready."""
+        if self._supervisor.state is not State.RUNNING:
+            return
+        requests, to_abort = self._flights.take_due()
+        if to_abort:
+            self._supervisor.send(messages.AbortRequests(to_abort))
+        for request in requests:
+            self._supervisor.send(messages.AddRequest.pack(request))
 
     # ------------------------------------------------------------------------------------------ what the engine says
 
-    def _receive(self, message: messages.FromEngine) -> None:
+    def receive(self, message: messages.FromEngine) -> None:
+        """See `supervisor.Client`."""
         if isinstance(message, messages.Report):
             self._stats = message.stats
             if self._reports and not (report := self._reports.pop(0)).done():
-                report.set_result(message.stats)
+                report.set_result(None)
         elif isinstance(message, messages.Outputs):
             self._stats = message.stats
             for output in message.outputs:
                 self._deliver(output)
+            self._tell_engine()
 
     def _deliver(self, output: TokenOutput) -> None:
-        entry = self._streams.get(output.request_id)
-        if entry is None:  # closed by its reader
+        flight = self._flights.receive(output)
+        if flight is None:  # closed by its reader
             return
-        choice, stream = entry.choice, entry.stream
         if output.finish_reason == "error":
-            self._forget(output.request_id)
-            stream.put(RequestError(str(output.stop_reason), status=500, code="engine_fault"))
+            self._fail(flight, str(output.stop_reason))
             return
-        delta = choice.feed(output)
-        if delta is None:
+        try:
+            delta = flight.choice.feed(replace(output, num_cached_tokens=flight.num_cached_tokens or 0))
+        except Exception:
+            logger.exception("tokens of one request could not be turned into text")
+            self._fail(flight, "internal error; the server's log says more")
             return
-        if delta.finish_reason is not None:
-            if output.finish_reason is None:  # a stop string: the engine does not know yet
-                self.end([output.request_id])
-            else:
-                self._forget(output.request_id)
-        stream.put(delta)
+        if delta is not None:
+            if delta.finish_reason is not None:  # by the engine, or by a stop string, of which it does not know
+                self.end([flight.request.request_id])
+            flight.stream.put(delta)
 
-    def _die(self, reason: str) -> None:
+    def _fail(self, flight: InFlight, reason: str) -> None:
+        self.end([flight.request.request_id])
+        flight.stream.put(RequestError(reason, status=500, code="engine_fault"))
+
+    def is_busy(self) -> bool:
+        """See `supervisor.Client`."""
+        return self._flights.num_sent > 0
+
+    def engine_died(self, death: Death) -> None:
+        """See `supervisor.Client`."""
+        self._stats = self._idle_stats
+        self._answer_reports()
+        for flight in self._flights.lose_engine(death):
+            logger.error("request %s crashed the engine twice; it is given up", flight.request.request_id)
+            self._fail(flight, "the engine crashed twice while it worked on this request")
+
+    def engine_started(self) -> None:
+        """See `supervisor.Client`."""
+        if len(self._flights):
+            logger.warning("%d requests go on in the new engine", len(self._flights))
+        self._tell_engine()
+
+    def engine_lost(self, reason: str) -> None:
+        """See `supervisor.Client`."""
         if self._death is not None:
             return
         self._death = reason
         self.died.set()
-        for stream in {entry.stream for entry in self._streams.values()}:
+        flights = self._flights.all()
+        for stream in {flight.stream for flight in flights}:
             stream.put(EngineDeadError(reason))
-        for request_id in list(self._streams):
-            self._forget(request_id)
+        self.end([flight.request.request_id for flight in flights])
+        self._answer_reports()
+
+    def _answer_reports(self) -> None:
         for report in self._reports:
             if not report.done():
-                report.set_exception(EngineDeadError(reason))
+                report.set_result(None)
+        self._reports.clear()
 
     # ------------------------------------------------------------------------------------------ state
 
@@ -236,31 +245,38 @@ class AsyncEngine:
             raise EngineDeadError(self._death)
 
     @property
-    def engine_pid(self) -> int:
-        """Process id of the engine."""
-        return self._supervisor.engine_pid
+    def is_ready(self) -> bool:
+        """Whether an engine is running at this moment; if not, requests wait for the next one."""
+        return self._supervisor.state is State.RUNNING
 
     @property
-    def folder(self) -> Path:
-        """The private folder that the two processes share."""
-        return self._supervisor.folder
+    def engine_pid(self) -> int | None:
+        """Process id of the engine that runs or is starting; None between two."""
+        return self._supervisor.engine_pid
 
     @property
     def last_stats(self) -> EngineStats:
         """State after the last step, without asking the engine."""
-        return self._stats
+        return replace(
+            self._stats,
+            num_waiting=self._stats.num_waiting + len(self._flights) - self._flights.num_sent,
+            num_restarts=self._supervisor.num_restarts,
+            num_replays=self._flights.num_replays,
+        )
 
     async def stats(self) -> EngineStats:
-        """Ask the engine; it answers between two steps."""
+        """Ask the engine; it answers between two steps. Without an engine: `last_stats`."""
         await self.check_health()
-        report: asyncio.Future[EngineStats] = asyncio.get_running_loop().create_future()
-        self._reports.append(report)
-        self._supervisor.send(messages.QueryStats())
-        return await report
+        if self.is_ready:
+            report: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._reports.append(report)
+            self._supervisor.send(messages.QueryStats())
+            await report
+        return self.last_stats
 
     async def integrity(self) -> Integrity:
         """What requests hold now, in both processes."""
-        store = self._supervisor.media_store
+        store = self._media_store
         shared = await asyncio.get_running_loop().run_in_executor(self._store_thread, lambda: store.num_bytes)
         stats = await self.stats()
-        return Integrity(len(self._streams), stats.kv_blocks_used, stats.encoder_bytes_pinned, shared)
+        return Integrity(len(self._flights), stats.kv_blocks_used, stats.encoder_bytes_pinned, shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from trifocal.config import EngineConfig
@@ -14,11 +15,14 @@ from trifocal.types import EngineStats, Request, StepPlan, StepResult, TokenOutp
 
 
 class Engine:
-    """Scheduler and executor together, in the caller's process. Not thread-safe: one thread calls it."""
+    """Scheduler and executor together, in the caller's process. Not thread-safe: one thread calls it.
 
-    def __init__(self, config: EngineConfig) -> None:
+    `on_step` is called with each plan before it is computed (see `Executor`).
+    """
+
+    def __init__(self, config: EngineConfig, on_step: Callable[[StepPlan], None] = lambda plan: None) -> None:
         self.config = config
-        self.executor = EXECUTORS.get(config.executor)(config)
+        self.executor = EXECUTORS.get(config.executor)(config, on_step)
         capacity = self.executor.start()
         self.limits = Limits(
             max_model_len=capacity.max_model_len,

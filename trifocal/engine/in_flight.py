@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import NamedTuple
 
 from trifocal.engine.sequence import Sequence
+from trifocal.types import StepResult
 
 
 class Planned(NamedTuple):
@@ -20,9 +21,9 @@ class Planned(NamedTuple):
         """Its full blocks, each with the hash under which others may take it."""
         return list(zip(self.block_ids, self.seq.block_hashes, strict=False))
 
-    def first_spoilt(self, block_size: int) -> list[int]:
-        """First block that a failed step may have filled wrongly: that of its first picture, none without any."""
-        spans = (item.span for item in self.seq.media)
+    def first_spoilt(self, failed_media: Collection[bytes], block_size: int) -> list[int]:
+        """First block that was filled without a picture that belongs there, if one was."""
+        spans = (item.span for item in self.seq.media if item.content_hash in failed_media)
         inside = [span.offset for span in spans if span.offset < self.end and span.end > self.start]
         return [max(self.start, offset) // block_size for offset in inside[:1]]
 
@@ -42,12 +43,13 @@ class StepsInFlight:
         """The step's result is in."""
         return self._steps.pop(step_id)
 
-    def take_spoilt(self, errors: Mapping[str, str]) -> tuple[dict[Sequence, str], set[tuple[int, bytes]]]:
-        """What the `errors` of the oldest step spoil: sequences, each with its message, and blocks with their hashes.
+    def take_spoilt(self, result: StepResult) -> tuple[dict[Sequence, str], set[tuple[int, bytes]]]:
+        """What the oldest step, whose `result` it is, spoilt: sequences with their messages, blocks with their hashes.
 
-        A sequence that failed on its media has written wrong KV. Others may have taken that as their prefix, in the
-        same step or in one planned since, and have written wrong KV themselves. Later steps forget them all.
+        A sequence without its picture has written wrong KV. Others may have taken that as their prefix, in the same
+        step or in one planned since, and have written wrong KV themselves. Later steps forget them all.
         """
+        errors, failed_media = dict(result.errors), result.failed_media
         spoilt: dict[Sequence, str] = {}
         reasons: dict[tuple[int, bytes], str] = {}
         for step_id in sorted(self._steps):
@@ -58,10 +60,10 @@ class StepsInFlight:
                     spoilt.setdefault(planned.seq, reasons[blocks[firsts[0]]])
                 if request_id in errors:
                     spoilt[planned.seq] = errors[request_id]
-                    firsts += planned.first_spoilt(self._block_size)
+                    firsts += planned.first_spoilt(failed_media, self._block_size)
                 if firsts:
                     reasons |= dict.fromkeys(blocks[min(firsts) :], spoilt[planned.seq])
-            errors = {}  # of the oldest step only
+            errors.clear()  # of the oldest step only
         for step in list(self._steps.values())[1:]:
             for request_id in [key for key, planned in step.items() if planned.seq in spoilt]:
                 del step[request_id]

@@ -1,15 +1,17 @@
 """Pixels in shared memory: written once by the server process, mapped by the engine process.
 
-Plain files in a private folder on a memory file system: they can be listed, a crashed process leaves none behind that
-its partner cannot remove, and nothing registers them with anybody (`multiprocessing.shared_memory` does).
+The memory has no name in any file system: the engine opens it through the server's entry in /proc, and it is gone with
+the last process that uses it. So nothing is left behind however the two end, and a new engine finds all of it.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
+import resource
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,74 +19,96 @@ from numpy.typing import NDArray
 
 from trifocal.types import MediaItem, Prompt, SharedPixels
 
-_MEMORY_FOLDER = Path("/dev/shm")
+_NUM_FILES = 1 << 16
 
 
-def private_folder() -> Path:
-    """A new folder (mode 0700) for sockets and pixels, in memory where the system has such a place."""
-    parent = _MEMORY_FOLDER if _MEMORY_FOLDER.is_dir() and os.access(_MEMORY_FOLDER, os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="trifocal-", dir=parent))
+def _has_nameless_memory() -> bool:
+    """Whether a child process can open our nameless memory: on Linux, unless this process is closed to inspection."""
+    proc = Path("/proc/self/fd")
+    return hasattr(os, "memfd_create") and proc.is_dir() and proc.stat().st_uid == os.geteuid()
+
+
+@dataclass
+class _Entry:
+    fileno: int
+    pixels: SharedPixels
+    num_bytes: int
+    users: set[str] = field(default_factory=set)
 
 
 class MediaStore:
-    """The server's side. One file per content hash, removed when the last request that uses it ends."""
+    """The server's side. One piece of memory per content hash, given back when its last user releases it.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._users: dict[bytes, set[str]] = {}
-        self._num_bytes: dict[bytes, int] = {}
+    Where there is no nameless memory it is a temporary file, which only its last user or `close` removes.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, _Entry] = {}
+        self._is_nameless = _has_nameless_memory()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with suppress(ValueError, OSError):  # one open file per picture: 1024 are few beside as many connections
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(_NUM_FILES, most), most))
 
     @property
     def num_bytes(self) -> int:
         """Shared memory in use."""
-        return sum(self._num_bytes.values())
+        return sum(entry.num_bytes for entry in self._entries.values())
 
-    def share(self, request_id: str, prompt: Prompt) -> Prompt:
-        """The prompt with its pixels in shared memory, held until `release(request_id)`."""
-        return replace(prompt, media=tuple(self._share(request_id, item) for item in prompt.media))
+    def share(self, users: Iterable[str], prompt: Prompt) -> Prompt:
+        """The prompt with its pixels in shared memory, held until each of `users` has released it.
 
-    def _share(self, request_id: str, item: MediaItem) -> MediaItem:
+        Raises `OSError` where memory or open files have run out.
+        """
+        users = list(users)
+        return replace(prompt, media=tuple(self._share(users, item) for item in prompt.media))
+
+    def _share(self, users: list[str], item: MediaItem) -> MediaItem:
         if isinstance(item.pixels, SharedPixels):
             return item
-        path = self._path(item.content_hash)
-        users = self._users.get(item.content_hash)
-        if users is None:
-            _write(item.pixels, path)
-            users = self._users[item.content_hash] = set()
-            self._num_bytes[item.content_hash] = item.pixels.nbytes
-        users.add(request_id)
-        return replace(item, pixels=SharedPixels(str(path), item.pixels.shape, str(item.pixels.dtype)))
+        entry = self._entries.get(item.content_hash)
+        if entry is None:
+            entry = self._entries[item.content_hash] = self._write(item.pixels)
+        entry.users.update(users)
+        return replace(item, pixels=entry.pixels)
 
-    def release(self, request_id: str) -> None:
-        """The request has ended; files that nobody else uses are removed."""
-        for content_hash in [key for key, users in self._users.items() if request_id in users]:
-            users = self._users[content_hash]
-            users.discard(request_id)
-            if not users:
-                del self._users[content_hash], self._num_bytes[content_hash]
-                self._path(content_hash).unlink(missing_ok=True)
+    def _write(self, pixels: NDArray[np.uint8]) -> _Entry:
+        if self._is_nameless:
+            fileno = os.memfd_create("trifocal-media")
+            path = f"/proc/{os.getpid()}/fd/{fileno}"
+        else:
+            fileno, path = tempfile.mkstemp(prefix="trifocal-media-")
+        entry = _Entry(fileno, SharedPixels(path, pixels.shape, str(pixels.dtype)), pixels.nbytes)
+        try:
+            with open(fileno, "wb", closefd=False) as file:
+                file.write(np.ascontiguousarray(pixels).data)
+        except OSError:  # memory is full: leave what there is to others
+            self._drop(entry)
+            raise
+        return entry
 
-    def _path(self, content_hash: bytes) -> Path:
-        return self._folder / content_hash.hex()
+    def release(self, users: Iterable[str]) -> None:
+        """These users do not need their media any more."""
+        for content_hash, entry in list(self._entries.items()):
+            entry.users.difference_update(users)
+            if not entry.users:
+                self._drop(self._entries.pop(content_hash))
 
+    def close(self) -> None:
+        """Give everything back."""
+        for entry in self._entries.values():
+            self._drop(entry)
+        self._entries.clear()
 
-def _write(pixels: NDArray[np.uint8], path: Path) -> None:
-    try:
-        path.write_bytes(np.ascontiguousarray(pixels).data)  # ndarray.tofile may lose an error of its last write
-    except OSError:  # shared memory is full (64 MiB in a container by default): leave what there is to others
-        path.unlink(missing_ok=True)
-        raise
+    def _drop(self, entry: _Entry) -> None:
+        os.close(entry.fileno)
+        if not self._is_nameless:
+            os.unlink(entry.pixels.path)
 
 
 def map_pixels(item: MediaItem) -> MediaItem:
-    """The engine's side: the item with its pixels mapped, read-only. Raises `OSError` if the file is gone."""
+    """The engine's side: the item with its pixels mapped, read-only. Raises `OSError` if they are gone."""
     shared = item.pixels
     if not isinstance(shared, SharedPixels):
         return item
     pixels: NDArray[np.uint8] = np.memmap(shared.path, dtype=shared.dtype, mode="r", shape=shared.shape)
     return replace(item, pixels=pixels)
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a private folder with all that is in it."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -48,6 +48,7 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
     params: SamplingParams
     stop_token_ids: list[int]
     seed: int
+    output_token_ids: list[int]
 
     @classmethod
     def pack(cls, request: Request) -> AddRequest:
@@ -67,6 +68,7 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
             params=request.params,
             stop_token_ids=sorted(request.stop_token_ids),
             seed=request.seed,
+            output_token_ids=list(request.output_token_ids),
         )
 
     def unpack(self) -> Request:
@@ -78,7 +80,8 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
             MediaItem(item.modality, item.content_hash, item.span, tuple(item.grid), item.pixels) for item in self.media
         )
         prompt = Prompt(self.token_ids, media, positions, self.position_delta, text=None, cache_salt=self.cache_salt)
-        return Request(self.request_id, prompt, self.params, frozenset(self.stop_token_ids), self.seed)
+        stop_ids, output_ids = frozenset(self.stop_token_ids), tuple(self.output_token_ids)
+        return Request(self.request_id, prompt, self.params, stop_ids, self.seed, output_ids)
 
 
 def _shared(item: MediaItem) -> SharedPixels:

@@ -1,73 +1,66 @@
-"""The engine process: `python -m trifocal.engine.process FOLDER`, started by the supervisor.
+"""The engine process: `python -m trifocal.engine.process SOCKET NOTE`, started by the supervisor.
 
-It talks over one ZeroMQ PAIR socket in the private FOLDER; its first message is the configuration. It ends when it is
-told to, and when its parent is gone: then it also removes the folder, so that nothing is left behind.
+The arguments are inherited file descriptors: a `Channel` to the server process, whose first message is the
+configuration, and a `StepNote`. It ends when it is told to, when it fails, and with its parent, however that ends.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
-from time import monotonic
-
-import zmq
 
 from trifocal import log
 from trifocal.engine import messages
+from trifocal.engine.channel import Channel
 from trifocal.engine.engine import Engine
-from trifocal.engine.media_store import map_pixels, remove_folder
-from trifocal.types import ConfigError, EngineStats, RequestError, TokenOutput
+from trifocal.engine.fault_injection import injected_fault
+from trifocal.engine.media_store import map_pixels
+from trifocal.engine.step_note import StepNote
+from trifocal.executor.base import EXECUTORS
+from trifocal.parent import end_with_parent
+from trifocal.types import ConfigError, EngineStats, RequestError, StepPlan, TokenOutput
 
 logger = log.get_logger(__name__)
-
-SOCKET_NAME = "engine.sock"
-_PARENT_CHECK_S = 1.0
 
 
 class EngineProcess:
     """The loop around `Engine`: take messages, step, send outputs."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._parent = os.getppid()
-        self._checked_parent = monotonic()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.setsockopt(zmq.LINGER, 1000)
-        self._socket.connect(f"ipc://{folder / SOCKET_NAME}")
+    def __init__(self, channel: Channel, note: StepNote) -> None:
+        self._channel = channel
+        self._note = note
+        self._inject = injected_fault()
         self._sent_stats = EngineStats()
 
-    def run(self) -> int:
-        """Serve until told to stop; returns the exit status."""
-        config = messages.decode_config(self._socket.recv())
-        try:
-            engine = Engine(config)
-        except ConfigError as error:
-            self._send(messages.Failed(str(error), is_config=True))
-            return 2
+    def run(self) -> None:
+        """Serve until told to stop. Raises `ConfigError` if the engine cannot start."""
+        EXECUTORS.get("uni")  # imports torch, while the server still reads the tokenizer
+        config = messages.decode_config(self._channel.receive(wait=True) or b"")
+        engine = Engine(config, self._begin_step)
         self._send(messages.Ready(engine.limits))
-        try:
-            while self._take_messages(engine):
-                outputs = engine.step()
-                self._send_outputs(engine, outputs)
-        finally:
-            engine.shutdown()
-        return 0
+        while self._take_messages(engine):
+            self._send_outputs(engine, engine.step())
+        engine.shutdown()
+
+    def _begin_step(self, plan: StepPlan) -> None:
+        """Called before each step."""
+        self._note.write([seq.request_id for seq in plan.scheduled])
+        if self._inject is not None:
+            self._inject(plan)
 
     def _take_messages(self, engine: Engine) -> bool:
         """Handle what has arrived, waiting while the engine has nothing to do; False when it is time to end."""
         while True:
-            if not self._parent_lives():
-                remove_folder(self._folder)
-                return False
-            if not self._socket.poll(0 if engine.has_work else int(_PARENT_CHECK_S * 1000)):
-                if engine.has_work:
-                    return True
-                continue
-            message = messages.decode_to_engine(self._socket.recv())
+            if not engine.has_work:
+                self._note.write([])
+            data = self._channel.receive(wait=not engine.has_work)
+            if data is None:
+                return True
+            message = messages.decode_to_engine(data)
             if isinstance(message, messages.Stop):
                 return False
             self._handle(engine, message)
@@ -86,9 +79,10 @@ class EngineProcess:
             request = message.unpack()
             media = tuple(map_pixels(item) for item in request.prompt.media)
             engine.add(replace(request, prompt=replace(request.prompt, media=media)))
-        except (RequestError, OSError, ValueError) as error:  # the latter two: its pixels are gone or cut off
-            output = TokenOutput(message.request_id, [], finish_reason="error", stop_reason=str(error))
-            self._send_outputs(engine, [output])
+        except Exception as error:  # whatever is wrong with it, it is wrong with this request alone
+            logger.exception("a request could not be taken in")
+            reason = str(error) if isinstance(error, RequestError) else "the request could not be taken in"
+            self._send_outputs(engine, [TokenOutput(message.request_id, [], None, "error", reason)])
 
     def _send_outputs(self, engine: Engine, outputs: list[TokenOutput]) -> None:
         stats = engine.stats()
@@ -97,39 +91,36 @@ class EngineProcess:
             self._sent_stats = stats
 
     def _send(self, message: messages.FromEngine) -> None:
-        self._socket.send(messages.encode(message))
-
-    def _parent_lives(self) -> bool:
-        now = monotonic()
-        if now - self._checked_parent < _PARENT_CHECK_S:
-            return True
-        self._checked_parent = now
-        return os.getppid() == self._parent
-
-    def close(self) -> None:
-        """Send what is queued and close the socket."""
-        self._socket.close()
-        self._context.term()
-
-    def report_failure(self, error: BaseException) -> None:
-        """Tell the server why the engine ends."""
-        self._send(messages.Failed(f"{type(error).__name__}: {error}", is_config=False))
+        self._channel.send(messages.encode(message))
 
 
-def main(folder: str) -> int:
+def main(socket: str, note: str) -> int:
     """Run the engine process; returns its exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides what it means
+    end_with_parent(signal.SIGKILL)()
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group; the server decides what they mean
+        signal.signal(number, signal.SIG_IGN)
+    faulthandler.enable()
     log.configure()
-    process = EngineProcess(Path(folder))
+    channel = Channel(int(socket))
     try:
-        return process.run()
+        EngineProcess(channel, StepNote(int(note))).run()
+        return 0
+    except EOFError:  # the server process is gone
+        return 1
+    except ConfigError as error:
+        return _say(channel, messages.Failed(str(error), is_config=True))
     except Exception as error:
         logger.exception("the engine failed")
-        process.report_failure(error)
-        return 1
-    finally:
-        process.close()
+        return _say(channel, messages.Failed(f"{type(error).__name__}: {error}", is_config=False))
+
+
+def _say(channel: Channel, message: messages.Failed) -> int:
+    with suppress(EOFError):
+        channel.send(messages.encode(message))
+    return 2 if message.is_config else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    status = main(*sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # a step that still runs, or libraries that clean up, must not hold the end up

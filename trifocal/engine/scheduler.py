@@ -8,39 +8,14 @@ running: tokens in flight are counted, their ids are not needed.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
 from trifocal.engine.admission import Limits, check
 from trifocal.engine.block_manager import BlockManager
+from trifocal.engine.draft import Draft
 from trifocal.engine.encoder_cache import EncoderCache
-from trifocal.engine.in_flight import Planned, StepsInFlight
+from trifocal.engine.in_flight import StepsInFlight
 from trifocal.engine.sequence import Sequence
-from trifocal.types import (
-    EncodeJob,
-    EngineStats,
-    FinishReason,
-    MediaItem,
-    Request,
-    RequestError,
-    ScheduledNew,
-    ScheduledSeq,
-    StepPlan,
-    StepResult,
-    TokenOutput,
-)
-
-
-@dataclass
-class _Draft:
-    """A plan in the making."""
-
-    budget: int
-    encode_budget: int
-    scheduled: dict[str, ScheduledSeq] = field(default_factory=dict)
-    new: list[ScheduledNew] = field(default_factory=list)
-    encode: list[EncodeJob] = field(default_factory=list)
-    planned: dict[str, Planned] = field(default_factory=dict)
-    has_preempted: bool = False
+from trifocal.types import EngineStats, FinishReason, Request, RequestError, StepPlan, StepResult, TokenOutput
 
 
 class Scheduler:
@@ -71,7 +46,7 @@ class Scheduler:
         check(request.prompt, request.params, self.limits)
         if request.request_id in self._seqs:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
-        seq = Sequence(request)
+        seq = Sequence(request, list(request.output_token_ids))
         self._seqs[request.request_id] = seq
         self._waiting.append(seq)
 
@@ -91,27 +66,21 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """Plan the next step, or None if nothing can be computed now (all wait for tokens in flight)."""
         draft = self._draft()
-        while not draft.scheduled and self._is_stuck():
+        while not draft and self._is_stuck():
             self._preempt(max(self._running, key=lambda seq: seq.order))
             draft = self._draft()
-        if not draft.scheduled:
+        if not draft:
             return None
         self._num_steps += 1
-        self._num_media_encoded += len(draft.encode)
         self._in_flight.add(self._num_steps, draft.planned)
         forget, self._forget = self._forget, []
-        return StepPlan(
-            step_id=self._num_steps,
-            scheduled=list(draft.scheduled.values()),
-            new=draft.new,
-            encode=draft.encode,
-            free_embeds=self.encoder_cache.take_dropped(),
-            finished=forget,
-        )
+        plan = draft.plan(self._num_steps, forget)
+        self._num_media_encoded += len(plan.encode)
+        return plan
 
-    def _draft(self) -> _Draft:
+    def _draft(self) -> Draft:
         limits = self.limits
-        draft = _Draft(limits.max_num_batched_tokens, limits.max_num_batched_tokens)
+        draft = Draft(limits, self.blocks, self.encoder_cache)
         for seq in sorted(self._running, key=lambda seq: (seq.num_remaining > 1, seq.order)):  # decodes first, by age
             self._schedule_running(seq, draft)
         while self._waiting and draft.budget and not draft.has_preempted and len(self._running) < limits.max_num_seqs:
@@ -120,31 +89,32 @@ class Scheduler:
             self._running.append(self._waiting.popleft())
         for seq in self._running:
             self._unpin_computed(seq)
+        self._encoder_hits += draft.num_encoder_hits
         return draft
 
     def _is_stuck(self) -> bool:
         """Whether no result can help: one sequence may wait for blocks of another that waits for its embeddings."""
         return len(self._running) > 1 and not any(seq.num_in_flight for seq in self._seqs.values())
 
-    def _schedule_running(self, seq: Sequence, draft: _Draft) -> None:
+    def _schedule_running(self, seq: Sequence, draft: Draft) -> None:
         if seq.is_at_limit or (draft.has_preempted and seq not in self._running):  # preempted a moment ago
             return
-        num_tokens = self._within_budget(seq, draft)
+        num_tokens = draft.within_budget(seq)
         while num_tokens and not self.blocks.can_grow(seq, seq.num_computed_tokens + num_tokens):
             if not self._preempt_newer_than(seq, draft):
                 return  # it waits a step; whoever is planned in this one will finish and free blocks
-        num_tokens = self._secure_media(seq, num_tokens, draft)
+        num_tokens = draft.secure_media(seq, num_tokens)
         if num_tokens:
-            self._commit(seq, num_tokens, draft)
+            draft.put(seq, num_tokens)
 
-    def _schedule_waiting(self, seq: Sequence, draft: _Draft) -> bool:
+    def _schedule_waiting(self, seq: Sequence, draft: Draft) -> bool:
         if seq.num_in_flight:  # preempted while a step was running: its token arrives with that step's result
             return False
         num_hit = self.blocks.take_prefix(seq)
         seq.num_computed_tokens = num_hit
-        num_tokens = self._within_budget(seq, draft)
+        num_tokens = draft.within_budget(seq)
         if num_tokens and self.blocks.can_grow(seq, num_hit + num_tokens):
-            num_tokens = self._secure_media(seq, num_tokens, draft)
+            num_tokens = draft.secure_media(seq, num_tokens)
         else:
             num_tokens = 0
         if num_tokens == 0:
@@ -156,70 +126,15 @@ class Scheduler:
             self._num_prompt_tokens += seq.num_prompt_tokens
         self._prefix_queries += seq.num_tokens
         self._prefix_hits += num_hit
-        draft.new.append(seq.introduce())
-        self._commit(seq, num_tokens, draft)
+        draft.put(seq, num_tokens)
         return True
 
-    def _within_budget(self, seq: Sequence, draft: _Draft) -> int:
-        num_tokens = min(seq.num_remaining, draft.budget)
-        return num_tokens if num_tokens == seq.num_remaining or self.limits.enable_chunked_prefill else 0
-
-    def _secure_media(self, seq: Sequence, num_tokens: int, draft: _Draft) -> int:
-        """Pin or plan the embeddings that the next `num_tokens` need; returns how many tokens have theirs."""
-        start = seq.num_computed_tokens
-        items = [item for item in seq.media if item.span.offset < start + num_tokens and item.span.end > start]
-        if not self.limits.enable_chunked_prefill and not self._can_hold(items):
-            return 0
-        for item in items:
-            if not self._secure(seq, item, draft):
-                return max(0, item.span.offset - start)
-        return num_tokens
-
-    def _can_hold(self, items: list[MediaItem]) -> bool:
-        missing = {item.content_hash: self.limits.num_bytes(item) for item in items}
-        return self.encoder_cache.can_hold(missing)
-
-    def _secure(self, seq: Sequence, item: MediaItem, draft: _Draft) -> bool:
-        if self.encoder_cache.is_pinned(seq, item.content_hash):
-            return True
-        if self.encoder_cache.pin(seq, item.content_hash):
-            self._encoder_hits += 1
-            return True
-        num_embeds = item.span.num_embeds
-        is_over = num_embeds > draft.encode_budget and bool(draft.encode)  # one item always goes, however large
-        if is_over and self.limits.enable_chunked_prefill:
-            return False
-        if not self.encoder_cache.add(seq, item.content_hash, self.limits.num_bytes(item)):
-            return False
-        draft.encode_budget -= num_embeds
-        draft.encode.append(EncodeJob(seq.request_id, seq.media.index(item), item.content_hash))
-        return True
-
-    def _commit(self, seq: Sequence, num_tokens: int, draft: _Draft) -> None:
-        start = seq.num_computed_tokens
-        is_new = seq.is_new_to_workers
-        added = self.blocks.grow(seq, start + num_tokens)
-        samples = num_tokens == seq.num_remaining
-        draft.scheduled[seq.request_id] = ScheduledSeq(
-            request_id=seq.request_id,
-            start=start,
-            num_tokens=num_tokens,
-            new_block_ids=list(seq.block_ids) if is_new else added,
-            samples=samples,
-        )
-        draft.planned[seq.request_id] = Planned(seq, start, start + num_tokens, seq.block_ids)
-        draft.budget -= num_tokens
-        seq.is_new_to_workers = False
-        seq.num_computed_tokens += num_tokens
-        seq.num_in_flight += samples
-        self.blocks.publish(seq)
-
-    def _preempt_newer_than(self, seq: Sequence, draft: _Draft) -> bool:
+    def _preempt_newer_than(self, seq: Sequence, draft: Draft) -> bool:
         """Take the blocks of the newest sequence that is younger and has no work in this plan."""
         for victim in sorted(self._running, key=lambda other: -other.order):
             if victim.order <= seq.order:
                 return False
-            if victim.request_id not in draft.scheduled:
+            if victim not in draft:
                 self._preempt(victim)
                 draft.has_preempted = True
                 return True
@@ -275,10 +190,10 @@ class Scheduler:
 
     def _fail(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         """End the requests that failed and those that share what they spoilt; nothing of it is to be used again."""
-        for job in plan.encode:
-            if job.request_id in result.errors:
+        for job in plan.encode:  # what failed in the step before was dropped then, and may be on its way again
+            if job.content_hash in result.failed_media:
                 self.encoder_cache.drop(job.content_hash)
-        spoilt, blocks = self._in_flight.take_spoilt(result.errors)
+        spoilt, blocks = self._in_flight.take_spoilt(result)
         self.blocks.withdraw(blocks)
         outputs = []
         for seq, message in spoilt.items():

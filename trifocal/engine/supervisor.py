@@ -1,153 +1,185 @@
-"""The supervisor: owns the engine process, its socket and its shared memory, from the server's event loop."""
+"""The supervisor: sees to it that there is an engine. When one dies it starts another, within bounds.
+
+    STARTING ──ready──► RUNNING ──death──► STARTING (again, after a pause) ── ... ──► LOST
+        └─────────── cannot start, or too many deaths in a row ───────────────────────►┘
+
+What becomes of the requests is not decided here but by its client (`AsyncEngine`), which is told of every turn.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum, auto
 from time import monotonic
-
-import zmq
-import zmq.asyncio
+from typing import Protocol
 
 from trifocal import envs
 from trifocal.config import EngineConfig
 from trifocal.engine import messages
-from trifocal.engine.media_store import MediaStore, private_folder, remove_folder
-from trifocal.engine.process import SOCKET_NAME
+from trifocal.engine.child import Death, EngineChild, VanishedError
 from trifocal.log import get_logger
-from trifocal.types import ConfigError, EngineDeadError
+from trifocal.types import EngineDeadError, TrifocalError
 
 logger = get_logger(__name__)
-_STOP_GRACE_S = 5.0
+_MAX_BACKOFF_S = 30.0
+_QUIET_S = 60.0  # an idle engine that lived this long did not die of its start
+
+
+class State(Enum):
+    """Where the supervisor is; the picture above shows how it gets there."""
+
+    STARTING = auto()
+    RUNNING = auto()
+    LOST = auto()  # for good
+    STOPPED = auto()  # by `stop`, from any state
+
+
+class Client(Protocol):
+    """Who is told. Every method returns at once."""
+
+    def is_busy(self) -> bool:
+        """Whether the engine has work, so that steps are expected of it."""
+
+    def receive(self, message: messages.FromEngine) -> None:
+        """The running engine says something."""
+
+    def engine_died(self, death: Death) -> None:
+        """The engine is gone; everything it said before has been received. A new one is on its way."""
+
+    def engine_started(self) -> None:
+        """A new engine is ready; it knows of no request."""
+
+    def engine_lost(self, reason: str) -> None:
+        """There will be no engine any more."""
 
 
 class Supervisor:
-    """Starts the engine process, passes messages, notices its death. One lifetime: `start`, `watch` .. `stop`."""
+    """Engine processes, one at a time. One lifetime: `start`, `watch` .. `stop`."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self) -> None:
+        self._config: EngineConfig | None = None
+        self._state = State.STARTING
+        self._child: EngineChild | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._num_failures = 0  # deaths and failed starts in a row, without a token in between
+        self.num_restarts = 0  # processes started in the place of a dead one
+
+    @property
+    def state(self) -> State:
+        """Where it is now."""
+        return self._state
+
+    @property
+    def engine_pid(self) -> int | None:
+        """Process id of the engine that runs or is starting."""
+        return None if self._child is None else self._child.pid
+
+    async def spawn(self) -> None:
+        """Start the first process, which takes its time to import what it needs before `start` configures it."""
+        self._child = await EngineChild.spawn()
+
+    async def start(self, config: EngineConfig) -> messages.Ready:
+        """Configure the engine and wait until it is ready. One that says why it cannot start is not tried again.
+
+        Raises `ConfigError` or `EngineDeadError`.
+        """
         self._config = config
-        self.folder = private_folder()
-        self.media_store = MediaStore(self.folder)
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._process: asyncio.subprocess.Process | None = None
-        self._tasks: list[asyncio.Task[None]] = []
-        self._heard = monotonic()
-        self._is_stopping = False
-        self._on_death: Callable[[str], None] = lambda reason: None
-
-    async def start(self) -> messages.Ready:
-        """Start the engine and wait until it is ready. Raises `ConfigError` or `EngineDeadError`."""
         try:
-            self._socket.bind(f"ipc://{self.folder / SOCKET_NAME}")
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "trifocal.engine.process", str(self.folder)
-            )
-            await self._socket.send(messages.encode(self._config))
-            ready = await self._first_message(self._process)
+            ready = await self._start_until_ready(retries=(VanishedError,))
         except BaseException:
             await self.stop()
             raise
+        # A new engine must have room for whatever this one accepted, so it does not measure anew.
+        self._config = replace(config, num_blocks_override=ready.limits.num_blocks)
         return ready
 
-    async def _first_message(self, process: asyncio.subprocess.Process) -> messages.Ready:
-        received = asyncio.ensure_future(self._socket.recv())
-        ended = asyncio.ensure_future(process.wait())
-        done, _ = await asyncio.wait({received, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if received not in done:  # what it sent before it ended may still arrive
-            await asyncio.wait({received}, timeout=0.5)
-        ended.cancel()
-        if not received.done():
-            received.cancel()
-            raise EngineDeadError(f"the engine process ended with status {process.returncode} while starting")
-        message = messages.decode_from_engine(received.result())
-        if isinstance(message, messages.Failed):
-            raise ConfigError(message.message) if message.is_config else EngineDeadError(message.message)
-        if not isinstance(message, messages.Ready):
-            raise EngineDeadError(f"the engine began with {type(message).__name__}, expected Ready")
-        return message
-
-    def watch(
-        self,
-        on_message: Callable[[messages.FromEngine], None],
-        on_death: Callable[[str], None],
-        is_busy: Callable[[], bool],
-    ) -> None:
-        """Pass on every message from now on; `on_death` is called once, with the reason, if the engine ends uninvited.
-
-        `is_busy` tells whether steps are expected of it.
-        """
-        self._on_death = on_death
-        runs = (self._receive(on_message), self._wait(), self._watch_progress(is_busy))
-        self._tasks = [asyncio.create_task(run) for run in runs]
-
-    @property
-    def engine_pid(self) -> int:
-        """Process id of the engine. It must have been started."""
-        assert self._process is not None
-        return self._process.pid
+    def watch(self, client: Client) -> None:
+        """Keep the engine running from now on."""
+        self._watching = asyncio.create_task(self._watch(client))
 
     def send(self, message: messages.ToEngine) -> None:
-        """Queue a message; the socket has no limit, so this never waits."""
-        self._socket.send(messages.encode(message), flags=zmq.NOBLOCK)
+        """Send to the engine; it must be RUNNING. What it does not live to read is lost."""
+        assert self._child is not None and self._state is State.RUNNING
+        self._child.send(message)
 
-    # ------------------------------------------------------------------------------------------ watching
+    async def _watch(self, client: Client) -> None:
+        try:
+            await self._keep_running(client)
+        except Exception as error:
+            if not isinstance(error, TrifocalError):
+                logger.exception("the supervisor failed")
+            self._state = State.LOST
+            client.engine_lost(str(error))
 
-    async def _receive(self, on_message: Callable[[messages.FromEngine], None]) -> None:
+    async def _keep_running(self, client: Client) -> None:
+        """Replace one engine after the other. Raises `ConfigError` or `EngineDeadError` when that cannot go on."""
+
+        def receive(message: messages.FromEngine) -> None:
+            if isinstance(message, messages.Outputs) and any(output.token_ids for output in message.outputs):
+                self._num_failures = 0
+            client.receive(message)
+
         while True:
-            message = messages.decode_from_engine(await self._socket.recv())
-            self._heard = monotonic()
-            if isinstance(message, messages.Failed):
-                self._died(message.message)
-                return
-            on_message(message)
+            assert self._child is not None
+            started = monotonic()
+            death = await self._child.run(receive, client.is_busy)
+            self._state = State.STARTING
+            logger.error("the engine died: %s", death.reason)
+            if not client.is_busy() and monotonic() - started > _QUIET_S:
+                self._num_failures = 0  # it had nothing to produce
+            await self._remove_child()
+            client.engine_died(death)
+            self._count_failure(death.reason)
+            await self._start_until_ready(retries=(EngineDeadError,))
+            logger.warning("a new engine is ready")
+            client.engine_started()
 
-    async def _wait(self) -> None:
-        assert self._process is not None
-        status = await self._process.wait()
-        await asyncio.sleep(0.1)  # a last message may say more than the exit status
-        self._died(f"the engine process ended with status {status}")
-
-    async def _watch_progress(self, is_busy: Callable[[], bool]) -> None:
-        """An engine that has work but makes no step for too long counts as dead."""
-        limit = envs.ENGINE_ITERATION_TIMEOUT_S.get()
+    async def _start_until_ready(self, retries: tuple[type[EngineDeadError], ...]) -> messages.Ready:
+        """Start engines until one is ready, pausing longer each time."""
+        assert self._config is not None
         while True:
-            await asyncio.sleep(min(1.0, limit / 4))
-            if not is_busy():
-                self._heard = monotonic()
-            elif monotonic() - self._heard > limit:
-                self._died(f"the engine made no step for {limit:g} s (VLLM_ENGINE_ITERATION_TIMEOUT_S)")
-                return
+            await asyncio.sleep(self._backoff_s())
+            try:
+                if self._child is None:
+                    self._child = await EngineChild.spawn()
+                    self.num_restarts += 1
+                ready = await self._child.ready(self._config)
+            except TrifocalError as error:
+                await self._remove_child()
+                if not isinstance(error, retries):
+                    raise
+                logger.error("the engine did not start: %s", error)
+                self._count_failure(str(error))
+            else:
+                self._state = State.RUNNING
+                return ready
 
-    def _died(self, reason: str) -> None:
-        if not self._is_stopping:
-            self._is_stopping = True
-            logger.error("engine: %s", reason)
-            self._on_death(reason)
+    def _count_failure(self, reason: str) -> None:
+        """Raises `EngineDeadError` if this was one too many."""
+        self._num_failures += 1
+        if self._num_failures > envs.ENGINE_MAX_RESTARTS.get():
+            num_restarts = self._num_failures - 1
+            raise EngineDeadError(f"{reason}, after {num_restarts} fruitless restarts (TRIFOCAL_ENGINE_MAX_RESTARTS)")
+
+    def _backoff_s(self) -> float:
+        """The first to replace an engine that worked comes at once."""
+        if self._num_failures <= 1:
+            return 0.0
+        return min(envs.ENGINE_RESTART_BACKOFF_S.get() * 2.0 ** (self._num_failures - 2), _MAX_BACKOFF_S)
+
+    async def _remove_child(self) -> None:
+        if self._child is not None:
+            child, self._child = self._child, None
+            await child.stop(is_polite=False)
 
     async def stop(self) -> None:
-        """End the engine process and give everything back; safe to call twice."""
-        self._is_stopping = True
-        is_connected = bool(self._tasks)  # before `watch` it may not have got as far as its socket
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
-        if self._process is not None and self._process.returncode is None:
-            if is_connected:
-                self.send(messages.Stop())
-            await self._end_process(self._process, grace=_STOP_GRACE_S if is_connected else 0.0)
-        self._socket.close()
-        self._context.term()
-        remove_folder(self.folder)
-
-    @staticmethod
-    async def _end_process(process: asyncio.subprocess.Process, grace: float) -> None:
-        try:
-            await asyncio.wait_for(process.wait(), grace)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        """End the engine process; safe to call at any time and twice."""
+        is_polite = self._state is State.RUNNING
+        self._state = State.STOPPED
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+        if self._child is not None:
+            child, self._child = self._child, None
+            await child.stop(is_polite=is_polite)

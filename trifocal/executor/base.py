@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -21,10 +22,15 @@ class Capacity:
 
 
 class Executor(ABC):
-    """Runs steps strictly in the order in which they were submitted."""
+    """Runs steps strictly in the order in which they were submitted; once a step has raised, no later one is begun.
 
-    def __init__(self, config: EngineConfig) -> None:
+    `on_step` is called with each plan when its turn has come, before anything of it is computed, in any thread; if it
+    raises, so does the step.
+    """
+
+    def __init__(self, config: EngineConfig, on_step: Callable[[StepPlan], None] = lambda plan: None) -> None:
         self.config = config
+        self.on_step = on_step
 
     @abstractmethod
     def start(self) -> Capacity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from trifocal.config import EngineConfig
@@ -13,10 +14,11 @@ from trifocal.worker.worker import Worker
 class LocalExecutor(Executor):
     """Everything that touches torch runs on one thread: its intra-op thread pool and inference mode belong to it."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: EngineConfig, on_step: Callable[[StepPlan], None] = lambda plan: None) -> None:
+        super().__init__(config, on_step)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trifocal-worker")
         self._worker: Worker | None = None
+        self._has_failed = False
 
     def start(self) -> Capacity:
         """See `Executor.start`."""
@@ -28,8 +30,18 @@ class LocalExecutor(Executor):
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
         """See `Executor.submit`."""
+        return self._thread.submit(self._execute, plan)
+
+    def _execute(self, plan: StepPlan) -> StepResult:
         assert self._worker is not None, "start() first"
-        return self._thread.submit(self._worker.execute, plan)
+        if self._has_failed:
+            raise RuntimeError("an earlier step failed")
+        try:
+            self.on_step(plan)
+            return self._worker.execute(plan)
+        except BaseException:
+            self._has_failed = True
+            raise
 
     def shutdown(self) -> None:
         """See `Executor.shutdown`."""

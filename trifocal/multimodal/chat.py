@@ -19,16 +19,22 @@ from trifocal import envs
 from trifocal.config import EngineConfig
 from trifocal.models.registry import PROCESSORS
 from trifocal.multimodal.fetch import Fetcher, fetch_all, run_all
-from trifocal.multimodal.image import OpenedImage, load_image, open_image
+from trifocal.multimodal.fetch_policy import FetchPolicy
+from trifocal.multimodal.hashing import salted
+from trifocal.multimodal.image import OpenedImage
+from trifocal.multimodal.limits import MediaLimits
 from trifocal.multimodal.media import Media
 from trifocal.multimodal.messages import MediaRef, MessageParser
-from trifocal.multimodal.processor import Processor
+from trifocal.multimodal.processor import FrameSample, Processor
+from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
-from trifocal.multimodal.video import OpenedVideo, load_video, open_video
+from trifocal.multimodal.video import OpenedVideo
+from trifocal.multimodal.watch import timed
 from trifocal.tokenizer import Tokenizer, valid_text
 from trifocal.types import ConfigError, Modality, Prompt, RequestError
 
 _MAX_THREADS = 8
+_TEXT_THREADS = 2
 _CHARS_PER_TOKEN = 8  # more than any language has on average
 _SEAM = 256  # tokens that a cut through a word or a sentinel may add
 T = TypeVar("T")
@@ -46,12 +52,12 @@ class Rendered:
 class PromptBuilder:
     """Turns messages, prompts and media into `Prompt`s for one model. Safe to use from several threads.
 
-    `chat_template` is a file or a template that replaces the checkpoint's. What a request gets wrong raises
-    `RequestError`, naming the place in the messages.
+    `chat_template` is a file or a template that replaces the checkpoint's; without a `fetch_policy` only the public
+    internet is fetched from. What a request gets wrong raises `RequestError`, naming the place in the messages.
     """
 
     def __init__(
-        self, config: EngineConfig, *, allowed_local_media_path: str | None = None, chat_template: str | None = None
+        self, config: EngineConfig, *, fetch_policy: FetchPolicy | None = None, chat_template: str | None = None
     ) -> None:
         self.config = config
         self.tokenizer = Tokenizer.from_folder(config.tokenizer, trust_remote_code=config.trust_remote_code)
@@ -63,10 +69,14 @@ class PromptBuilder:
         source = read_chat_template(chat_template) if chat_template else self.tokenizer.chat_template
         source = source or self.processor.chat_template
         self._template = ChatTemplate(source, self.tokenizer.special_tokens) if source else None
-        self._allowed_local_media_path = allowed_local_media_path
-        threads = envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1)
-        self._executor = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="media")
-        self._fetcher = Fetcher(self._executor, allowed_local_media_path)
+        threads = max(envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1), 1)
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="media")
+        # Text has threads of its own: it must not wait until a hundred pictures of somebody else are decoded.
+        self._text_executor = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
+        self._media_at_once = max(threads - 1, 1)  # of one request: another's single picture gets its turn
+        self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads)
+        self._fetch_policy = fetch_policy or FetchPolicy()
+        self._fetcher = Fetcher(self._executor, self._fetch_policy)
 
     # ------------------------------------------------------------------------------------------ entry points
 
@@ -94,7 +104,7 @@ class PromptBuilder:
         """`chat` for a caller without an event loop, with the same keywords."""
 
         async def run() -> Prompt:
-            fetcher = Fetcher(self._executor, self._allowed_local_media_path)  # HTTP clients belong to one loop
+            fetcher = Fetcher(self._executor, self._fetch_policy)  # HTTP clients belong to one loop
             mm_processor_kwargs = options.pop("mm_processor_kwargs", None)
             cache_salt = options.pop("cache_salt", None)
             try:
@@ -123,14 +133,14 @@ class PromptBuilder:
         mm_processor_kwargs: Mapping[str, Any] | None = None,
         cache_salt: str | None = None,
     ) -> Prompt:
-        """The prompt of `LLM.generate`: a text with placeholders, PIL images or arrays, clips (see `open_video`)."""
+        """The prompt of `LLM.generate`: a text with placeholders, PIL images or arrays, clips (see `open_frames`)."""
         options = self._options(mm_processor_kwargs)
         refs = [MediaRef("image", image, f"multi_modal_data['image'][{k}]") for k, image in enumerate(images)]
         refs += [MediaRef("video", video, f"multi_modal_data['video'][{k}]") for k, video in enumerate(videos)]
         self._check_limits(refs)
         token_ids = self._encode(prompt, add_special_tokens=True)
         opened = [self._open(ref, ref.source, options) for ref in refs]
-        self._check_length(token_ids, opened, options)
+        self._check_media(token_ids, opened, options)
         media = [self._load(item, options) for item in opened]
         return self._finish(token_ids, media, options, _text(prompt), cache_salt)
 
@@ -152,31 +162,37 @@ class PromptBuilder:
         guard = self.tokenizer.guard()
         keeps_order = self.processor.keeps_part_order
         parser = MessageParser(self._template, self.processor.placeholder, keeps_order=keeps_order)
-        conversation = parser.parse(messages, guard)
+        try:
+            conversation = parser.parse(messages, guard)
+            extra = guard.hide_all(_object(chat_template_kwargs, "chat_template_kwargs"))
+        except RecursionError:
+            raise RequestError("the messages or their arguments are nested too deeply", param="messages") from None
         self._check_limits(conversation.media)
         try:
             text = self._template.render(
                 conversation.messages,
                 add_generation_prompt=add_generation_prompt,
                 max_chars=self._max_chars,
-                extra=guard.hide_all(_object(chat_template_kwargs, "chat_template_kwargs")),
+                extra=extra,
             )
         except RenderedTooLongError:
             raise self._too_long(self.config.max_model_len + 1, "at least ") from None
         if continue_final_message:
             text = conversation.cut_after_last_words(text)
         token_ids = self._tokenize(text, partial(self.tokenizer.encode_chat, protected=guard.protected), "messages")
-        self._check_length(token_ids, [], {})
+        self._check_media(token_ids, [], {})
         return Rendered(guard.reveal(text), token_ids, conversation.media)
 
     async def aclose(self) -> None:
-        """Close connections and threads; running work is let finish."""
+        """Close connections, decoders and threads."""
         await self._fetcher.aclose()
         self.close()
 
     def close(self) -> None:
         """As `aclose`, for users of the synchronous methods only."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._executor, self._text_executor):
+            executor.shutdown(wait=False, cancel_futures=True)
+        self._reader.close()
 
     # ------------------------------------------------------------------------------------------ the steps
 
@@ -190,16 +206,34 @@ class PromptBuilder:
         options = self._options(mm_processor_kwargs)
         rendered = await self._off_loop(render)
         refs = rendered.media
-        sources = await fetch_all(refs, fetcher)
-        opens = [partial(self._open, ref, source, options) for ref, source in zip(refs, sources, strict=True)]
-        opened = await run_all([self._off_loop(work) for work in opens])
-        self._check_length(rendered.token_ids, opened, options)
-        media = await run_all([self._off_loop(partial(self._load, item, options)) for item in opened])
-        finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
-        return await self._off_loop(finish)
+        if not refs:
+            finish = partial(self._finish, rendered.token_ids, [], options, rendered.text, cache_salt)
+            return await self._off_loop(finish)
+        with timed("fetch"):
+            sources = await fetch_all(refs, fetcher)
+        with timed("decode"):
+            opens = [partial(self._open, ref, source, options) for ref, source in zip(refs, sources, strict=True)]
+            opened = await self._run_media(opens)
+            self._check_media(rendered.token_ids, opened, options)
+            media = await self._run_media([partial(self._load, item, options) for item in opened])
+        with timed("process"):
+            finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
+            [prompt] = await self._run_media([finish])
+        return prompt
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        """Text work."""
+        return await asyncio.get_running_loop().run_in_executor(self._text_executor, work)
+
+    async def _run_media(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """Media work of one request, a few at once."""
+        loop, gate = asyncio.get_running_loop(), asyncio.Semaphore(self._media_at_once)
+
+        async def run(work: Callable[[], T]) -> T:
+            async with gate:
+                return await loop.run_in_executor(self._executor, work)
+
+        return await run_all([run(work) for work in works])
 
     def _encode(self, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
         if isinstance(prompt, str):
@@ -225,19 +259,20 @@ class PromptBuilder:
 
     def _open(self, ref: MediaRef, source: Any, options: Mapping[str, Any]) -> OpenedImage | OpenedVideo:
         if ref.modality == "image":
-            return open_image(source, ref.where)
-        return open_video(source, partial(self._sample, options), ref.where, frames_fps=options.get("fps") or 2.0)
+            return self._reader.open_image(source, ref.where)
 
-    def _sample(self, options: Mapping[str, Any], num_frames: int, fps: float) -> Any:
-        return self.processor.sample_frames(num_frames, fps, options)
+        def sampler(num_frames: int, fps: float) -> FrameSample:
+            return self.processor.sample_frames(num_frames, fps, options)
+
+        return self._reader.open_video(source, sampler, ref.where, frames_fps=options.get("fps") or 2.0)
 
     def _load(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> Media:
-        processor, modality = self.processor, _modality(opened)
+        return self._reader.load(opened, partial(self._target, opened.modality, options))
 
-        def target(num_frames: int, height: int, width: int) -> tuple[int, int]:
-            return processor.resized(modality, (num_frames, height, width), options)
-
-        return load_image(opened, target) if isinstance(opened, OpenedImage) else load_video(opened, target)
+    def _target(
+        self, modality: Modality, options: Mapping[str, Any], num_frames: int, height: int, width: int
+    ) -> tuple[int, int]:
+        return self.processor.resized(modality, (num_frames, height, width), options)
 
     def _finish(
         self, token_ids: list[int], media: list[Media], options: Mapping[str, Any], text: str | None, salt: str | None
@@ -245,7 +280,13 @@ class PromptBuilder:
         prompt = self.processor.build(token_ids, media, options)
         if len(prompt.token_ids) > self.config.max_model_len:
             raise self._too_long(len(prompt.token_ids))
-        return replace(prompt, text=text, cache_salt=salt, stop_token_ids=self.processor.stop_token_ids)
+        return replace(
+            prompt,
+            text=text,
+            media=tuple(salted(item, salt) for item in prompt.media),
+            cache_salt=salt,
+            stop_token_ids=self.processor.stop_token_ids,
+        )
 
     # ------------------------------------------------------------------------------------------ checks
 
@@ -269,17 +310,22 @@ class PromptBuilder:
                     param="messages",
                 )
 
-    def _check_length(
+    def _check_media(
         self, token_ids: Sequence[int], opened: Sequence[OpenedImage | OpenedVideo], options: Mapping[str, Any]
     ) -> None:
+        """Refuse by the headers what will be too much: tokens, pixels to decode, pixels to hold."""
         total = len(token_ids) - len(opened) + sum(self._num_tokens(item, options) for item in opened)
         if total > self.config.max_model_len:
             raise self._too_long(total)
+        sizes = [item.size for item in opened]
+        scaled = [
+            (size[0], *self._target(item.modality, options, *size)) for item, size in zip(opened, sizes, strict=True)
+        ]
+        self._reader.limits.check_request(sizes, scaled)
 
     def _num_tokens(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> int:
-        frames = 1 if isinstance(opened, OpenedImage) else len(opened.sample.indices)
         try:
-            return self.processor.num_tokens(_modality(opened), (frames, opened.height, opened.width), options)
+            return self.processor.num_tokens(opened.modality, opened.size, options)
         except RequestError as error:
             raise RequestError(f"{opened.where}: {error.message}", param=error.param) from None
 
@@ -290,10 +336,6 @@ class PromptBuilder:
             param=param,
             code="context_length_exceeded",
         )
-
-
-def _modality(opened: OpenedImage | OpenedVideo) -> Modality:
-    return "image" if isinstance(opened, OpenedImage) else "video"
 
 
 def _text(prompt: str | list[int]) -> str | None:

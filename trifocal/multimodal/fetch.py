@@ -4,102 +4,78 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import os
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
-
-import httpx
 
 from trifocal import envs
+from trifocal.multimodal.download import Downloader, DownloadError, Resolver, TooLargeError
+from trifocal.multimodal.fetch_policy import FetchPolicy
+from trifocal.multimodal.local_file import FileRefusedError, FileTooLargeError, read_file
 from trifocal.multimodal.messages import MediaRef
-from trifocal.types import ConfigError, Modality, RequestError
+from trifocal.multimodal.watch import watching
+from trifocal.types import Modality, RequestError
 
 T = TypeVar("T")
 MAX_BYTES: dict[Modality, int] = {"image": 128 << 20, "video": 512 << 20}
 MAX_REQUEST_BYTES = 1 << 30
 _FETCHES_AT_ONCE = 8  # of one request
-_MAX_REDIRECTS = 5
-_MAX_CONNECTIONS = 100
 _MAX_SHOWN = 128  # characters of a URL in an error
+_PASSWORD = re.compile(r"//[^/?#]*@")
+# The characters that base64 and its line ends need; decoding any %xx there is could take sixty times the memory.
+_ESCAPES = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"", b"%0D": b"", b"%20": b""}
 
 
 class Fetcher:
-    """Fetches media for one event loop; `executor` runs what would block it (base64, disk).
+    """Fetches media for one event loop; `executor` runs what would block it (base64, disk)."""
 
-    The HTTP client, and with it TLS set-up, is made on the first http(s) URL. Environment proxies are honoured.
-    """
-
-    def __init__(
-        self,
-        executor: Executor,
-        allowed_local_media_path: str | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
+    def __init__(self, executor: Executor, policy: FetchPolicy | None = None, resolver: Resolver | None = None) -> None:
         self._executor = executor
-        self._root = _allowed_root(allowed_local_media_path)
-        self._transport = transport
-        self._client: httpx.AsyncClient | None = None
+        self._policy = policy or FetchPolicy()
+        self._downloader = Downloader(self._policy, resolver)
 
     async def fetch(self, url: str, modality: Modality, where: str) -> bytes:
         """The bytes of `url`. Raises `RequestError` that begins with `where`; cancelling it closes the connection."""
         scheme = url[:16].partition(":")[0].strip().lower()
         if scheme == "data":
-            return await self._off_loop(_decode_data_url, url, modality, where)
+            return _counted(await self._off_loop(_decode_data_url, url, modality, where))
         if scheme in ("http", "https"):
             return await self._download(url, modality, where)
         if scheme == "file":
-            return await self._off_loop(_read_file, url, self._root, modality, where)
+            return _counted(await self._off_loop(self._read_file, url, modality, where))
         raise _refusal(where, f"{_shown(url)!r} is no data:, http:, https: or file: URL")
 
     async def aclose(self) -> None:
-        """Close the HTTP client."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        """Close connections."""
+        await self._downloader.aclose()
 
     async def _off_loop(self, function: Callable[..., bytes], *args: object) -> bytes:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
     async def _download(self, url: str, modality: Modality, where: str) -> bytes:
         timeout = (envs.IMAGE_FETCH_TIMEOUT if modality == "image" else envs.VIDEO_FETCH_TIMEOUT).get()
-        variable = f"VLLM_{modality.upper()}_FETCH_TIMEOUT"
         try:
-            async with asyncio.timeout(timeout):
-                return await self._stream(url, modality, where)
-        except (TimeoutError, httpx.TimeoutException):
-            message = f"{_shown(url)} did not arrive within {timeout:g} seconds ({variable})"
-        except httpx.TooManyRedirects:
-            message = f"{_shown(url)} redirects more than {_MAX_REDIRECTS} times"
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
-            message = f"{_shown(url)} cannot be fetched: {error or type(error).__name__}"
-        raise _refusal(where, message)
+            async with asyncio.timeout(timeout):  # for all of it: neither a slow name nor a slow body stretches it
+                return await self._downloader.get(url, MAX_BYTES[modality])
+        except TimeoutError:
+            message = f"did not arrive within {timeout:g} seconds (VLLM_{modality.upper()}_FETCH_TIMEOUT)"
+        except TooLargeError:
+            raise _too_large(where, modality) from None
+        except DownloadError as error:
+            message = str(error)
+        raise _refusal(where, f"{_shown(url)} {message}")
 
-    async def _stream(self, url: str, modality: Modality, where: str) -> bytes:
-        limit = MAX_BYTES[modality]
-        body = bytearray()
-        async with self._http().stream("GET", url) as response:
-            if response.status_code != 200:
-                raise _refusal(where, f"{_shown(url)} answered {response.status_code} {response.reason_phrase}")
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > limit:
-                    raise _too_large(where, modality)
-        return bytes(body)
-
-    def _http(self) -> httpx.AsyncClient:
-        if self._client is None:
-            self._client = httpx.AsyncClient(
-                transport=self._transport,
-                follow_redirects=True,
-                max_redirects=_MAX_REDIRECTS,
-                timeout=None,  # one limit for the whole fetch, set by the caller
-                limits=httpx.Limits(max_connections=_MAX_CONNECTIONS),
-                headers={"User-Agent": "trifocal", "Accept": "*/*"},
-            )
-        return self._client
+    def _read_file(self, url: str, modality: Modality, where: str) -> bytes:
+        root = self._policy.local_root
+        if root is None:
+            raise _refusal(where, "file: URLs are refused unless the server is started with --allowed-local-media-path")
+        try:
+            return read_file(url, root, MAX_BYTES[modality])
+        except FileTooLargeError:
+            raise _too_large(where, modality) from None
+        except FileRefusedError as error:
+            raise _refusal(where, str(error)) from None
 
 
 async def fetch_all(refs: Sequence[MediaRef], fetcher: Fetcher) -> list[Any]:
@@ -132,7 +108,13 @@ async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
+def _counted(data: bytes) -> bytes:
+    watching.get().fetched(len(data))
+    return data
+
+
 def _shown(url: str) -> str:
+    url = _PASSWORD.sub("//…@", url[: 8 * _MAX_SHOWN], count=1)
     return url if len(url) <= _MAX_SHOWN else f"{url[:_MAX_SHOWN]}…"
 
 
@@ -153,38 +135,15 @@ def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
     if len(payload) > MAX_BYTES[modality] * 4 // 3 + 4:
         raise _too_large(where, modality)
     try:
-        raw = unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii")
-        if any(space in raw for space in (b"\n", b"\r", b" ")):  # MIME encoders wrap their lines
-            raw = b"".join(raw.split())
-        return binascii.a2b_base64(raw, strict_mode=True)
+        return binascii.a2b_base64(_plain(payload.encode("ascii")), strict_mode=True)
     except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
-        raise _refusal(where, f"the data: URL is not valid base64 ({error})") from None
+        reason = error if isinstance(error, binascii.Error) else "not ASCII"
+        raise _refusal(where, f"the data: URL is not valid base64 ({reason})") from None
 
 
-def _allowed_root(path: str | None) -> Path | None:
-    if not path:
-        return None
-    root = Path(path).expanduser().resolve()
-    if not root.is_dir():
-        raise ConfigError(f"--allowed-local-media-path {path!r} is not a folder")
-    return root
-
-
-def _read_file(url: str, root: Path | None, modality: Modality, where: str) -> bytes:
-    if root is None:
-        raise _refusal(where, "file: URLs are refused unless the server is started with --allowed-local-media-path")
-    parts = urlsplit(url)
-    if parts.netloc not in ("", "localhost"):
-        raise _refusal(where, f"a file: URL names a path, not a host ({parts.netloc})")
-    try:
-        path = Path(unquote(parts.path)).resolve()  # symlinks and .. are gone after this
-        if not path.is_relative_to(root):
-            raise _refusal(where, "the file is not under --allowed-local-media-path")
-        if not path.is_file():  # a pipe or a device would block a thread for good
-            raise _refusal(where, f"there is no file {parts.path}")
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_BYTES[modality]:
-                raise _too_large(where, modality)
-            return file.read(MAX_BYTES[modality])
-    except (OSError, ValueError) as error:
-        raise _refusal(where, f"the file cannot be read: {error}") from None
+def _plain(payload: bytes) -> bytes:
+    """`payload` without the line ends of MIME encoders and the escapes of URL encoders."""
+    if b"%" in payload:
+        for escape, character in _ESCAPES.items():
+            payload = payload.replace(escape, character).replace(escape.lower(), character)
+    return payload.translate(None, b" \t\r\n")

@@ -1,9 +1,11 @@
-"""Pictures from bytes or from Python objects: header first (`open_image`), pixels when asked (`load_image`)."""
+"""Pictures from bytes or from Python objects: header first (`open_image`), pixels when asked (`load_image`).
+
+Bytes of strangers come here in a decoder process only (`decoder.py`); the server's own process opens objects.
+"""
 
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -14,10 +16,9 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from trifocal.multimodal.media import Image
-from trifocal.types import RequestError
+from trifocal.types import Modality, RequestError
 
-MAX_PIXELS = 128 * 1000 * 1000  # a 108 megapixel phone picture passes, a decompression bomb does not
-# What browsers and cameras write. Not in it: EPS and the like, whose decoding starts other programs.
+# What browsers and cameras write, told by content. Not in it: EPS and the like, whose decoding starts other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000")
 _ORIENTATION = 0x0112
 _T = PIL.Image.Transpose
@@ -30,18 +31,25 @@ _TURNS = {
     7: _T.TRANSVERSE,
     8: _T.ROTATE_90,
 }
-# MAX_PIXELS is checked below, from the header, with an error that names the item; PIL's own warning says nothing new.
-warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedImage:
-    """A picture whose header is read: `height` and `width` as displayed. `where` names it in errors."""
+    """A picture whose header is read: `height` and `width` as displayed. `where` names it in errors.
 
-    picture: PIL.Image.Image
+    `source` is its file's bytes while it is to be decoded elsewhere.
+    """
+
+    source: PIL.Image.Image | bytes
     height: int
     width: int
     where: str
+    modality: Modality = "image"
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(frames, height, width)."""
+        return 1, self.height, self.width
 
 
 TargetSize = Callable[[int, int, int], tuple[int, int]]
@@ -63,26 +71,34 @@ def refusal(where: str, message: str) -> RequestError:
     return RequestError(f"{where}: {message}", param="messages")
 
 
-def check_size(height: int, width: int, where: str) -> None:
-    """Raise `RequestError` for a size of zero or of more than `MAX_PIXELS`."""
+def check_size(height: int, width: int, where: str, max_pixels: int) -> None:
+    """Raise `RequestError` for a size of zero or of more than `max_pixels`."""
     if height < 1 or width < 1:
         raise refusal(where, f"the size is {width}x{height}")
-    if height * width > MAX_PIXELS:
-        raise refusal(where, f"{width}x{height} is more than {MAX_PIXELS // 1_000_000} megapixels")
+    if height * width > max_pixels:
+        raise _too_large(f"{width}x{height} is", where, max_pixels)
 
 
-def open_bytes(data: bytes, where: str) -> PIL.Image.Image:
-    """The header of a picture file, known by its content whatever its name. Raises `RequestError`."""
+def open_bytes(data: bytes, where: str, max_pixels: int) -> PIL.Image.Image:
+    """The header of a picture file, known by its content whatever its name. Raises `RequestError`.
+
+    Some files hold others, of other sizes than their header says: those are refused by PIL's own limit.
+    """
+    PIL.Image.MAX_IMAGE_PIXELS = max(max_pixels // 2, 1)  # PIL refuses twice as many
     if not data:
         raise refusal(where, "the image is empty")
     try:
         return PIL.Image.open(io.BytesIO(data), formats=_known_formats())
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        raise refusal(where, f"the image has more than {MAX_PIXELS // 1_000_000} megapixels") from None
+    except PIL.Image.DecompressionBombError:
+        raise _too_large("the image has", where, max_pixels) from None
     except PIL.UnidentifiedImageError:
         raise refusal(where, "this is not an image that can be read (JPEG, PNG, WebP, GIF, …)") from None
     except Exception as error:  # decoders of broken files fail in every way there is
         raise refusal(where, f"the image cannot be read: {error}") from None
+
+
+def _too_large(what: str, where: str, max_pixels: int) -> RequestError:
+    return refusal(where, f"{what} more than {max_pixels / 1e6:g} megapixels (--max-image-pixels)")
 
 
 @cache
@@ -91,16 +107,16 @@ def _known_formats() -> list[str]:
     return [name for name in _FORMATS if name in PIL.Image.OPEN]  # a build of PIL may lack AVIF or JPEG 2000
 
 
-def open_image(source: Any, where: str) -> OpenedImage:
+def open_image(source: Any, where: str, max_pixels: int) -> OpenedImage:
     """Open bytes, a PIL image or a uint8 array [height, width, 3 or 4] or [height, width]. Raises `RequestError`."""
     if isinstance(source, bytes):
-        picture = open_bytes(source, where)
+        picture = open_bytes(source, where, max_pixels)
     elif isinstance(source, PIL.Image.Image):
         picture = source
     else:
-        picture = _from_array(source, where)
+        picture = _from_array(source, where, max_pixels)
     height, width = picture.height, picture.width
-    check_size(height, width, where)
+    check_size(height, width, where, max_pixels)
     # PNG may keep its EXIF behind the pixels: asking would decode them here. Its size is right either way up to a swap.
     if picture.format != "PNG" and _orientation(picture) >= 5:
         height, width = width, height
@@ -112,10 +128,13 @@ def load_image(opened: OpenedImage, target: TargetSize | None = None) -> Image:
 
     With `target` it is scaled at once, so that many large pictures never lie in memory at full size together.
     """
+    assert isinstance(opened.source, PIL.Image.Image)
     try:
-        return Image(np.asarray(scaled(to_rgb(opened.picture), 1, target)))
+        return Image(np.asarray(scaled(to_rgb(opened.source), 1, target)))
     except RequestError as error:
         raise refusal(opened.where, error.message) from None
+    except MemoryError:  # not the file's fault alone: the decoder process says what is
+        raise
     except Exception as error:  # as in open_bytes
         raise refusal(opened.where, f"the image is broken or cut off: {error}") from None
 
@@ -130,7 +149,7 @@ def to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     picture.load()
     picture = _upright(picture, orientation)
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
+        rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         white = PIL.Image.new("RGB", rgba.size, (255, 255, 255))
         white.paste(rgba, mask=rgba.getchannel("A"))
         return white
@@ -165,10 +184,10 @@ def _to_8_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.fromarray(grey.astype(np.uint8))
 
 
-def _from_array(source: Any, where: str) -> PIL.Image.Image:
+def _from_array(source: Any, where: str, max_pixels: int) -> PIL.Image.Image:
     array = as_uint8(source, where)
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)):
-        check_size(array.shape[0], array.shape[1], where)
+        check_size(array.shape[0], array.shape[1], where, max_pixels)
         return PIL.Image.fromarray(array)
     raise refusal(where, f"an image array must be [height, width, 3], got {list(array.shape)}")
 

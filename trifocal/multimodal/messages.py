@@ -80,7 +80,9 @@ class MessageParser:
             raise RequestError(f"{where} must be an object with role and content", param=where)
         role = message.get("role")
         if role not in ROLES:
-            raise RequestError(f"{where}.role must be one of {', '.join(ROLES)}, got {role!r}", param=f"{where}.role")
+            raise RequestError(
+                f"{where}.role must be one of {', '.join(ROLES)}, got {str(role)[:40]!r}", param=f"{where}.role"
+            )
         parsed: dict[str, Any] = {"role": role}
         tool_calls = message.get("tool_calls")
         content = message.get("content")
@@ -117,7 +119,8 @@ class MessageParser:
         modality = _MEDIA_TYPES.get(kind) if isinstance(kind, str) else None
         if modality is None:
             raise RequestError(
-                f"{where}: parts of type {kind!r} are not supported; supported: text, image_url, video_url", param=where
+                f"{where}: parts of type {str(kind)[:40]!r} are not supported; supported: text, image_url, video_url",
+                param=where,
             )
         media.append(MediaRef(modality, _media_source(part, str(kind), where), f"{where}.{_field_of(part, str(kind))}"))
         return {"type": modality}
@@ -174,8 +177,9 @@ def _tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 path = f"{where}[{index}].function.arguments"
-                raise RequestError(f"{path} is not JSON: {error}", param=path) from None
+                reason = "too deep" if isinstance(error, RecursionError) else error
+                raise RequestError(f"{path} is not JSON: {reason}", param=path) from None
         parsed.append({**call, "function": {**function, "arguments": arguments}})
     return parsed

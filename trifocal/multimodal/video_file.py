@@ -1,4 +1,7 @@
-"""A video file in memory, through PyAV: frames are counted without decoding, and found by their timestamps."""
+"""A video file in memory, through PyAV: frames are counted without decoding, and found by their timestamps.
+
+Runs in a decoder process only (`decoder.py`): the libraries below are written in C and read what strangers made.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 import av
+import msgspec
 import numpy as np
+import PIL.Image
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -16,42 +21,66 @@ from numpy.typing import NDArray
 from trifocal.multimodal.image import check_size, refusal
 from trifocal.types import RequestError
 
+MAX_FRAMES = 1_000_000  # nine hours at 30 a second: an index of more would take hundreds of megabytes
 _FALLBACK_FPS = 25.0  # ffmpeg's own guess for a stream that does not say
 _MAX_FPS = 1000.0
 _DECODER_THREADS = 4  # of one clip; several are decoded at once
 _SEEK_GAIN = 32  # frames that a seek must save to be worth refilling the decoder
 # Self-contained files only. A playlist (HLS, DASH, concat) would make ffmpeg open the files and hosts that it names.
 _DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,ogg,asf"
-_CONTAINER_OPTIONS = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "none"}
+# Decoders by name: sound is not decoded even to find out what it is, and ffmpeg's old and odd codecs never run.
+_CODECS = (
+    "h264,hevc,vp8,libvpx,vp9,libvpx-vp9,av1,libdav1d,mpeg4,mpeg1video,mpeg2video,mjpeg,theora,vp6f,flv,h263,"
+    "msmpeg4v2,msmpeg4,wmv1,wmv2,wmv3,vc1,prores,dnxhd,dvvideo,ffv1,huffyuv,rawvideo,vvc"
+)
+_CONTAINER_OPTIONS = {"format_whitelist": _DEMUXERS, "codec_whitelist": _CODECS, "protocol_whitelist": "none"}
+
+
+class VideoIndex(msgspec.Struct, array_like=True, frozen=True):
+    """What looking through a file found. `pts` rises and is empty where frames have no times of their own; `size` is
+    (width, height) as coded, `quarter_turns` are counted against the clock."""
+
+    num_frames: int
+    fps: float
+    size: tuple[int, int]
+    quarter_turns: int
+    pts: list[int]
+    key_pts: list[int]
 
 
 class VideoFile:
-    """The first video stream of a file: `num_frames`, `fps`, `height`, `width` as displayed. Raises `RequestError`."""
+    """The first video stream of a file: `num_frames`, `fps`, `height`, `width` as displayed. Raises `RequestError`.
 
-    def __init__(self, data: bytes, where: str) -> None:
+    With the `index` of an earlier `VideoFile` over the same bytes nothing is looked through.
+    """
+
+    def __init__(self, data: bytes, where: str, max_pixels: int, index: bytes | None = None) -> None:
         self._data = data
         self._where = where
+        self._max_pixels = max_pixels
         if not data:
             raise refusal(where, "the video is empty")
-        try:
-            with self._open() as container:
-                self._read_packets(container)
-            with self._open() as container:  # again, not from its start: raw streams cannot seek
-                self._read_first_frame(container)
-        except RequestError:
-            raise
-        except Exception as error:  # demuxers and decoders of broken files fail in every way there is
-            reason = error.strerror if isinstance(error, av.FFmpegError) else error
-            raise refusal(where, f"this is not a video that can be read ({reason})") from None
-        check_size(self.height, self.width, where)
+        self._facts = self._look_through() if index is None else msgspec.msgpack.decode(index, type=VideoIndex)
+        self.num_frames, self.fps = self._facts.num_frames, self._facts.fps
+        upright = self._facts.size if self._facts.quarter_turns % 2 == 0 else self._facts.size[::-1]
+        self.width, self.height = upright
+
+    @property
+    def index(self) -> bytes:
+        """What has been found out, for another process."""
+        return msgspec.msgpack.encode(self._facts)
+
+    def pictures(self, indices: NDArray[np.int64]) -> Iterator[PIL.Image.Image]:
+        """RGB pictures at rising `indices`."""
+        return map(PIL.Image.fromarray, self.frames(indices))
 
     def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """RGB frames uint8 [height, width, 3] at rising `indices`; those between are decoded only if they must be."""
         with self._open() as container:
-            stream = container.streams.video[0]
+            stream = self._stream(container)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = _DECODER_THREADS
-            find = self._by_time if self._pts else self._by_order
+            find = self._by_time if self._facts.pts else self._by_order
             yield from map(self._to_rgb, find(container, stream, indices))
 
     def _open(self) -> InputContainer:
@@ -59,45 +88,71 @@ class VideoFile:
             io.BytesIO(self._data), mode="r", container_options=_CONTAINER_OPTIONS, metadata_errors="replace"
         )
 
-    def _read_packets(self, container: InputContainer) -> None:
+    def _stream(self, container: InputContainer) -> VideoStream:
+        """The stream to read. Frames that would be too large are refused before there is memory for them."""
         if not container.streams.video:
             raise refusal(self._where, "the file has no video in it")
         stream = container.streams.video[0]
-        if stream.codec_context.width and stream.codec_context.height:  # before a frame of that size is decoded
-            check_size(stream.codec_context.height, stream.codec_context.width, self._where)
+        context = stream.codec_context
+        if context.codec.name not in _CODECS.split(","):
+            raise refusal(self._where, f"videos of the codec {context.codec.name} are not read")
+        if context.width and context.height:
+            check_size(context.height, context.width, self._where, self._max_pixels)
+        context.options = {"max_pixels": str(self._max_pixels)}  # a stream may change its size midway
+        return stream
+
+    def _look_through(self) -> VideoIndex:
+        try:
+            with self._open() as container:
+                facts = self._read_packets(container, self._stream(container))
+            with self._open() as container:  # again, not from its start: raw streams cannot seek
+                first = next(container.decode(self._stream(container)), None)
+        except (RequestError, MemoryError):
+            raise
+        except Exception as error:  # demuxers and decoders of broken files fail in every way there is
+            reason = error.strerror if isinstance(error, av.FFmpegError) else error
+            raise refusal(self._where, f"this is not a video that can be read ({reason})") from None
+        if first is None:
+            raise refusal(self._where, "the video has no frame that can be decoded")
+        check_size(first.height, first.width, self._where, self._max_pixels)
+        turns = round(first.rotation / 90) % 4
+        return msgspec.structs.replace(facts, size=(first.width, first.height), quarter_turns=turns)
+
+    def _read_packets(self, container: InputContainer, stream: VideoStream) -> VideoIndex:
         # Facts only: the packets themselves would be the file once more.
-        packets = [(p.pts, p.is_keyframe, p.is_discard) for p in container.demux(stream) if p.size]
+        packets: list[tuple[int | None, bool, bool]] = []
+        for packet in container.demux(stream):
+            if packet.size:
+                packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
+            if len(packets) > MAX_FRAMES:
+                raise refusal(self._where, f"the video has more than the {MAX_FRAMES} frames that are looked through")
         if len(packets) < stream.frames - _tolerance(stream.frames):
             raise refusal(self._where, f"the video is cut off: {stream.frames} frames announced, {len(packets)} found")
         shown = [(pts, is_key) for pts, is_key, is_discard in packets if not is_discard]
         if not shown:
             raise refusal(self._where, "the video has no frame that can be decoded")
         times = [pts for pts, _ in shown if pts is not None]
-        # Frames are found by time only where each has its own; some AVI and raw streams have none.
-        self._pts = sorted(times) if len(set(times)) == len(shown) else []
-        self._key_pts = sorted(pts for pts, is_key in shown if is_key and pts is not None)
-        self.num_frames = len(shown)
         rate = stream.average_rate or stream.guessed_rate
-        self.fps = min(float(rate), _MAX_FPS) if rate and rate > 0 else _FALLBACK_FPS
-
-    def _read_first_frame(self, container: InputContainer) -> None:
-        first = next(container.decode(container.streams.video[0]), None)
-        if first is None:
-            raise refusal(self._where, "the video has no frame that can be decoded")
-        self._size = (first.width, first.height)
-        self._quarter_turns = round(first.rotation / 90) % 4
-        is_upright = self._quarter_turns % 2 == 0
-        self.width, self.height = self._size if is_upright else self._size[::-1]
+        return VideoIndex(
+            num_frames=len(shown),
+            fps=min(float(rate), _MAX_FPS) if rate and rate > 0 else _FALLBACK_FPS,
+            size=(0, 0),
+            quarter_turns=0,
+            # Frames are found by time only where each has its own; some AVI and raw streams have none.
+            pts=sorted(times) if len(set(times)) == len(shown) else [],
+            key_pts=sorted(pts for pts, is_key in shown if is_key and pts is not None),
+        )
 
     def _by_time(
         self, container: InputContainer, stream: VideoStream, indices: NDArray[np.int64]
     ) -> Iterator[VideoFrame]:
-        decoder = container.decode(stream)
+        decoder, key_pts = container.decode(stream), self._facts.key_pts
         last: VideoFrame | None = None
         for index in indices:
-            wanted, key = self._pts[index], bisect_right(self._key_pts, self._pts[index]) - 1
-            if key >= 0 and self._index(self._key_pts[key]) - self._index_of(last) > _SEEK_GAIN:
-                container.seek(self._key_pts[key], stream=stream)
+            wanted = self._facts.pts[index]
+            key = bisect_right(key_pts, wanted) - 1
+            if key >= 0 and self._index(key_pts[key]) - self._index_of(last) > _SEEK_GAIN:
+                container.seek(key_pts[key], stream=stream)
                 decoder = container.decode(stream)
             while (last is None or last.pts < wanted) and (frame := next(decoder, None)) is not None:
                 last = frame if frame.pts is not None else last
@@ -116,7 +171,7 @@ class VideoFile:
             yield self._near(last, position, index)
 
     def _index(self, pts: int) -> int:
-        return bisect_right(self._pts, pts) - 1
+        return bisect_right(self._facts.pts, pts) - 1
 
     def _index_of(self, frame: VideoFrame | None) -> int:
         return -1 if frame is None or frame.pts is None else self._index(frame.pts)
@@ -128,9 +183,9 @@ class VideoFile:
         return frame
 
     def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        width, height = self._size  # a stream may change its size midway: frames are scaled to the first one's
+        width, height = self._facts.size  # a stream may change its size midway: frames are scaled to the first one's
         pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-        return np.ascontiguousarray(np.rot90(pixels, self._quarter_turns))
+        return np.ascontiguousarray(np.rot90(pixels, self._facts.quarter_turns))
 
 
 def _tolerance(num_frames: int) -> int:

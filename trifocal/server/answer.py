@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -11,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trifocal.engine.async_engine import RequestStream
-from trifocal.metrics import Metrics
+from trifocal.server.errors import OverloadedError
 from trifocal.server.service import Service
+from trifocal.server.visit import Visit
 from trifocal.types import Delta, EngineDeadError, Prompt, SamplingParams, TrifocalError
 
 DeltaStream = RequestStream | AsyncGenerator[Delta, None]
@@ -37,22 +39,26 @@ class Answer:
 
     @classmethod
     async def open(
-        cls, service: Service, request_id: str, prompts: Sequence[Prompt], params: SamplingParams, arrived: float
+        cls, service: Service, visit: Visit, request_id: str, prompts: Sequence[Prompt], params: SamplingParams
     ) -> Answer:
         """Submit every prompt, or none (`RequestError` if one can never run), and wait for the first delta.
 
-        So whatever fails before the first token raises here, early enough for an HTTP status. `arrived` is the
-        `time.perf_counter` that latencies count from.
+        So whatever fails before the first token raises here, early enough for an HTTP status.
         """
         streams: list[RequestStream] = []
         try:
             for prompt in prompts:
                 # A client may use one x-request-id for several requests at a time; the engine's ids are unique.
                 streams.append(await service.engine.submit(f"{request_id}-{next(_serial)}", prompt, params))
+        except OSError as error:
+            await _close_all(streams)
+            if error.errno == errno.ENOSPC:
+                raise OverloadedError("shared memory is full", service.admission.retry_after_s) from None
+            raise
         except BaseException:
             await _close_all(streams)
             raise
-        answer = cls(service.metrics, prompts, streams, params.n, arrived)
+        answer = cls(service, visit, prompts, streams, params)
         try:
             answer._peeked = await anext(answer)
         except BaseException:
@@ -62,28 +68,33 @@ class Answer:
 
     def __init__(
         self,
-        metrics: Metrics,
+        service: Service,
+        visit: Visit,
         prompts: Sequence[Prompt],
         streams: Sequence[RequestStream],
-        n: int,
-        arrived: float,
+        params: SamplingParams,
     ) -> None:
         self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-        self.num_choices = n * len(prompts)
-        self._n = n
-        self._metrics = metrics
-        self._arrived = arrived
+        self.num_choices = params.n * len(prompts)
+        self._n = params.n
+        self._metrics = service.metrics
+        self._progress = service.progress
+        self._visit = visit
         self._streams = streams
         self._choices = [_Choice() for _ in range(self.num_choices)]
         self._open = set(range(self.num_choices))
         self._cached = [0] * len(prompts)
-        self._deltas: DeltaStream = streams[0] if len(streams) == 1 else _merged(streams, n)
+        self._deltas: DeltaStream = streams[0] if len(streams) == 1 else _merged(streams, params.n)
         self._peeked: Delta | None = None
         self._end = "abort"  # why choices ended that have no finish_reason of their own
         self._is_closed = False
+        self._progress.begin()
+        visit.num_prompt_tokens = self.num_prompt_tokens
         for prompt in prompts:
-            metrics.request_prompt_tokens.observe(len(prompt.token_ids))
-            metrics.request_params_n.observe(n)
+            self._metrics.request_prompt_tokens.observe(len(prompt.token_ids))
+            self._metrics.request_params_n.observe(params.n)
+            if params.max_tokens is not None:
+                self._metrics.request_params_max_tokens.observe(params.max_tokens)
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's `usage`, of what has come so far."""
@@ -120,6 +131,7 @@ class Answer:
         if self._is_closed:
             return
         self._is_closed = True
+        self._progress.end()
         for _ in self._open:
             self._metrics.finished(self._end)
         self._open.clear()
@@ -128,9 +140,13 @@ class Answer:
     def _count(self, delta: Delta) -> None:
         choice, now = self._choices[delta.index], time.perf_counter()
         num_new = len(delta.token_ids)
+        self._progress.moved()
+        self._visit.num_output_tokens += num_new
+        if self._visit.first_token is None and num_new:
+            self._visit.first_token = now
         if num_new and choice.num_tokens == 0:
             choice.first_at = now
-            self._metrics.time_to_first_token.observe(now - self._arrived)
+            self._metrics.time_to_first_token.observe(now - self._visit.arrived)
         elif num_new:
             self._metrics.inter_token_latency.observe((now - choice.last_at) / num_new)
         if num_new:
@@ -144,11 +160,12 @@ class Answer:
 
     def _finish(self, choice: _Choice, reason: str, now: float) -> None:
         self._metrics.finished(reason)
-        self._metrics.e2e_request_latency.observe(now - self._arrived)
+        self._metrics.e2e_request_latency.observe(now - self._visit.arrived)
         self._metrics.request_generation_tokens.observe(choice.num_tokens)
         if choice.num_tokens > 1:
-            mean = (choice.last_at - choice.first_at) / (choice.num_tokens - 1)
-            self._metrics.time_per_output_token.observe(mean)
+            seconds = choice.last_at - choice.first_at
+            self._metrics.request_decode_time.observe(seconds)
+            self._metrics.time_per_output_token.observe(seconds / (choice.num_tokens - 1))
 
 
 async def _close_all(streams: Sequence[DeltaStream]) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,33 +23,66 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from trifocal.multimodal.chat import PromptBuilder
+    from trifocal.server.admission import Admission
+    from trifocal.server.service import Service
+    from trifocal.server.tracing import Tracer
 
 logger = get_logger(__name__)
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def create_app(engine: AsyncEngine, builder: PromptBuilder, config: EngineConfig, args: ServerArgs) -> FastAPI:
-    """The ASGI application over an engine that is ready. It owns neither engine nor builder."""
+def create_app(
+    engine: AsyncEngine, builder: PromptBuilder, config: EngineConfig, args: ServerArgs, tracer: Tracer | None = None
+) -> FastAPI:
+    """The ASGI application over an engine that is ready. It owns neither engine nor builder nor tracer."""
     from fastapi import FastAPI
 
     from trifocal import __version__
-    from trifocal.metrics import Metrics
-    from trifocal.server import chat, completions, errors, status, tokens
+    from trifocal.server import chat, completions, handlers, status, tokens
     from trifocal.server.auth import BearerAuth
-    from trifocal.server.request_id import RequestIds
-    from trifocal.server.service import Service
+    from trifocal.server.visit import Visits
 
     # Routes parse their bodies themselves, so a generated schema would know nothing of them: there is none.
     app = FastAPI(title="Trifocal", version=__version__, openapi_url=None)
-    model_name = (args.served_model_name or [config.spec.path])[0]
-    app.state.service = Service(engine, builder, config, args, Metrics(model_name))
+    service = app.state.service = _service(engine, builder, config, args, tracer)
     for module in (chat, completions, tokens, status):
         app.include_router(module.router)
-    errors.install(app)
+    handlers.install(app)
+    # What is added last is the outermost: a page's preflight brings no key, and every refusal is seen by `Visits`.
     if args.api_key:
-        app.add_middleware(BearerAuth, key=args.api_key)
-    app.add_middleware(RequestIds)
+        app.add_middleware(BearerAuth, keys=args.api_key)
+    if args.allowed_origins:
+        _allow_origins(app, args)
+    app.add_middleware(Visits, max_headers=args.h11_max_header_count, on_end=service.record)
     return app
+
+
+def _service(
+    engine: AsyncEngine, builder: PromptBuilder, config: EngineConfig, args: ServerArgs, tracer: Tracer | None
+) -> Service:
+    from trifocal.metrics import Metrics
+    from trifocal.server.access_log import AccessLog
+    from trifocal.server.admission import Admission
+    from trifocal.server.service import Service
+
+    metrics, admission = Metrics((args.served_model_name or [config.spec.path])[0]), Admission(args)
+    metrics.gauge("requests_queued", "requests without their first token", lambda: admission.num_queued)
+    metrics.gauge("tokens_queued", "prompt tokens of such requests", lambda: admission.num_queued_tokens)
+    metrics.gauge("media_bytes_in_flight", "bytes of bodies and media held", lambda: admission.num_bytes)
+    return Service(engine, builder, config, args, metrics, admission, AccessLog(args), tracer)
+
+
+def _allow_origins(app: FastAPI, args: ServerArgs) -> None:
+    from starlette.middleware.cors import CORSMiddleware
+
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=args.allowed_origins,
+        allow_methods=args.allowed_methods,
+        allow_headers=args.allowed_headers,
+        allow_credentials=args.allow_credentials,
+        expose_headers=["x-request-id", "retry-after"],
+    )
 
 
 async def serve(config: EngineConfig, args: ServerArgs) -> None:
@@ -88,21 +122,30 @@ def _stop_event() -> Iterator[asyncio.Event]:
 
 async def _start(scope: AsyncExitStack, config: EngineConfig, args: ServerArgs) -> tuple[AsyncEngine, FastAPI]:
     """Start the engine, import and build the rest meanwhile; `scope` ends both."""
-    starting = asyncio.create_task(AsyncEngine.start(config))
+    thread = ThreadPoolExecutor(1)
+    built = thread.submit(_build, config, args)
+    thread.shutdown(wait=False)
+    starting = asyncio.create_task(AsyncEngine.start(config, lambda: built.result()[0].tokenizer))
     scope.push_async_callback(_end, starting)
-    builder = await asyncio.to_thread(_build, config, args)
+    builder, tracer = await asyncio.wrap_future(built)
     scope.push_async_callback(builder.aclose)
+    if tracer is not None:
+        scope.push_async_callback(asyncio.to_thread, tracer.close)
     engine = await starting
-    return engine, create_app(engine, builder, config, args)
+    return engine, create_app(engine, builder, config, args, tracer)
 
 
-def _build(config: EngineConfig, args: ServerArgs) -> PromptBuilder:
+def _build(config: EngineConfig, args: ServerArgs) -> tuple[PromptBuilder, Tracer | None]:
     from trifocal.multimodal.chat import PromptBuilder
+    from trifocal.multimodal.fetch_policy import FetchPolicy
     from trifocal.server import chat, completions, status, tokens  # noqa: F401  (imported here, while the engine loads)
+    from trifocal.server.tracing import Tracer
 
-    return PromptBuilder(
-        config, allowed_local_media_path=args.allowed_local_media_path, chat_template=args.chat_template
+    policy = FetchPolicy.from_flags(
+        args.allowed_local_media_path, args.allowed_media_domains, args.allowed_media_networks, args.media_proxy
     )
+    builder = PromptBuilder(config, fetch_policy=policy, chat_template=args.chat_template)
+    return builder, Tracer.to_endpoint(args.otlp_traces_endpoint) if args.otlp_traces_endpoint else None
 
 
 async def _end(starting: asyncio.Task[AsyncEngine]) -> None:
@@ -128,17 +171,20 @@ async def _serve_http(
     engine: AsyncEngine, app: FastAPI, listener: socket.socket, args: ServerArgs, told: asyncio.Event
 ) -> None:
     """Serve until told to stop or the engine dies; `EngineDeadError` then, once its streams have ended."""
-    from trifocal.server.listen import HttpServer, address
+    from trifocal.server.listen import HttpServer, announce
 
-    server = HttpServer(app, args, lambda: logger.info("ready: %s", address(listener, args)))
+    admission: Admission = app.state.service.admission
+    server = HttpServer(app, args, lambda: announce(listener, args))
     serving = asyncio.create_task(server.serve([listener]))
     await _wait_any(serving, told, engine.died)
-    server.should_exit = True  # no new connections
     has_died = engine.died.is_set()
     if not has_died:
-        logger.info("stopping; running answers have %g s", args.shutdown_timeout)
+        logger.info("stopping: new work is refused, running answers have %g s", args.shutdown_timeout)
+        admission.drain()
         told.clear()
-        await _wait_any(serving, told, engine.died, timeout_s=args.shutdown_timeout)
+        await _wait_any(serving, told, engine.died, admission.emptied, timeout_s=args.shutdown_timeout)
+    server.should_exit = True  # no new connections
+    if not has_died:
         await engine.shutdown()  # what still runs ends with an error event
     await serving
     if has_died:

@@ -1,34 +1,45 @@
-"""The API key: a bearer token on every route but the few that say nothing about the service's work."""
+"""API keys: a bearer token on every route but the few that probes ask, which say nothing about the service's work."""
 
 from __future__ import annotations
 
 import hmac
+from collections.abc import Sequence
+from hashlib import sha256
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trifocal.server.errors import error_response
+from trifocal.server.visit import visit_in
 from trifocal.types import RequestError
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/version"})
+OPEN_PATHS = frozenset({"/health", "/live", "/ready", "/ping"})
 
 
 class BearerAuth:
-    """ASGI middleware: 401 unless the request brings `Authorization: Bearer <key>`."""
+    """ASGI middleware: 401 unless the request brings `Authorization: Bearer <key>` with one of the keys."""
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
-        self._key = key.encode()
+        self._digests = [_digest(key.encode()) for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an allowed request on, answer any other."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_allowed(Headers(scope=scope)):
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        visit = visit_in(scope)
+        if scope["path"] in OPEN_PATHS or self._is_allowed(visit.headers.get("authorization", "")):
             await self._app(scope, receive, send)
             return
         error = RequestError("a valid API key is needed: Authorization: Bearer KEY", status=401, code="invalid_api_key")
-        await error_response(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        await visit.refusal(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
-    def _is_allowed(self, headers: Headers) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        # Headers are latin-1 to ASGI but bytes on the wire; the comparison takes the same time wherever they differ.
-        return scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode("latin-1"), self._key)
+    def _is_allowed(self, authorization: str) -> bool:
+        scheme, _, token = authorization.partition(" ")
+        # Headers are latin-1 to ASGI but bytes on the wire. Digests are compared, all of them and to their ends, so
+        # that the time taken tells neither where nor how far a key was right, nor how long it is.
+        digest = _digest(token.strip().encode("latin-1"))
+        return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0 and scheme.lower() == "bearer"
+
+
+def _digest(key: bytes) -> bytes:
+    return sha256(key).digest()

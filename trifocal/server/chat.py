@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,10 +22,8 @@ router = APIRouter()
 @router.post("/v1/chat/completions", response_model=None)
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, in one body or as a stream."""
-    arrived = time.perf_counter()
-    service = service_of(request)
-    body = await read_json(request, ChatBody, service.args.max_request_bytes)
-    return await Chat(service, request, body).respond(arrived)
+    body = await read_json(request, ChatBody)
+    return await Chat(service_of(request), request, body).respond()
 
 
 class Chat(Generation):

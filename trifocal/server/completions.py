@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from trifocal.server.generation import Generation
-from trifocal.server.limits import MAX_PROMPTS, read_json
+from trifocal.server.limits import read_json
 from trifocal.server.logprobs import completion_logprobs
 from trifocal.server.schemas import CompletionBody
 from trifocal.server.service import Service, service_of
@@ -22,10 +21,8 @@ router = APIRouter()
 @router.post("/v1/completions", response_model=None)
 async def create_completion(request: Request) -> Response:
     """Continue one prompt or several, given as text or token ids."""
-    arrived = time.perf_counter()
-    service = service_of(request)
-    body = await read_json(request, CompletionBody, service.args.max_request_bytes)
-    return await Completion(service, request, body).respond(arrived)
+    body = await read_json(request, CompletionBody)
+    return await Completion(service_of(request), request, body).respond()
 
 
 class Completion(Generation):
@@ -41,8 +38,10 @@ class Completion(Generation):
         self._completion = body
         self._echoes: list[str] = []  # what each prompt's choices begin with
         self._offsets: dict[int, int] = {}  # characters of each choice that have been sent
-        if len(body.prompts) > MAX_PROMPTS:
-            raise RequestError(f"prompt: at most {MAX_PROMPTS} prompts, got {len(body.prompts)}", param="prompt")
+        num_answers, most = len(body.prompts) * self._params.n, service.args.max_answers
+        if num_answers > most:
+            raise RequestError(f"prompt: prompts times n must be at most {most} (--max-answers), got {num_answers}",
+                               param="prompt")  # fmt: skip
         if body.echo and body.logprobs is not None:
             raise RequestError("not available yet: echo together with logprobs", param="echo")
 

@@ -6,39 +6,57 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from trifocal.log import discreet, get_logger
 from trifocal.types import EngineDeadError, RequestError
 
-_MAX_SHOWN = 60  # characters of a refused value that are shown to its sender
-_CLIENT_CLOSED_REQUEST = 499  # nginx's word for it; nobody is left to read it, but logs show it
-_CODES = {400: "invalid_value", 404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
+logger = get_logger(__name__)
+_MAX_SHOWN = 60  # characters of a refused number
+_CODES = {
+    400: "invalid_value", 404: "not_found", 405: "method_not_allowed", 408: "request_timeout",
+    413: "request_too_large", 431: "headers_too_large", 500: "internal_error",
+}  # fmt: skip
+
+
+class OverloadedError(RequestError):
+    """The server has too much to do; the client may come again in `retry_after_s` seconds."""
+
+    def __init__(self, message: str, retry_after_s: int = 1, code: str = "overloaded") -> None:
+        super().__init__(message, status=503, code=code)
+        self.retry_after_s = retry_after_s
 
 
 def to_error(error: Exception) -> RequestError:
-    """`error` as a client may see it: what is not meant for clients becomes a plain 500."""
-    if isinstance(error, RequestError):
-        return error
-    if isinstance(error, EngineDeadError):
-        return RequestError(f"the engine is down: {error}", status=503, code="engine_dead")
-    return RequestError("internal error; the server's log says more", status=500, code="internal_error")
+    """`error` as a client may see it. What is not meant for clients becomes a plain 500 and a line in the log."""
+    if isinstance(error, EngineDeadError):  # logged where it was noticed; its text is a library's
+        return RequestError("the engine is down; the server's log says more", status=503, code="engine_dead")
+    if not isinstance(error, RequestError):
+        logger.error("a request failed", exc_info=error)
+        return RequestError("internal error; the server's log says more, under this x-request-id", status=500)
+    if error.status == 500:  # found by the engine: files and addresses are not for clients
+        logger.error("a request failed: %s", error.message)
+        return RequestError(discreet(error.message), param=error.param, status=500, code=error.code)
+    return error
+
+
+def code_of(error: RequestError) -> str | None:
+    """The stable word for an error."""
+    return error.code or _CODES.get(error.status)
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
     """The body of an error response, and the data of an error event in a stream."""
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
-    code = error.code or _CODES.get(error.status)
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code}}
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code_of(error)}}
 
 
 def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
     """The HTTP response of a refused request."""
-    content = msgspec.json.encode(error_body(error))
-    return Response(content, error.status, headers, media_type="application/json")
+    if isinstance(error, OverloadedError):
+        headers = {"Retry-After": str(error.retry_after_s), **(headers or {})}
+    return Response(msgspec.json.encode(error_body(error)), error.status, headers, media_type="application/json")
 
 
 def explain(error: ValidationError) -> RequestError:
@@ -62,33 +80,11 @@ def explain(error: ValidationError) -> RequestError:
 
 
 def shown(value: object) -> str:
-    """`value` short enough for a message: a client's 20 MB picture is not sent back to it."""
-    if isinstance(value, str | bytes | list | tuple):
-        value = value[:_MAX_SHOWN]
-    elif isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print integers of thousands of digits
+    """`value` as a message may tell it: numbers are quoted, texts are not, they may be prompts or pictures."""
+    if isinstance(value, str):
+        return f"a string of {len(value)} characters"
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    if isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print integers of thousands of digits
         return "an integer beyond 64 bits"
-    text = repr(value) if not isinstance(value, dict) else f"an object with the keys {shown(list(value)[:8])}"
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
-
-
-def install(app: FastAPI) -> None:
-    """Give `app` the handlers that turn every exception of a route into `error_response`."""
-
-    async def refuse(request: Request, error: Exception) -> Response:
-        return error_response(to_error(error))
-
-    async def refuse_route(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        message = {404: f"no such route: {request.url.path}", 405: f"{request.method} is not allowed here"}.get(
-            error.status_code, str(error.detail)
-        )
-        return error_response(RequestError(message, status=error.status_code), error.headers)
-
-    async def forget(request: Request, error: Exception) -> Response:
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
-
-    app.add_exception_handler(RequestError, refuse)
-    app.add_exception_handler(EngineDeadError, refuse)
-    app.add_exception_handler(HTTPException, refuse_route)
-    app.add_exception_handler(ClientDisconnect, forget)
-    app.add_exception_handler(Exception, refuse)
+    return repr(value)[:_MAX_SHOWN]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,10 +15,11 @@ from starlette.responses import Response
 from trifocal.server.answer import Answer
 from trifocal.server.disconnect import unless_disconnected
 from trifocal.server.limits import check_params
-from trifocal.server.request_id import request_id_of
 from trifocal.server.schemas import GenerationBody, with_param
 from trifocal.server.service import Service
 from trifocal.server.sse import EventStream
+from trifocal.server.timeouts import moment, preparing, timed_out, until, within
+from trifocal.server.visit import visit_of
 from trifocal.types import Delta, Prompt, RequestError, SamplingParams, TokenLogprobs
 
 
@@ -34,11 +36,13 @@ class Generation(ABC):
         self._request = request
         self._body = body
         self._params = params
+        self._visit = visit_of(request)
+        self._visit.params = params
         self._renamed = {"messages": self.prompt_field, "prompt": self.prompt_field, **body.renamed}
-        self._id = f"{self.id_prefix}-{request_id_of(request)}"
+        self._id = f"{self.id_prefix}-{self._visit.id}"
         self._created = int(time.time())
-        self._model = service.check_model(body.model)
-        check_params(params)
+        self._model = self._visit.model = service.check_model(body.model)
+        check_params(params, service.args)
 
     @abstractmethod
     async def prompts(self) -> list[Prompt]:
@@ -52,23 +56,37 @@ class Generation(ABC):
     def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
         """The choices of the chunks that `delta` makes, in order."""
 
-    async def respond(self, arrived: float) -> Response:
+    async def respond(self) -> Response:
         """Generate; the client's hang-up aborts. What fails before the first token raises and gets an HTTP status."""
-        receive = self._request.receive
-        if self._body.stream:
-            answer = await unless_disconnected(receive, self._open(arrived))
-            return EventStream(self._chunks(answer), answer)
-        content = await unless_disconnected(receive, self._collect(arrived))
+        receive, seconds = self._request.receive, self._service.args.request_timeout
+        end = moment(seconds, since=self._visit.arrived)
+        limit = partial(until, end, timed_out("the request", "request-timeout", seconds))
+        async with limit():
+            if self._body.stream:
+                answer = await unless_disconnected(receive, self._open())
+                return EventStream(self._chunks(answer), answer, limit)
+            content = await unless_disconnected(receive, self._collect())
         return Response(msgspec.json.encode(content), media_type="application/json")
 
-    async def _open(self, arrived: float) -> Answer:
+    async def _open(self) -> Answer:
         try:
-            return await Answer.open(self._service, self._id, await self.prompts(), self._params, arrived)
+            return await self._first_token()
         except RequestError as error:  # the engine does not know what the fields are called here
             raise with_param(error, self._renamed) from None
 
-    async def _collect(self, arrived: float) -> dict[str, Any]:
-        answer = await self._open(arrived)
+    async def _first_token(self) -> Answer:
+        """The answer as soon as it begins; until then the request has a place in the queue."""
+        service, visit = self._service, self._visit
+        with service.admission.place() as place:
+            async with preparing(service.args):
+                prompts = await self.prompts()
+            place.add_tokens(sum(len(prompt.token_ids) for prompt in prompts))
+            visit.keeps_pixels(prompts)
+            async with within(service.args.queue_timeout, "waiting for the first token", "queue-timeout"):
+                return await Answer.open(service, visit, self._id, prompts, self._params)
+
+    async def _collect(self) -> dict[str, Any]:
+        answer = await self._open()
         texts: list[list[str]] = [[] for _ in range(answer.num_choices)]
         tokens: list[list[TokenLogprobs]] = [[] for _ in texts]
         last: dict[int, Delta] = {}

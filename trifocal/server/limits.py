@@ -10,23 +10,31 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from trifocal.config import EngineConfig
+from trifocal.server.args import ServerArgs
 from trifocal.server.errors import explain
 from trifocal.server.extras import check_extras
 from trifocal.server.schemas import Body
+from trifocal.server.service import service_of
+from trifocal.server.timeouts import within
+from trifocal.server.visit import Visit, visit_of
 from trifocal.types import RequestError, SamplingParams
 
 B = TypeVar("B", bound=Body)
 
-MAX_CHOICES = 128  # n, as OpenAI
-MAX_PROMPTS = 1024  # prompts in one completion request
-MAX_STOP_STRINGS = 64  # each is looked for in every new piece of text
 MAX_STOP_LENGTH = 1024  # characters of text held back while a stop string may be coming
 _INLINE_BYTES = 64 << 10  # parsing this much takes well under a millisecond; more goes to a thread
 
 
-async def read_json(request: Request, model: type[B], max_bytes: int) -> B:
-    """The body as a `model`, unavailable fields refused. Raises `RequestError` 400 or 413, `ClientDisconnect`."""
-    data = await _read(request, max_bytes)
+async def read_json(request: Request, model: type[B]) -> B:
+    """The body as a `model`, unavailable fields refused. The first thing that a route which works does.
+
+    Raises `OverloadedError` before anything is read, `RequestError` 400, 408 or 413, `ClientDisconnect`.
+    """
+    service, visit = service_of(request), visit_of(request)
+    args = service.args
+    visit.holding = service.admission.open()
+    async with within(args.body_timeout, "the body", "body-timeout", status=408):
+        data = await _read(request, visit, args.max_request_bytes)
     if len(data) <= _INLINE_BYTES:
         return _parse(data, model)
     return await asyncio.to_thread(_parse, data, model)
@@ -41,30 +49,30 @@ def _parse(data: bytes, model: type[B]) -> B:
     return body
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def _read(request: Request, visit: Visit, max_bytes: int) -> bytes:
+    """The body. What is refused in the middle goes on arriving: uvicorn drops it, and the client reads the answer."""
     chunks: list[bytes] = []
-    size = 0
     async for chunk in request.stream():
-        size += len(chunk)
-        if size <= max_bytes:
-            chunks.append(chunk)
-        else:  # go on reading a while: a client in the middle of sending would see a broken pipe, not the answer
-            chunks.clear()
-            if size > 2 * max_bytes:
-                break
-    if size > max_bytes:
-        raise RequestError(f"the body is larger than --max-request-bytes {max_bytes}", status=413)
+        visit.received(len(chunk))
+        if visit.num_bytes_in > max_bytes:
+            raise RequestError(f"the body is larger than --max-request-bytes {max_bytes}", status=413)
+        chunks.append(chunk)
     return b"".join(chunks)
 
 
-def check_params(params: SamplingParams) -> None:
+def check_params(params: SamplingParams, args: ServerArgs) -> None:
     """Raise `RequestError` for amounts that no engine should be asked for; what this one has, it checks itself."""
-    if params.n > MAX_CHOICES:
-        raise RequestError(f"n must be at most {MAX_CHOICES}, got {params.n}", param="n")
-    stops = params.stop_strings
-    if len(stops) > MAX_STOP_STRINGS or any(len(text) > MAX_STOP_LENGTH for text in stops):
+    if params.n > args.max_n:
+        raise RequestError(f"n must be at most {args.max_n} (--max-n), got {params.n}", param="n")
+    stops, most = params.stop_strings, args.max_stop_strings
+    if len(stops) > most or any(len(text) > MAX_STOP_LENGTH for text in stops):
         raise RequestError(
-            f"stop must be at most {MAX_STOP_STRINGS} strings of at most {MAX_STOP_LENGTH} characters", param="stop"
+            f"stop must be at most {most} strings (--max-stop-strings) of at most {MAX_STOP_LENGTH} characters",
+            param="stop",
+        )
+    if len(params.logit_bias or {}) > args.max_logit_bias:
+        raise RequestError(
+            f"logit_bias must have at most {args.max_logit_bias} entries (--max-logit-bias)", param="logit_bias"
         )
 
 

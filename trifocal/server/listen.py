@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import math
+import resource
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from trifocal.log import get_logger
 from trifocal.server.args import ServerArgs
+from trifocal.server.connection import Connection
 from trifocal.types import ConfigError
+
+logger = get_logger(__name__)
 
 LAST_WORDS_S = 2.0  # for error events to reach their readers once the engine is gone
 _BACKLOG = 2048
+_MAX_FILES = 1 << 16
 _KEEP_ALIVE_S = 30  # uvicorn's five seconds race with clients that reuse a connection
-_PROBES = ("/health", "/ping", "/metrics")
 
 
 def bind(args: ServerArgs) -> socket.socket:
@@ -26,6 +32,7 @@ def bind(args: ServerArgs) -> socket.socket:
     Raises `ConfigError`, for unusable TLS files too.
     """
     _check_tls(args)
+    _raise_file_limit()
     host = args.host or "0.0.0.0"  # all interfaces, as vLLM
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where the protocol is named; with it, tokens come in bursts 40 ms apart.
@@ -39,15 +46,27 @@ def bind(args: ServerArgs) -> socket.socket:
     return listener
 
 
+def _raise_file_limit() -> None:
+    """Each client takes a file descriptor, and 1024 are few: as many as may be had without asking anybody."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _check_tls(args: ServerArgs) -> None:
-    if args.ssl_certfile is None and args.ssl_keyfile is None:
-        return
     if args.ssl_certfile is None:
-        raise ConfigError("--ssl-keyfile needs --ssl-certfile")
+        return
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(args.ssl_certfile, args.ssl_keyfile)
+        context.load_cert_chain(args.ssl_certfile, args.ssl_keyfile)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"--ssl-certfile {args.ssl_certfile}: {error}") from None
+    if args.ssl_ca_certs is not None:
+        try:
+            context.load_verify_locations(args.ssl_ca_certs)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"--ssl-ca-certs {args.ssl_ca_certs}: {error}") from None
 
 
 def address(listener: socket.socket, args: ServerArgs) -> str:
@@ -55,6 +74,13 @@ def address(listener: socket.socket, args: ServerArgs) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "http" if args.ssl_certfile is None else "https"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def announce(listener: socket.socket, args: ServerArgs) -> None:
+    """Say that the server is ready, and to whom it is open."""
+    if not args.api_key and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        logger.warning("there is no --api-key: whoever reaches the port is answered")
+    logger.info("ready: %s", address(listener, args))
 
 
 class HttpServer(uvicorn.Server):
@@ -65,13 +91,18 @@ class HttpServer(uvicorn.Server):
             app,
             log_config=None,
             log_level=args.uvicorn_log_level,
+            access_log=False,  # there is one of our own
+            http=Connection,
             lifespan="off",
             ws="none",
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=math.ceil(args.shutdown_timeout + LAST_WORDS_S),
+            timeout_graceful_shutdown=math.ceil(LAST_WORDS_S),
             ssl_keyfile=args.ssl_keyfile,
             ssl_certfile=args.ssl_certfile,
+            ssl_ca_certs=args.ssl_ca_certs,
+            ssl_cert_reqs=args.ssl_cert_reqs,
+            h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
         )
         super().__init__(config)
         self._on_started = on_started
@@ -93,8 +124,3 @@ def _share_log_handlers(level: str) -> None:
     logger.handlers = list(logging.getLogger("trifocal").handlers)
     if level == "info":  # its start and stop lines repeat ours
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.access").addFilter(_is_no_probe)
-
-
-def _is_no_probe(record: logging.LogRecord) -> bool:
-    return not (isinstance(record.args, tuple) and len(record.args) > 2 and record.args[2] in _PROBES)

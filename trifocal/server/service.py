@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
@@ -10,7 +10,12 @@ from trifocal.config import EngineConfig
 from trifocal.engine.async_engine import AsyncEngine
 from trifocal.metrics import Metrics
 from trifocal.multimodal.chat import PromptBuilder
+from trifocal.server.access_log import AccessLog
+from trifocal.server.admission import Admission
 from trifocal.server.args import ServerArgs
+from trifocal.server.progress import Progress
+from trifocal.server.tracing import Tracer
+from trifocal.server.visit import CLIENT_CLOSED_REQUEST, Visit
 from trifocal.types import RequestError
 
 
@@ -23,11 +28,27 @@ class Service:
     config: EngineConfig
     args: ServerArgs
     metrics: Metrics
+    admission: Admission
+    access_log: AccessLog
+    tracer: Tracer | None
+    progress: Progress = field(default_factory=Progress)
 
     @property
     def model_names(self) -> list[str]:
         """Names that requests may give; the first is the one in answers to requests that give none."""
         return self.args.served_model_name or [self.config.spec.path]
+
+    def record(self, visit: Visit) -> None:
+        """Take a visit that has ended into the metrics, the access log and the traces."""
+        metrics = self.metrics
+        metrics.responded(visit.route, visit.status or CLIENT_CLOSED_REQUEST, visit.error)
+        metrics.body_bytes.inc(visit.num_bytes_in)
+        metrics.media_bytes.inc(visit.num_media_bytes)
+        for step, seconds in visit.steps.items():
+            metrics.media_steps[step].observe(seconds)
+        self.access_log(visit)
+        if self.tracer is not None:
+            self.tracer.record(visit)
 
     def check_model(self, name: str | None) -> str:
         """The name that answers carry. Raises `RequestError` 404 for a model that is not served."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import msgspec
@@ -10,12 +11,9 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from trifocal.log import get_logger
 from trifocal.server.disconnect import unless_disconnected
-from trifocal.server.errors import error_body, to_error
-from trifocal.types import TrifocalError
-
-logger = get_logger(__name__)
+from trifocal.server.errors import code_of, error_body, to_error
+from trifocal.server.visit import CLIENT_CLOSED, Visit, visit_in
 
 DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy that buffers is no stream
@@ -36,15 +34,21 @@ class Closeable(Protocol):
 class EventStream(Response):
     """A response that sends `chunks` as events while they come, and closes their `source` at the end or a hang-up.
 
-    An exception of the generator becomes an error event, then the stream ends without `[DONE]`. The source is closed
-    here and not by the generator: one that was never started runs no `finally`.
+    An exception of the generator, and of the time `limit` around it, becomes an error event, then the stream ends
+    without `[DONE]`. The source is closed here and not by the generator: one that was never started runs no `finally`.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: AsyncGenerator[dict[str, Any], None], source: Closeable) -> None:
+    def __init__(
+        self,
+        chunks: AsyncGenerator[dict[str, Any], None],
+        source: Closeable,
+        limit: Callable[[], AbstractAsyncContextManager[None]],
+    ) -> None:
         self._chunks = chunks
         self._source = source
+        self._limit = limit
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
@@ -52,21 +56,21 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the generator or the client is done."""
         try:
-            await unless_disconnected(receive, self._send(send))
+            await unless_disconnected(receive, self._send(visit_in(scope), send))
         except ClientDisconnect:
-            logger.debug("a client hung up on its stream")
+            visit_in(scope).error = CLIENT_CLOSED
         finally:
             await self._source.aclose()
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, visit: Visit, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         last = DONE
         try:
-            async for chunk in self._chunks:
-                await send({"type": "http.response.body", "body": event(chunk), "more_body": True})
+            async with self._limit():
+                async for chunk in self._chunks:
+                    await send({"type": "http.response.body", "body": event(chunk), "more_body": True})
         except Exception as error:  # the status line is gone: the stream itself must tell
             refusal = to_error(error)
-            if not isinstance(error, TrifocalError):
-                logger.error("a stream broke", exc_info=error)
+            visit.error = code_of(refusal)
             last = event(error_body(refusal))
         await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -12,7 +12,9 @@ from starlette.responses import Response
 
 from trifocal import __version__
 from trifocal.metrics import CONTENT_TYPE
+from trifocal.server.errors import OverloadedError
 from trifocal.server.service import Service, service_of
+from trifocal.types import EngineDeadError, RequestError
 
 router = APIRouter()
 _STARTED = int(time.time())
@@ -37,9 +39,33 @@ async def retrieve_model(request: Request, name: str) -> Response:
 @router.api_route("/health", methods=["GET", "HEAD"], response_model=None)
 @router.api_route("/ping", methods=["GET", "POST"], response_model=None)
 async def health(request: Request) -> Response:
-    """200 while the engine makes progress, 503 otherwise."""
-    await service_of(request).engine.check_health()
+    """200 while the engine lives and, if there is work, makes progress; 503 otherwise."""
+    await _check_health(service_of(request))
     return Response()
+
+
+@router.api_route("/live", methods=["GET", "HEAD"], response_model=None)
+async def live() -> Response:
+    """200: this process answers. What an orchestrator kills for should ask no more than this, or /health."""
+    return Response()
+
+
+@router.api_route("/ready", methods=["GET", "HEAD"], response_model=None)
+async def ready(request: Request) -> Response:
+    """200 while new work is taken, 503 with the reason otherwise; for load balancers."""
+    service = service_of(request)
+    if service.admission.is_draining:
+        raise OverloadedError("the server is shutting down", code="shutting_down")
+    await _check_health(service)
+    return Response()
+
+
+async def _check_health(service: Service) -> None:
+    await service.engine.check_health()
+    stalled, limit = service.progress.stalled_s(service.engine.last_stats.num_steps), service.args.health_timeout
+    if stalled > limit:
+        raise RequestError(f"the engine made no step for {stalled:.0f} s (--health-timeout {limit:g})", status=503,
+                           code="engine_stalled")  # fmt: skip
 
 
 @router.get("/version", response_model=None)
@@ -54,7 +80,7 @@ async def metrics(request: Request) -> Response:
     service = service_of(request)
     try:
         stats = await asyncio.wait_for(service.engine.stats(), _STATS_TIMEOUT_S)
-    except TimeoutError:  # in a long step
+    except (TimeoutError, EngineDeadError):  # in a long step; or gone, which is when a scrape matters most
         stats = service.engine.last_stats
     return Response(service.metrics.render(stats), media_type=CONTENT_TYPE)
 

@@ -14,6 +14,7 @@ from trifocal.server.limits import check_token_ids, read_json
 from trifocal.server.prompts import build_chat_prompt
 from trifocal.server.schemas import DetokenizeBody, TokenizeBody
 from trifocal.server.service import Service, service_of
+from trifocal.server.timeouts import preparing
 from trifocal.types import RequestError
 
 router = APIRouter()
@@ -23,19 +24,16 @@ router = APIRouter()
 async def tokenize(request: Request) -> Response:
     """Token ids of a prompt or a conversation, placeholders of media expanded: what the model would see."""
     service = service_of(request)
-    body = await read_json(request, TokenizeBody, service.args.max_request_bytes)
+    body = await read_json(request, TokenizeBody)
     service.check_model(body.model)
     content = await unless_disconnected(request.receive, _tokenize(service, body))
     return Response(msgspec.json.encode(content), media_type="application/json")
 
 
 async def _tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
-    if body.prompt is not None:
-        _check_chars(service, body.prompt)
-        special = body.add_special_tokens is not False
-        token_ids = await asyncio.to_thread(service.builder.tokenizer.encode, body.prompt, add_special_tokens=special)
-    else:
-        token_ids = (await build_chat_prompt(service.builder, body)).token_ids
+    with service.admission.place():
+        async with preparing(service.args):
+            token_ids = await _token_ids(service, body)
     spell = service.builder.tokenizer.id_to_token
     return {
         "count": len(token_ids),
@@ -43,6 +41,14 @@ async def _tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
         "tokens": token_ids,
         "token_strs": [spell(token_id) or "" for token_id in token_ids] if body.return_token_strs else None,
     }
+
+
+async def _token_ids(service: Service, body: TokenizeBody) -> list[int]:
+    if body.prompt is None:
+        return (await build_chat_prompt(service.builder, body)).token_ids
+    _check_chars(service, body.prompt)
+    special = body.add_special_tokens is not False
+    return await asyncio.to_thread(service.builder.tokenizer.encode, body.prompt, add_special_tokens=special)
 
 
 def _check_chars(service: Service, prompt: str) -> None:
@@ -56,7 +62,7 @@ def _check_chars(service: Service, prompt: str) -> None:
 async def detokenize(request: Request) -> Response:
     """Text of token ids, special tokens shown."""
     service = service_of(request)
-    body = await read_json(request, DetokenizeBody, service.args.max_request_bytes)
+    body = await read_json(request, DetokenizeBody)
     service.check_model(body.model)
     check_token_ids(body.tokens, service.config, "tokens")
     text = await asyncio.to_thread(service.builder.tokenizer.decode, body.tokens, False)

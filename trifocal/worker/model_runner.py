@@ -8,7 +8,7 @@ from torch import Tensor
 from trifocal.attention.base import AttentionBackend
 from trifocal.log import get_logger
 from trifocal.models.base import Model
-from trifocal.types import EncodeJob, StepPlan, StepResult
+from trifocal.types import EncodeJob, StepPlan, StepResult, TokenLogprobs
 from trifocal.worker.input_batch import ForwardBatch, SequenceState, build_batch
 from trifocal.worker.sampler import Sampler
 
@@ -29,7 +29,7 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """One step. A fault of one request (its media, its logits) is reported for it; the others go on."""
         self._apply(plan)
-        errors = self._encode(plan.encode)
+        failed = self._encode(plan.encode)
         batch = build_batch(
             plan,
             self.states,
@@ -37,12 +37,11 @@ class ModelRunner:
             position_rows=self.model.position_rows,
             device=self.device,
         )
-        inputs = self._embed(batch, errors)
+        inputs, errors = self._embed(batch, failed)
         self.attention.begin(batch.attention)
         hidden = self.model(inputs, batch.positions, self.attention)
-        if not batch.sampled_ids:
-            return StepResult(plan.step_id, {}, errors=errors)
-        return self._sample(plan.step_id, batch, hidden[batch.sampled_rows], errors)
+        token_ids, logprobs = self._sample(batch, hidden, errors)
+        return StepResult(plan.step_id, token_ids, logprobs, errors, frozenset(failed))
 
     def _apply(self, plan: StepPlan) -> None:
         for request_id in plan.finished:
@@ -55,40 +54,46 @@ class ModelRunner:
         for seq in plan.scheduled:
             self.states[seq.request_id].block_ids.extend(seq.new_block_ids)
 
-    def _encode(self, jobs: list[EncodeJob]) -> dict[str, str]:
-        """Encode new media together; if that fails, one by one, so that only the culprit's request fails."""
+    def _encode(self, jobs: list[EncodeJob]) -> dict[bytes, str]:
+        """Encode new media together; if that fails, one by one, so that only the culprit fails. Returns what failed."""
         items = [self.states[job.request_id].request.prompt.media[job.media_index] for job in jobs]
         if not items:
             return {}
         try:
-            encoded: list[Tensor | None] = list(self.model.encode(items))
+            encoded = list(self.model.encode(items))
         except Exception:
             if len(items) == 1:
                 logger.exception("encoding one %s failed", items[0].modality)
-                return {jobs[0].request_id: f"the {items[0].modality} could not be encoded"}
-            errors: dict[str, str] = {}
+                return {items[0].content_hash: f"the {items[0].modality} could not be encoded"}
+            failed: dict[bytes, str] = {}
             for job in jobs:
-                errors |= self._encode([job])
-            return errors
-        for item, embeds in zip(items, encoded, strict=True):
-            assert embeds is not None
-            self.embeds[item.content_hash] = embeds
+                failed |= self._encode([job])
+            return failed
+        self.embeds |= {item.content_hash: embeds for item, embeds in zip(items, encoded, strict=True)}
         return {}
 
-    def _embed(self, batch: ForwardBatch, errors: dict[str, str]) -> Tensor:
+    def _embed(self, batch: ForwardBatch, failed: dict[bytes, str]) -> tuple[Tensor, dict[str, str]]:
+        """The rows of the step's input, and the requests that lack media; what these lack is added to `failed`."""
         inputs = self.model.embed(batch.token_ids)
+        errors: dict[str, str] = {}
         for part in batch.media:
             embeds = self.embeds.get(part.content_hash)
             if embeds is None:  # its encoding failed, in this step or the one before
-                errors.setdefault(part.request_id, "the request's media could not be encoded")
+                reason = failed.setdefault(part.content_hash, "the request's media could not be encoded")
+                errors.setdefault(part.request_id, reason)
             else:
                 rows = part.rows if isinstance(part.rows, slice) else torch.from_numpy(part.rows).to(self.device)
                 inputs[rows] = embeds[part.embeds].to(inputs.dtype)
-        return inputs
+        return inputs, errors
 
-    def _sample(self, step_id: int, batch: ForwardBatch, hidden: Tensor, errors: dict[str, str]) -> StepResult:
+    def _sample(
+        self, batch: ForwardBatch, hidden: Tensor, errors: dict[str, str]
+    ) -> tuple[dict[str, int], dict[str, TokenLogprobs]]:
+        """Tokens and log-probabilities by request; requests whose logits are no good are added to `errors`."""
+        if not batch.sampled_ids:
+            return {}, {}
         states = [self.states[request_id] for request_id in batch.sampled_ids]
-        sampled = self.sampler(self.model.logits(hidden), states)
+        sampled = self.sampler(self.model.logits(hidden[batch.sampled_rows]), states)
         token_ids = {}
         for index, (request_id, state) in enumerate(zip(batch.sampled_ids, states, strict=True)):
             token_id = sampled.token_ids[index]
@@ -97,5 +102,4 @@ class ModelRunner:
                 errors.setdefault(request_id, "the model produced no valid probabilities (NaN or infinity)")
             if request_id not in errors:
                 token_ids[request_id] = token_id
-        logprobs = {batch.sampled_ids[index]: value for index, value in sampled.logprobs.items()}
-        return StepResult(step_id, token_ids, logprobs, errors)
+        return token_ids, {batch.sampled_ids[index]: value for index, value in sampled.logprobs.items()}

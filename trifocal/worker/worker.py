@@ -14,7 +14,6 @@ from trifocal.layers.base import use_kernels
 from trifocal.log import get_logger
 from trifocal.models.loader import load_model
 from trifocal.platforms import get_platform
-from trifocal.tokenizer import Tokenizer
 from trifocal.types import ConfigError, StepPlan, StepResult
 from trifocal.worker.model_runner import ModelRunner
 from trifocal.worker.sampler import Sampler
@@ -55,8 +54,7 @@ class Worker:
         )
         cache = self._cache(num_blocks)
         attention = ATTENTION.get(self.platform.default_attention)(cache)
-        num_vocab = Tokenizer.from_folder(config.tokenizer, trust_remote_code=config.trust_remote_code).vocab_size
-        self.runner = ModelRunner(self.model, attention, Sampler(num_vocab), self.device)
+        self.runner = ModelRunner(self.model, attention, Sampler(config.num_vocab), self.device)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trifocal.model_spec import ModelSpec
+from trifocal.model_spec import ModelSpec, numbers, positive_int, positive_number
 from trifocal.types import ConfigError
 
 NATIVE = "InternVLForConditionalGeneration"
@@ -53,6 +53,8 @@ class VisionConfig:
     def from_spec(cls, spec: ModelSpec) -> VisionConfig:
         """Read config.json and the normalisation of preprocessor_config.json. Raises `ConfigError`."""
         hf, is_native = spec.hf_config, spec.architecture == NATIVE
+        if is_native:  # the original format keeps everything in config.json
+            spec.check_preprocessor()
         part = hf.get("vision_config")
         if not isinstance(part, Mapping):
             raise ConfigError("config.json: field vision_config is missing; it gives the vision tower's shape")
@@ -62,23 +64,27 @@ class VisionConfig:
         image_size = _side("config.json: vision_config.image_size", vision["image_size"])
         tile_size = _native_tile(spec) if is_native else hf.get("force_image_size")
         normalization = {
-            name: tuple(float(each) for each in spec.preprocessor_config[name])
+            name: numbers(spec.preprocessor_config[name], 3, name, is_positive=name == "image_std")
             for name in ("image_mean", "image_std")
-            if spec.preprocessor_config.get(name)
+            if spec.preprocessor_config.get(name) is not None
         }
+
+        def size(name: str) -> int:
+            return positive_int(vision[name], f"vision_config.{name}")
+
         config = cls(
-            hidden_size=int(vision["hidden_size"]),
-            intermediate_size=int(vision["intermediate_size"]),
-            num_layers=int(vision["num_hidden_layers"]),
-            num_heads=int(vision["num_attention_heads"]),
+            hidden_size=size("hidden_size"),
+            intermediate_size=size("intermediate_size"),
+            num_layers=size("num_hidden_layers"),
+            num_heads=size("num_attention_heads"),
             image_size=image_size,
             tile_size=_side("the size of a tile", tile_size) if tile_size else image_size,
             patch_size=_side("config.json: vision_config.patch_size", vision["patch_size"]),
             norm_type=str(vision["norm_type"]),
-            norm_eps=float(vision["layer_norm_eps"]),
+            norm_eps=positive_number(vision["layer_norm_eps"], "vision_config.layer_norm_eps"),
             qkv_bias=bool(vision["attention_bias" if is_native else "qkv_bias"]),
             qk_norm=bool(vision["use_qk_norm" if is_native else "qk_normalization"]),
-            merge=int(1 / float(hf.get("downsample_ratio") or 0.5)),
+            merge=_merge(hf.get("downsample_ratio") or 0.5),
             is_transposed=not is_native and hf.get("ps_version", "v1") == "v1",
             **normalization,
         )
@@ -116,8 +122,6 @@ class VisionConfig:
                 f"config.json: tiles of {self.tile_size} pixels cannot be cut into squares of {self.merge} patches of "
                 f"{self.patch_size}"
             )
-        if len(self.image_mean) != 3 or len(self.image_std) != 3:
-            raise ConfigError("preprocessor_config.json: image_mean and image_std need 3 numbers")
 
 
 def _check_supported(hf: Mapping[str, Any], vision: Mapping[str, Any], *, is_native: bool) -> None:
@@ -150,9 +154,17 @@ def _native_tile(spec: ModelSpec) -> object:
     return [size["height"], size.get("width")] if isinstance(size, Mapping) and "height" in size else None
 
 
+def _merge(ratio: object) -> int:
+    """`downsample_ratio` as the number of patches along the side of a token."""
+    merge = 1 / positive_number(ratio, "downsample_ratio")
+    if merge != int(merge):
+        raise ConfigError(f"config.json: downsample_ratio must be 1, 0.5 or one over another integer, got {ratio!r}")
+    return int(merge)
+
+
 def _side(name: str, value: object) -> int:
     """A square's side, written as a number or as two equal ones."""
     sides = value if isinstance(value, list) else [value]
-    if len(set(map(str, sides))) != 1 or not isinstance(sides[0], int) or sides[0] < 1:
+    if len(set(map(str, sides))) != 1 or type(sides[0]) is not int or sides[0] < 1:
         raise ConfigError(f"{name} must be one positive number of pixels, got {value!r}")
     return sides[0]

@@ -130,12 +130,12 @@ class InternVL(Model):
 
 def _decoder(spec: ModelSpec) -> Decoder:
     """The decoder that llm_config or text_config names by architecture, or by model_type."""
-    architectures = spec.text.extra.get("architectures") or [spec.text.model_type]
-    kind = str(architectures[0]).removesuffix("ForCausalLM").lower()
-    make = _DECODERS.get(kind)
+    architectures = spec.text.extra.get("architectures")
+    name = str(architectures[0] if isinstance(architectures, list) and architectures else spec.text.model_type)
+    make = _DECODERS.get(name.removesuffix("ForCausalLM").lower())
     if make is None:
         raise ConfigError(
-            f"config.json: a language model of kind {architectures[0]!r} is not supported; supported: "
+            f"config.json: a language model of kind {name!r} is not supported; supported: "
             f"{', '.join(sorted(_DECODERS))}"
         )
     return make(replace(spec.text, is_tied=_is_tied(spec)))

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trifocal.model_spec import ModelSpec
+from trifocal.model_spec import ModelSpec, numbers, positive_int, positive_number, section
 from trifocal.types import ConfigError
 
 Version = tuple[int, int]
 VERSIONS: tuple[Version, ...] = ((2, 0), (2, 5), (2, 6))
 _HEAD_DIM = 128  # of the resampler, in every version
+_MARKS = ("im_start", "im_end", "slice_start", "slice_end", "unk", "im_id_start", "im_id_end")
 _TIMM_IMAGE_SIZE = 384  # of vit_so400m_patch14_siglip_384: 27 x 27 patches
 
 
@@ -53,11 +54,13 @@ class MiniCPMVConfig:
         """Read `config.json` and `preprocessor_config.json`. Raises `ConfigError`."""
         hf, preprocessor = spec.hf_config, spec.preprocessor_config
         version = _version(hf)
-        slicing = {**hf, **(hf.get("slice_config") or {}), **preprocessor}
+        if version > (2, 0):  # which was released without
+            spec.check_preprocessor()
+        slicing = {**hf, **section(hf, "slice_config"), **preprocessor}
         hidden = spec.text.hidden_size
         if hidden % _HEAD_DIM:
             raise ConfigError(f"config.json: hidden_size {hidden} must be a multiple of {_HEAD_DIM} for the resampler")
-        num_queries = _positive("config.json", "query_num", hf.get("query_num", 96 if version == (2, 5) else 64))
+        num_queries = positive_int(hf.get("query_num", 96 if version == (2, 5) else 64), "query_num")
         feature_size = preprocessor.get("image_feature_size", num_queries)
         if feature_size != num_queries:
             raise ConfigError(
@@ -66,6 +69,9 @@ class MiniCPMVConfig:
             )
         if version == (2, 0) and int(num_queries**0.5) ** 2 != num_queries:
             raise ConfigError(f"config.json: query_num {num_queries} must be a square number in version 2.0")
+        for name in _MARKS:
+            if not isinstance(preprocessor.get(name, ""), str):
+                raise ConfigError(f"preprocessor_config.json: {name} must be a token, got {preprocessor[name]!r}")
         files = "config.json or preprocessor_config.json"
         return cls(
             version=version,
@@ -73,10 +79,10 @@ class MiniCPMVConfig:
             num_queries=num_queries,
             num_heads=hidden // _HEAD_DIM,
             hidden_size=hidden,
-            scale_resolution=_positive(files, "scale_resolution", slicing.get("scale_resolution", 448)),
-            max_slice_nums=_positive(files, "max_slice_nums", slicing.get("max_slice_nums", 9)),
+            scale_resolution=positive_int(slicing.get("scale_resolution", 448), "scale_resolution", files),
+            max_slice_nums=positive_int(slicing.get("max_slice_nums", 9), "max_slice_nums", files),
             use_image_id=bool(slicing.get("use_image_id", version == (2, 6))),
-            batch_size=_positive("config.json", "vision_batch_size", hf.get("vision_batch_size", 16)),
+            batch_size=positive_int(hf.get("vision_batch_size", 16), "vision_batch_size"),
         )
 
 
@@ -92,14 +98,14 @@ def _version(hf: dict[str, Any]) -> Version:
 
 def _vision(version: Version, hf: dict[str, Any], preprocessor: dict[str, Any]) -> VisionConfig:
     is_timm = version == (2, 0)
-    given = hf.get("vision_config") or {}
+    given = section(hf, "vision_config")
     defaults = VisionConfig(is_timm=is_timm, table_side=1)
     act = given.get("hidden_act", "gelu_pytorch_tanh")
     if act != "gelu_pytorch_tanh":
         raise ConfigError(f"config.json: vision_config.hidden_act {act!r} is not supported")
 
     def size(name: str, default: int) -> int:
-        return _positive("config.json", f"vision_config.{name}", given.get(name, default))
+        return positive_int(given.get(name, default), f"vision_config.{name}")
 
     patch_size = size("patch_size", defaults.patch_size)
     config = VisionConfig(
@@ -110,21 +116,21 @@ def _vision(version: Version, hf: dict[str, Any], preprocessor: dict[str, Any]) 
         num_layers=size("num_hidden_layers", defaults.num_layers) - bool(hf.get("drop_vision_last_layer", True)),
         num_heads=size("num_attention_heads", defaults.num_heads),
         patch_size=patch_size,
-        layer_norm_eps=float(given.get("layer_norm_eps", defaults.layer_norm_eps)),
-        mean=tuple(preprocessor.get("norm_mean") or defaults.mean),
-        std=tuple(preprocessor.get("norm_std") or defaults.std),
+        layer_norm_eps=positive_number(
+            given.get("layer_norm_eps", defaults.layer_norm_eps), "vision_config.layer_norm_eps"
+        ),
+        mean=_normalization(preprocessor, "norm_mean", defaults.mean),
+        std=_normalization(preprocessor, "norm_std", defaults.std),
     )
     if config.hidden_size % config.num_heads:
         raise ConfigError(
             f"config.json: vision_config.hidden_size {config.hidden_size} must be a multiple of "
             f"num_attention_heads {config.num_heads}"
         )
-    if len(config.mean) != 3 or len(config.std) != 3:
-        raise ConfigError("preprocessor_config.json: norm_mean and norm_std need 3 numbers")
     return config
 
 
-def _positive(where: str, name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{where}: {name} must be an integer of at least 1, got {value!r}")
-    return value
+def _normalization(preprocessor: dict[str, Any], name: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    if preprocessor.get(name) is None:
+        return default
+    return numbers(preprocessor[name], 3, name, is_positive=name == "norm_std")

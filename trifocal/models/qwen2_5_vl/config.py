@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from trifocal.model_spec import ModelSpec
+from trifocal.model_spec import ModelSpec, numbers, positive_int, positive_number, section
 from trifocal.types import ConfigError
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _ALIASES = {"in_chans": "in_channels", "fullatt_block_indexes": "full_attention_blocks"}
+
+
+def _indices(value: object, name: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(index) is int for index in value):
+        raise ConfigError(f"config.json: {name} must be a list of integers, got {value!r}")
+    return tuple(value)
+
+
+_CHECKS: dict[str, Callable[[object, str], Any]] = {
+    "int": positive_int,
+    "float": positive_number,
+    "tuple[int, ...]": _indices,
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,7 @@ class VisionConfig:
     spatial_merge_size: int = 2
     window_size: int = 112
     full_attention_blocks: tuple[int, ...] = (7, 15, 23, 31)
+    tokens_per_second: float = 2.0  # as in every released file; the default of transformers' class, 4, is in none
     hidden_act: str = "silu"
     image_mean: tuple[float, ...] = _CLIP_MEAN
     image_std: tuple[float, ...] = _CLIP_STD
@@ -40,16 +55,21 @@ class VisionConfig:
     @classmethod
     def from_spec(cls, spec: ModelSpec) -> VisionConfig:
         """Read `vision_config` and the normalisation of `preprocessor_config.json`. Raises `ConfigError`."""
+        spec.check_preprocessor()
+        preprocessor = spec.preprocessor_config
         given: dict[str, Any] = {}
-        known = {item.name for item in fields(cls)}
-        for name, value in (spec.hf_config.get("vision_config") or {}).items():
-            name = _ALIASES.get(name, name)
-            if name in known and value is not None:
-                given[name] = tuple(value) if isinstance(value, list) else value
-        for name in ("image_mean", "image_std", "rescale_factor"):
-            value = spec.preprocessor_config.get(name)
-            if value is not None:
-                given[name] = tuple(value) if isinstance(value, list) else value
+        known = {item.name: item.type for item in fields(cls)}  # types as they are written here
+        for name, value in section(spec.hf_config, "vision_config").items():
+            ours = _ALIASES.get(name, name)
+            if ours in known and value is not None:
+                check = _CHECKS.get(str(known[ours]))
+                given[ours] = check(value, f"vision_config.{name}") if check else value
+        for name in ("image_mean", "image_std"):
+            if preprocessor.get(name) is not None:
+                given[name] = numbers(preprocessor[name], 3, name, is_positive=name == "image_std")
+        if preprocessor.get("rescale_factor") is not None:
+            factor = preprocessor["rescale_factor"]
+            given["rescale_factor"] = positive_number(factor, "rescale_factor", "preprocessor_config.json")
         config = cls(**{"out_hidden_size": spec.text.hidden_size, **given})
         config._check(spec.text.hidden_size)
         return config
@@ -89,5 +109,5 @@ class VisionConfig:
                 f"config.json: vision_config.out_hidden_size {self.out_hidden_size} differs from the language "
                 f"model's hidden_size {text_hidden_size}"
             )
-        if len(self.image_mean) != self.in_channels or len(self.image_std) != self.in_channels:
-            raise ConfigError(f"preprocessor_config.json: image_mean and image_std need {self.in_channels} numbers")
+        if self.in_channels != 3:
+            raise ConfigError(f"config.json: vision_config.in_channels must be 3, got {self.in_channels}")

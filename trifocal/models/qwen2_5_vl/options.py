@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trifocal.model_spec import positive_int
 from trifocal.types import RequestError
 
 # Class defaults of transformers' Qwen2VLImageProcessor, for a folder that says nothing.
@@ -38,12 +39,16 @@ class PixelLimits:
 
     @classmethod
     def of_checkpoint(cls, preprocessor: Mapping[str, Any]) -> PixelLimits:
-        """From preprocessor_config.json: `min_pixels`/`max_pixels` (older files) or `size`, which mean the same."""
+        """From preprocessor_config.json: `min_pixels`/`max_pixels` (older files) or `size`, which mean the same.
+
+        Raises `ConfigError`.
+        """
         size = preprocessor.get("size")
         named = size.items() if isinstance(size, Mapping) else ()
         found = {_SIZE_ALIASES.get(name, name): value for name, value in named}
         found |= {name: preprocessor[name] for name in _PIXEL_NAMES if preprocessor.get(name) is not None}
-        return cls(int(found.get("min_pixels", DEFAULT_MIN_PIXELS)), int(found.get("max_pixels", DEFAULT_MAX_PIXELS)))
+        limits = {"min_pixels": DEFAULT_MIN_PIXELS, "max_pixels": DEFAULT_MAX_PIXELS, **found}
+        return cls(*(positive_int(limits[name], name, "preprocessor_config.json") for name in _PIXEL_NAMES))
 
 
 @dataclass(frozen=True, slots=True)

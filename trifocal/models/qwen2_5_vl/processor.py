@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifocal.model_spec import ModelSpec
+from trifocal.models.qwen2_5_vl.config import VisionConfig
 from trifocal.models.qwen2_5_vl.options import MediaOptions, PixelLimits
 from trifocal.models.qwen2_5_vl.preprocess import MAX_ASPECT_RATIO, TokenGrid, mrope_positions, smart_resize
 from trifocal.multimodal.hashing import content_hash
@@ -20,7 +21,6 @@ from trifocal.tokenizer import Tokenizer
 from trifocal.types import ConfigError, MediaItem, Modality, Prompt, RequestError, Span
 
 _PAD_TOKENS: dict[Modality, str] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-_DEFAULT_TOKENS_PER_SECOND = 2  # what every released file says; the class default of transformers, 4, is in none
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,11 @@ class Qwen2_5_VLProcessor(Processor):
 
     def __init__(self, spec: ModelSpec, tokenizer: Tokenizer) -> None:
         super().__init__(spec, tokenizer)
-        vision = spec.hf_config.get("vision_config") or {}
+        vision = VisionConfig.from_spec(spec)
         self._layout = PatchLayout(
-            patch=int(vision.get("patch_size", 14)),
-            merge=int(vision.get("spatial_merge_size", 2)),
-            temporal=int(vision.get("temporal_patch_size", 2)),
+            patch=vision.patch_size, merge=vision.spatial_merge_size, temporal=vision.temporal_patch_size
         )
-        self._tokens_per_second = float(vision.get("tokens_per_second", _DEFAULT_TOKENS_PER_SECOND))
+        self._tokens_per_second = vision.tokens_per_second
         self._limits = PixelLimits.of_checkpoint(spec.preprocessor_config)
         self._pad_ids: dict[Modality, int] = {
             "image": self._token_id("image_token_id", "<|image_pad|>"),
@@ -62,10 +60,11 @@ class Qwen2_5_VLProcessor(Processor):
 
     def _token_id(self, field: str, name: str) -> int:
         value = self.spec.hf_config.get(field)
-        token_id = value if isinstance(value, int) else self.tokenizer.token_to_id(name)
-        if token_id is None:
-            raise ConfigError(f"config.json has no {field} and the tokenizer has no {name}: pictures cannot be placed")
-        return token_id
+        if value is None:
+            return self.control_token(name)
+        if type(value) is not int or not 0 <= value < self.tokenizer.vocab_size:
+            raise ConfigError(f"config.json: {field} must be the id of a token, got {value!r}")
+        return value
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `RequestError` for an option that is unknown or out of range."""

@@ -1,0 +1,85 @@
+"""`trifocal models`: what it lists is what can be run, and every claim names a test that exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+from trifocal.cli import main
+from trifocal.cli.models import catalogue
+from trifocal.config import DTYPES, EngineArgs, resolve
+from trifocal.models.registry import FAMILIES, MODELS, PROCESSORS, Check, check_architecture
+from trifocal.types import ConfigError, NotAvailableYetError
+
+ROOT = Path(__file__).parents[2]
+CHECKS = [check for family in FAMILIES for check in family.checks]
+
+
+@pytest.mark.parametrize("columns", [72, 80, 120])
+def test_table(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    assert all(len(line) <= columns for line in text.splitlines())
+    words = " ".join(text.split())
+    for family in FAMILIES:
+        for told in (*family.releases, *family.language_models, *family.modalities):
+            assert told in words
+        assert all(each.architecture in words for each in family.formats)
+        assert all(check.what in words and check.reference in words for check in family.checks)
+    assert all(dtype in words for dtype in DTYPES.values())
+    assert words.count("none was run here") == sum(not family.is_run_as_released for family in FAMILIES)
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads(json.dumps(catalogue()))
+    names = [each["architecture"] for family in told["families"] for each in family["formats"]]
+    assert sorted(names) == sorted(MODELS) == sorted(PROCESSORS)
+    assert told["weights"]["dtypes"] == ["bfloat16", "float16", "float32"]
+    assert told["families"][0]["modalities"] == ["text", "image", "video"]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.test)
+def test_the_test_behind_a_claim_exists(check: Check) -> None:
+    file, _, function = check.test.partition("::")
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_language_models_are_those_of_the_code() -> None:
+    from trifocal.models.internvl.model import _DECODERS as internvl
+    from trifocal.models.minicpmv.model import _DECODERS as minicpmv
+
+    told = {family.name: set(family.language_models) for family in FAMILIES}
+    for name, decoders in (("InternVL", internvl), ("MiniCPM-V", minicpmv)):
+        assert told[name] == {decoder.__name__.removesuffix("Decoder") for decoder in decoders.values()}
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors"])
+def test_quantizations_are_those_that_are_not_refused(tmp_path: Path, method: str) -> None:
+    args = EngineArgs(model=str(tiny.write_checkpoint(tmp_path)), quantization=method, device="cpu")
+    assert method not in catalogue()["weights"]["quantization"]
+    with pytest.raises(NotAvailableYetError, match=method):
+        resolve(args)
+
+
+def test_an_unknown_architecture_points_here() -> None:
+    with pytest.raises(ConfigError, match=r"'GPT2LMHeadModel' is not supported; .*InternVLChatModel.*trifocal models"):
+        check_architecture("GPT2LMHeadModel")
+
+
+def test_without_torch_and_for_a_reader_that_leaves() -> None:
+    code = "import sys\nfrom trifocal.cli import main\nmain(['models'])\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    words = [sys.executable, "-m", "trifocal", "models", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(60) == 0

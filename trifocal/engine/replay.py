@@ -1,0 +1,143 @@
+"""Replay: what every request in flight needs to outlive the engine, and the order in which a new engine gets them.
+
+As a rule the engine is given everything at once. After a crash it may be one of the requests that kills it, so those
+that were being computed are tried first: each alone, until it has produced a token and is above suspicion. Who is in
+the batch of two crashes in a row, the second time alone, is guilty. Being killed from outside is half as suspicious as
+a crash: an operator may do it again and again, but so may a guard against memory hogs that we do not know of.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+
+from trifocal.engine.child import Death
+from trifocal.engine.output import Choice
+from trifocal.engine.stream import RequestStream
+from trifocal.types import Request, TokenOutput
+
+_CRASH, _KILL = 2, 1
+_IS_SUSPECT, _IS_GUILTY = 2, 4
+
+
+@dataclass(eq=False)
+class InFlight:
+    """One sequence between `submit` and its end: how to start it again, and where it has got to.
+
+    Its pixels are in the media store, held for `media_user`, and nowhere else.
+    """
+
+    request: Request
+    choice: Choice
+    stream: RequestStream
+    media_user: str
+    output_token_ids: list[int] = field(default_factory=list)
+    num_cached_tokens: int | None = None  # as the first engine that gave it a token counted them
+    suspicion: int = 0
+    num_sent: int = 0
+    wire_id: str | None = None  # what the engine of now calls it; None if it was not given it
+
+    def to_send(self) -> Request:
+        """The request as the engine is to go on with it, under an id that no engine has seen."""
+        self.wire_id = f"{self.request.request_id}~{self.num_sent}"
+        self.num_sent += 1
+        return replace(self.request, request_id=self.wire_id, output_token_ids=tuple(self.output_token_ids))
+
+
+class Flights:
+    """Every request in flight, and which of them the engine has been given. Policy only: no process, no socket.
+
+    After any change `take_due` says what the engine is to be told.
+    """
+
+    def __init__(self) -> None:
+        self._all: dict[str, InFlight] = {}  # by request id, in order of arrival
+        self._sent: dict[str, InFlight] = {}  # by wire id
+        self._suspects: deque[InFlight] = deque()
+        self._on_trial: InFlight | None = None
+        self._to_abort: list[str] = []
+        self.num_replays = 0  # how often a dead engine's request was left to the next engine
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._all
+
+    def all(self) -> list[InFlight]:
+        """Everything in flight, oldest first."""
+        return list(self._all.values())
+
+    @property
+    def num_sent(self) -> int:
+        """Requests that the engine is working on."""
+        return len(self._sent)
+
+    def add(self, flight: InFlight) -> None:
+        """A new request. Its id must not be in use."""
+        self._all[flight.request.request_id] = flight
+
+    def remove(self, request_id: str) -> InFlight | None:
+        """A request has ended, by itself or because nobody wants it any more; None if it had before."""
+        flight = self._all.pop(request_id, None)
+        if flight is not None:
+            self._take_back(flight)
+            if flight in self._suspects:
+                self._suspects.remove(flight)
+            if flight is self._on_trial:
+                self._on_trial = None
+        return flight
+
+    def _take_back(self, flight: InFlight) -> None:
+        if flight.wire_id is not None:
+            del self._sent[flight.wire_id]
+            self._to_abort.append(flight.wire_id)
+            flight.wire_id = None
+
+    def receive(self, output: TokenOutput) -> InFlight | None:
+        """Whose output this is, with its tokens taken down; None if nobody waits for it any more."""
+        flight = self._sent.get(output.request_id)
+        if flight is None:
+            return None
+        if output.token_ids:
+            flight.output_token_ids += output.token_ids
+            flight.suspicion = 0
+            if flight.num_cached_tokens is None:
+                flight.num_cached_tokens = output.num_cached_tokens
+            if flight is self._on_trial:
+                self._acquit(flight)
+        return flight
+
+    def _acquit(self, flight: InFlight) -> None:
+        self._on_trial = None
+        if self._suspects:  # they are to be alone as well; what was computed for it stays in the engine's caches
+            self._take_back(flight)
+
+    def lose_engine(self, death: Death) -> list[InFlight]:
+        """The engine is dead, and with it all that it was given. Returns whom to blame; the caller removes them."""
+        batch = [flight for wire_id, flight in self._sent.items() if death.batch is None or wire_id in death.batch]
+        for flight in batch:
+            flight.suspicion += _KILL if death.is_from_outside else _CRASH
+        was_alone = len(self._sent if death.batch is None else death.batch) == 1
+        self.num_replays += len(self._sent)
+        for flight in self._sent.values():
+            flight.wire_id = None
+        self._sent.clear()
+        self._to_abort.clear()
+        self._on_trial = None
+        suspects = [flight for flight in self._all.values() if flight.suspicion >= _IS_SUSPECT]
+        self._suspects = deque(sorted(suspects, key=lambda flight: -flight.suspicion))
+        return [flight for flight in batch if was_alone and flight.suspicion >= _IS_GUILTY]
+
+    def take_due(self) -> tuple[list[Request], list[str]]:
+        """What a running engine is to be told now: requests to work on, ids to forget (these first)."""
+        to_abort, self._to_abort = self._to_abort, []
+        due: list[InFlight] = []
+        if self._on_trial is None and self._suspects:
+            self._on_trial = self._suspects.popleft()
+            due = [self._on_trial]
+        elif self._on_trial is None and len(self._sent) < len(self._all):
+            due = [flight for flight in self._all.values() if flight.wire_id is None]
+        requests = [flight.to_send() for flight in due]
+        self._sent |= {flight.wire_id: flight for flight in due if flight.wire_id is not None}
+        return requests, to_abort

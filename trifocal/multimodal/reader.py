@@ -1,0 +1,127 @@
+"""`MediaReader`: media items from bytes, through decoder processes, or from Python objects, here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from trifocal.multimodal import decoder_messages as messages
+from trifocal.multimodal.decoder_pool import Decoder, DecoderDiedError, DecoderPool, DecoderSlowError
+from trifocal.multimodal.image import OpenedImage, TargetSize, load_image, open_image, refusal
+from trifocal.multimodal.limits import MediaLimits
+from trifocal.multimodal.media import Image, Media, Video
+from trifocal.multimodal.video import EncodedVideo, OpenedVideo, Sampler, load_frames, open_frames
+from trifocal.types import Modality
+
+T = TypeVar("T")
+
+
+class MediaReader:
+    """Opens pictures and clips (header only) and loads them (pixels). Safe to use from several threads; blocks.
+
+    At most `num_decoders` processes. Everything raises `RequestError` that names the item by `where`.
+    """
+
+    def __init__(self, limits: MediaLimits, num_decoders: int) -> None:
+        self.limits = limits
+        self._pool = DecoderPool(num_decoders, limits.decode_memory_bytes)
+
+    def open_image(self, source: Any, where: str) -> OpenedImage:
+        """Open a picture: bytes, a PIL image, or an array as `image.open_image` takes it."""
+        if not isinstance(source, bytes):
+            return open_image(source, where, self.limits.max_image_pixels)
+        job = messages.OpenImage(self._file("image", source, where))
+
+        def ask(decoder: Decoder) -> messages.ImageHeader:
+            decoder.send(job, source)
+            header = decoder.receive(messages.ImageHeader)
+            decoder.receive(messages.Done)
+            return header
+
+        header = self._run("image", where, ask)
+        return OpenedImage(source, header.height, header.width, where)
+
+    def load_image(self, opened: OpenedImage, target: TargetSize | None = None) -> Image:
+        """Decode a picture, scaled to `target`; see `image.load_image`."""
+        data = opened.source
+        if not isinstance(data, bytes):
+            return load_image(opened, target)
+        size, turned = (opened.height, opened.width), (opened.width, opened.height)
+        if target is not None:
+            size, turned = target(1, *size), target(1, *turned)
+        job = messages.LoadImage(self._file("image", data, opened.where), size, turned)
+
+        def ask(decoder: Decoder) -> Image:
+            decoder.send(job, data)
+            pixels = decoder.receive_frame((size, turned))
+            decoder.receive(messages.Done)
+            return Image(pixels)
+
+        return self._run("image", opened.where, ask)
+
+    def open_video(self, source: Any, sampler: Sampler, where: str, *, frames_fps: float = 2.0) -> OpenedVideo:
+        """Open a video file or animated picture (bytes), or frames as `video.open_frames` takes them."""
+        if isinstance(source, bytes):
+            opened = self._open_file(source, sampler, where)
+        else:
+            opened = open_frames(source, sampler, where, self.limits.max_image_pixels, frames_fps=frames_fps)
+        self.limits.check_frames(len(opened.sample.indices), where)
+        return opened
+
+    def load_video(self, opened: OpenedVideo, target: TargetSize | None = None) -> Video:
+        """Decode the chosen frames and no others, each scaled to `target` at once."""
+        source, indices = opened.source, opened.sample.indices
+        if not isinstance(source, EncodedVideo):
+            return load_frames(opened, target)
+        size = (opened.height, opened.width)
+        if target is not None:
+            size = target(len(indices), *size)
+        job = messages.LoadVideo(self._file("video", source.data, opened.where), indices.tolist(), size, source.index)
+
+        def ask(decoder: Decoder) -> Video:
+            frames = np.empty((len(indices), *size, 3), np.uint8)
+            decoder.send(job, source.data)
+            decoder.receive_frames(frames)
+            decoder.receive(messages.Done)
+            return Video(frames, opened.sample.fps)
+
+        return self._run("video", opened.where, ask)
+
+    def load(self, opened: OpenedImage | OpenedVideo, target: TargetSize | None = None) -> Media:
+        """Either of these."""
+        if isinstance(opened, OpenedImage):
+            return self.load_image(opened, target)
+        return self.load_video(opened, target)
+
+    def close(self) -> None:
+        """End the decoder processes."""
+        self._pool.close()
+
+    def _open_file(self, data: bytes, sampler: Sampler, where: str) -> OpenedVideo:
+        job = messages.OpenVideo(self._file("video", data, where))
+
+        def ask(decoder: Decoder) -> messages.VideoHeader:
+            decoder.send(job, data)
+            header = decoder.receive(messages.VideoHeader)
+            decoder.receive(messages.Done)
+            return header
+
+        found = self._run("video", where, ask)
+        sample = sampler(found.num_frames, found.fps)
+        source = EncodedVideo(data, found.index)
+        return OpenedVideo(source, found.num_frames, found.fps, found.height, found.width, sample, where)
+
+    def _file(self, modality: Modality, data: bytes, where: str) -> messages.File:
+        return messages.File(where, len(data), self.limits.max_image_pixels, self.limits.timeout(modality))
+
+    def _run(self, modality: Modality, where: str, work: Callable[[Decoder], T]) -> T:
+        try:
+            return self._pool.run(work)
+        except DecoderDiedError as error:
+            raise refusal(where, f"the {modality} makes its decoder fail ({error})") from None
+        except DecoderSlowError:
+            seconds = self.limits.timeout(modality)
+            message = f"the {modality} takes longer than {seconds:g} s to decode (--{modality}-decode-timeout)"
+            raise refusal(where, message) from None
