@@ -45,7 +45,8 @@ class Worker:
             quantization=config.quantization,
         )
         use_kernels(self.model, self.platform.kernels())
-        logger.info("weights loaded in %.1f s (%s, %s)", perf_counter() - started, config.dtype, self.device)
+        how = f", linear layers in {config.quantization.method}" if config.quantization else ""
+        logger.info("weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.dtype, how, self.device)
         num_blocks = self._num_blocks()
         self.capacity = Capacity(
             num_blocks=num_blocks,
