@@ -306,6 +306,7 @@ class StepResult:
     """What a step produced: the sampled token of each sequence that had `samples` set, and requests that failed.
 
     `failed_media` are the hashes of media without which positions of this step were computed: what they hold is wrong.
+    `encode_s` are the seconds that its media spent in the vision tower.
     """
 
     step_id: int
@@ -313,6 +314,7 @@ class StepResult:
     logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     failed_media: frozenset[bytes] = frozenset()
+    encode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +348,8 @@ class EngineStats:
     num_generation_tokens: int = 0
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_hits: int = 0
-    num_media_encoded: int = 0  # vision tower runs
+    num_media_encoded: int = 0  # media items that went through the vision tower
+    media_encode_s: float = 0.0  # seconds they took together
     encoder_hits: int = 0  # media items served from the encoder cache
     num_restarts: int = 0  # engine processes that replaced a dead one
     num_replays: int = 0  # requests that a new engine took over from a dead one
