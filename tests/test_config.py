@@ -62,6 +62,8 @@ def test_auto_is_decided(folder: Path) -> None:
         ({"limit_mm_per_prompt": {"audio": 1}}, "--limit-mm-per-prompt: unknown modality 'audio'"),
         ({"limit_mm_per_prompt": {"image": -1}}, "--limit-mm-per-prompt: image must be"),
         ({"limit_mm_per_prompt": {"image": True}}, "--limit-mm-per-prompt: image must be"),
+        ({"quantization": "gptq"}, "--quantization must be awq, int8, int4, got 'gptq'"),
+        ({"quantization": "awq"}, "--quantization awq: the checkpoint is not quantized"),
         ({"tensor_parallel_size": 0}, "--tensor-parallel-size must be at least 1"),
     ],
 )
@@ -77,7 +79,6 @@ def test_refusals_name_the_flag(folder: Path, changes: dict[str, Any], message: 
         {"pipeline_parallel_size": 2},
         {"distributed_executor_backend": "mp"},
         {"distributed_executor_backend": "ray"},
-        {"quantization": "awq"},
     ],
 )
 def test_what_is_not_built_is_refused(folder: Path, changes: dict[str, Any]) -> None:

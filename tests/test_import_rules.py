@@ -43,13 +43,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "distributed",
     },
     "models": {"models", "layers", "attention", "quant", "multimodal", "tokenizer", "distributed"},
-    "layers": {"layers", "quant", "distributed", "platforms"},
-    "attention": {"attention", "platforms"},
-    "quant": {"quant", "layers", "distributed"},
+    "layers": {"layers", "quant", "distributed", "platforms", "kernels.base"},
+    "attention": {"attention", "platforms", "kernels"},
+    "quant": {"quant", "layers", "distributed", "kernels.base", "kernels.int4"},
+    "kernels": {"kernels"},  # compiled code and what torch does where there is none; a platform chooses
+    "kernels.base": {"kernels.int4"},
+    "kernels.int4": set(),
     "multimodal": {"multimodal", "tokenizer", "models.registry"},  # the registry finds a family's processor
     "models.registry": {"models.base"},
     "tokenizer": {"tokenizer"},
-    "platforms": {"platforms"},
+    "platforms": {"platforms", "kernels"},
     "distributed": {"platforms"},
     # The vocabulary itself; `resolve` asks two tables whether a name is known, without importing what they name.
     "config": {"models.registry", "platforms"},

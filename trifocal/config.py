@@ -11,10 +11,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from trifocal import envs
-from trifocal.model_spec import ModelSpec
+from trifocal.model_spec import ModelSpec, Quantization
 from trifocal.types import ConfigError, NotAvailableYetError
 
 DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
+QUANTIZATIONS = ("awq", "int8", "int4")
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU = 512  # a step of more would make running answers wait for seconds
@@ -44,9 +45,16 @@ class EngineArgs:
     revision: str | None = arg("model", "accepted for vLLM's sake; a local folder has one revision", None)
     trust_remote_code: bool = arg("model", "allow a checkpoint's own Python files to run; think first", False)
     dtype: str = arg(
-        "model", "type of weights and activations; auto: the checkpoint's", "auto", choices=["auto", *DTYPES]
+        "model",
+        "type of weights and activations; auto: the checkpoint's, and on a CPU bfloat16 for AWQ",
+        "auto",
+        choices=["auto", *DTYPES],
     )
-    quantization: str | None = arg("model", "quantization method of the weights", None)
+    quantization: str | None = arg(
+        "model",
+        "awq for such checkpoints (known without it, too); int8 or int4: round weights on loading",
+        None,
+    )
     load_format: str = arg(
         "model", "auto and safetensors read the weights, dummy invents random ones", "auto",
         choices=["auto", "safetensors", "dummy"],
@@ -108,6 +116,7 @@ class EngineConfig:
     tokenizer: str
     device: str
     dtype: str
+    quantization: Quantization | None
     load_format: str
     seed: int
     trust_remote_code: bool
@@ -146,8 +155,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
     _refuse_unbuilt(args)
     spec = ModelSpec.from_checkpoint(args.model)
     check_architecture(spec.architecture)
-    if args.quantization or spec.quantization:
-        raise NotAvailableYetError(f"--quantization {args.quantization or spec.quantization}")
+    quantization = _quantization(args, spec)
     max_model_len = _max_model_len(args, spec)
     device = detect_device(args.device)
     _positive("--max-num-seqs", args.max_num_seqs)
@@ -158,14 +166,12 @@ def resolve(args: EngineArgs) -> EngineConfig:
     block_size = args.block_size or BLOCK_SIZES[0]
     if block_size not in BLOCK_SIZES:
         raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")
-    dtype = spec.dtype if args.dtype == "auto" else DTYPES.get(args.dtype, "")
-    if not dtype:
-        raise ConfigError(f"--dtype must be auto, {', '.join(DTYPES)}, got {args.dtype!r}")
     return EngineConfig(
         spec=spec.for_context(max_model_len),
         tokenizer=args.tokenizer or spec.path,
         device=device,
-        dtype=dtype,
+        dtype=_dtype(args, spec, quantization, device),
+        quantization=quantization,
         load_format=args.load_format,
         seed=args.seed,
         trust_remote_code=args.trust_remote_code,
@@ -208,6 +214,31 @@ def _refuse_unbuilt(args: EngineArgs) -> None:
         raise NotAvailableYetError("--allow-pickle (only safetensors are read; convert the checkpoint once instead)")
     if args.load_format not in ("auto", "safetensors", "dummy"):
         raise ConfigError(f"--load-format must be auto, safetensors or dummy, got {args.load_format!r}")
+
+
+def _quantization(args: EngineArgs, spec: ModelSpec) -> Quantization | None:
+    own = Quantization.from_config(spec.quantization) if spec.quantization else None
+    if not args.quantization:
+        return own
+    if args.quantization not in QUANTIZATIONS:
+        raise ConfigError(f"--quantization must be {', '.join(QUANTIZATIONS)}, got {args.quantization!r}")
+    if args.quantization == "awq" and own is None:
+        raise ConfigError(
+            "--quantization awq: the checkpoint is not quantized, its config.json has no quantization_config"
+        )
+    if args.quantization != "awq" and own is not None:
+        raise ConfigError(f"--quantization {args.quantization}: the checkpoint is quantized by {own.method} already")
+    return own or Quantization(args.quantization)
+
+
+def _dtype(args: EngineArgs, spec: ModelSpec, quantization: Quantization | None, device: str) -> str:
+    if args.dtype == "auto":
+        # AWQ's files say float16 because its GPU kernels want it; there is no fast float16 on most CPUs.
+        is_awq = quantization is not None and quantization.method == "awq"
+        return "bfloat16" if is_awq and device == "cpu" and spec.dtype == "float16" else spec.dtype
+    if args.dtype not in DTYPES:
+        raise ConfigError(f"--dtype must be auto, {', '.join(DTYPES)}, got {args.dtype!r}")
+    return DTYPES[args.dtype]
 
 
 def _positive(flag: str, value: int) -> int:

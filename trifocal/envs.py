@@ -124,6 +124,15 @@ USE_V1 = Env("USE_V1", _only_v1, True, "accepted for vLLM's sake; 0 is refused: 
 CPU_KVCACHE_SPACE: Env[float | None] = Env(
     "CPU_KVCACHE_SPACE", _positive_float, None, "GiB of KV cache on a CPU; unset: measured, at most 4 GiB"
 )
+CPU_KERNELS = Env(
+    "CPU_KERNELS",
+    _one_of("1", "0", "avx2", "avx512", "avx512_bf16"),
+    "1",
+    "0: compute on a CPU with torch alone; an instruction set: use kernels for this one; 1: for the best one there is",
+)
+CACHE_ROOT: Env[str | None] = Env(
+    "CACHE_ROOT", str, None, "folder for what is made once, e.g. compiled kernels; unset: ~/.cache/trifocal"
+)
 LOGGING_LEVEL = Env(
     "LOGGING_LEVEL", _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
 )

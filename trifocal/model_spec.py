@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trifocal.types import ConfigError
+from trifocal.types import ConfigError, NotAvailableYetError
 
 _LLM_KEYS = ("text_config", "llm_config")
 _ROPE_ALIASES = {"mrope": "default", "su": "longrope"}
@@ -61,6 +61,34 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How weights are kept: `method` awq, int8 or int4. `group_size`, AWQ's alone, counts inputs; -1: all of them."""
+
+    method: str
+    group_size: int = -1
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Quantization:
+        """Read a `quantization_config`. Raises `ConfigError` or `NotAvailableYetError` for what cannot be read."""
+        method = str(config.get("quant_method"))
+        if method != "awq":
+            raise NotAvailableYetError(f"config.json: quantization_config.quant_method {method} (awq works)")
+        version = str(config.get("version", "gemm")).lower()
+        if version != "gemm":
+            raise ConfigError(
+                f"config.json: quantization_config.version is {version!r}: AWQ weights in this layout are not read, "
+                "only version gemm is; quantize the original model anew with version GEMM"
+            )
+        bits, has_zeros, group = config.get("bits", 4), config.get("zero_point", True), config.get("group_size", 128)
+        if bits != 4 or has_zeros is not True or not isinstance(group, int):
+            raise ConfigError(
+                "config.json: quantization_config must have bits 4, zero_point true and a group_size in AWQ, "
+                f"found {bits!r}, {has_zeros!r}, {group!r}"
+            )
+        return cls(method, group)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A checkpoint folder: where it is, what it holds, what it asks for."""
 
@@ -72,7 +100,7 @@ class ModelSpec:
     hf_config: dict[str, Any]
     generation_config: dict[str, Any]
     preprocessor_config: dict[str, Any]
-    quantization: str | None = None
+    quantization: dict[str, Any] = field(default_factory=dict)  # `quantization_config`, unread
 
     @classmethod
     def from_checkpoint(cls, path: str) -> ModelSpec:
@@ -95,7 +123,7 @@ class ModelSpec:
             hf_config=hf,
             generation_config=generation,
             preprocessor_config=_preprocessor(folder),
-            quantization=section(hf, "quantization_config").get("quant_method"),
+            quantization=section(hf, "quantization_config") or section(text_dict, "quantization_config"),
         )
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from trifocal.layers.activation import silu_and_mul
+from trifocal.layers.activation import SiluAndMul
 from trifocal.layers.embedding import Embedding
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.layers.norm import RMSNorm
@@ -45,7 +45,7 @@ def test_rms_norm_multiplies_after_the_cast() -> None:
 
 def test_silu_and_mul_gates_with_the_first_half() -> None:
     x = torch.randn(3, 10)
-    assert torch.equal(silu_and_mul(x), F.silu(x[:, :5]) * x[:, 5:])
+    assert torch.equal(SiluAndMul()(x), F.silu(x[:, :5]) * x[:, 5:])
 
 
 def test_embedding_is_its_own_head() -> None:

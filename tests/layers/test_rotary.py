@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from trifocal.layers.rotary import RotaryEmbedding, inverse_frequencies, rotate
+from trifocal.layers.rotary import RotaryEmbedding, Rotate, inverse_frequencies
 from trifocal.model_spec import RopeConfig, rope_config
 from trifocal.types import ConfigError
 
@@ -101,7 +101,7 @@ def test_rotate_is_a_rotation_by_halves() -> None:
     cos, sin = RotaryEmbedding(RopeConfig(), 16)(torch.arange(4)[None], torch.float32)
     full = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
     swapped = torch.cat([-x[..., 8:], x[..., :8]], -1)
-    assert torch.equal(rotate(x, cos, sin), x * full[0] + swapped * full[1])
+    assert torch.equal(Rotate()(x, cos, sin), x * full[0] + swapped * full[1])
 
 
 def test_refusals() -> None:

@@ -6,5 +6,9 @@ from trifocal.attention.base import AttentionBackend
 from trifocal.registry import Registry
 
 ATTENTION: Registry[type[AttentionBackend]] = Registry(
-    "attention backend", {"reference": "trifocal.attention.reference:ReferenceAttention"}
+    "attention backend",
+    {
+        "cpu": "trifocal.attention.cpu:CpuAttention",
+        "reference": "trifocal.attention.reference:ReferenceAttention",
+    },
 )

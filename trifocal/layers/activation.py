@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from trifocal.layers.base import Layer
 
-def silu_and_mul(gate_up: Tensor) -> Tensor:
-    """[..., 2 * n], the gate's half first -> silu(gate) * up, [..., n]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+
+class SiluAndMul(Layer):
+    """silu(gate) * up."""
+
+    def forward(self, gate_up: Tensor) -> Tensor:
+        """[rows, 2 * size], the gate's half first -> [rows, size]."""
+        return self.kernels.silu_and_mul(gate_up)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from trifocal.layers.linear import Linear
 
 
-class Embedding(nn.Module):
-    """A table [num_embeddings, size]."""
+class Embedding(Linear):
+    """A table [num_embeddings, size]: a linear layer without bias whose rows can be looked up."""
 
     def __init__(self, num_embeddings: int, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_embeddings, size), requires_grad=False)
+        super().__init__(size, num_embeddings, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 [n] -> [n, size]."""
-        return F.embedding(ids, self.weight)
+        return self.method.look_up(self, ids)
 
     def as_head(self, hidden: Tensor) -> Tensor:
         """The table used as an output layer (tied weights): [n, size] -> [n, num_embeddings]."""
-        return F.linear(hidden, self.weight)
+        return self.method.apply(self, hidden)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trifocal.layers.base import Layer
 
-class RMSNorm(nn.Module):
+
+class RMSNorm(Layer):
     """Root-mean-square norm as Llama has it: in float32, cast to the input's dtype, and only then times the weight."""
 
     def __init__(self, size: int, eps: float) -> None:
@@ -16,6 +18,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., size] -> the same shape and dtype."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale).to(x.dtype) * self.weight
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, delta: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """x and delta [rows, size] -> x + scale * delta, and the norm of it."""
+        return self.kernels.add_rms_norm(x, delta, scale, self.weight, self.eps)

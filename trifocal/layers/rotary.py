@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from trifocal.layers.base import Layer
 from trifocal.model_spec import RopeConfig
 from trifocal.types import ConfigError
 
@@ -147,7 +148,9 @@ def _longrope_attention_factor(rope: RopeConfig) -> float:
     return math.sqrt(1 + math.log(rope.factor) / math.log(_need(rope, "original_max_position_embeddings")))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [n, heads, d], cos and sin [n, 1, d / 2] -> x with its halves turned against each other (NeoX style)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+class Rotate(Layer):
+    """Turns the halves of each head against each other (NeoX style)."""
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [n, heads, d], cos and sin [n, 1, d / 2] -> [n, heads, d]."""
+        return self.kernels.rotate(x, cos, sin)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.attention.base import AttentionBackend
-from trifocal.layers.activation import silu_and_mul
+from trifocal.layers.activation import SiluAndMul
 from trifocal.layers.embedding import Embedding
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.layers.norm import RMSNorm
-from trifocal.layers.rotary import RotaryEmbedding, rotate
+from trifocal.layers.rotary import RotaryEmbedding, Rotate
 from trifocal.model_spec import TextConfig
 from trifocal.types import ConfigError
 
@@ -29,6 +29,7 @@ class SelfAttention(nn.Module):
         parts = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
         self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=qkv_bias)
         self.o_proj = Linear(heads, config.hidden_size, bias=False)
+        self.rotate = Rotate()
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if qk_norm else None
 
@@ -39,7 +40,7 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=1)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
-        q, k = torch.split(rotate(qk, cos, sin), [self.num_heads, self.num_kv_heads], dim=1)
+        q, k = torch.split(self.rotate(qk, cos, sin), [self.num_heads, self.num_kv_heads], dim=1)
         out: Tensor = self.o_proj(attention(self.index, q, k, v).reshape(len(x), -1))
         return out
 
@@ -51,11 +52,12 @@ class GatedMLP(nn.Module):
         super().__init__()
         parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
         self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
+        self.act = SiluAndMul()
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, hidden_size] -> [n, hidden_size]."""
-        out: Tensor = self.down_proj(silu_and_mul(self.gate_up_proj(x)))
+        out: Tensor = self.down_proj(self.act(self.gate_up_proj(x)))
         return out
 
 
@@ -73,8 +75,10 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
         """[n, hidden_size] -> [n, hidden_size]."""
-        x = torch.add(x, self.self_attn(self.input_layernorm(x), cos, sin, attention), alpha=self.residual_scale)
-        return torch.add(x, self.mlp(self.post_attention_layernorm(x)), alpha=self.residual_scale)
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, attention)
+        x, normed = self.post_attention_layernorm.add(x, attended, self.residual_scale)
+        made: Tensor = self.mlp(normed)
+        return x + (made if self.residual_scale == 1 else made * self.residual_scale)
 
 
 class Decoder(nn.Module):

@@ -13,10 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trifocal.layers.linear import MergedLinear
-from trifocal.model_spec import ModelSpec, read_json
+from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.model_spec import ModelSpec, Quantization, read_json
 from trifocal.models.base import Model
+from trifocal.models.decoder import Decoder
 from trifocal.models.registry import MODELS
+from trifocal.quant.base import Slot
+from trifocal.quant.choose import quantize_layers
 from trifocal.types import ConfigError
 
 _INDEX = "model.safetensors.index.json"
@@ -24,15 +27,21 @@ _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older rel
 
 
 def load_model(
-    spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, load_format: str, seed: int, progress: bool = False
+    spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, load_format: str, seed: int, progress: bool = False,
+    quantization: Quantization | None = None,
 ) -> Model:  # fmt: skip
     """Build the model of `spec` and fill it, from its folder or (`load_format="dummy"`) with seeded random numbers.
 
-    The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`. Raises
-    `ConfigError`.
+    The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers of
+    the language model are in the format that `quantization` asks for. Raises `ConfigError`.
     """
     with _meta_device(dtype):
         model = MODELS.get(spec.architecture)(spec)
+        if quantization:
+            names = frozenset[str]() if load_format == "dummy" else _our_names(model, Path(spec.path))
+            for path, module in model.named_modules():
+                if isinstance(module, Decoder):
+                    quantize_layers(module, path, quantization, names)
     _materialize(model, device)
     if load_format == "dummy":
         _fill_randomly(model, seed)
@@ -61,7 +70,12 @@ def load_weights(model: Model, folder: Path, *, progress: bool = False) -> None:
         raise ConfigError(f"{folder.name}: tensor {missing[0]}{more} is in none of the safetensors files")
 
 
-def _fill(slots: Mapping[str, Tensor], name: str, values: Tensor, where: str, model: Model) -> None:
+def _our_names(model: Model, folder: Path) -> frozenset[str]:
+    """Names of a folder's tensors as `rename` gives them."""
+    return frozenset(name for name in map(model.rename, tensor_names(folder)) if name is not None)
+
+
+def _fill(slots: Mapping[str, Slot], name: str, values: Tensor, where: str, model: Model) -> None:
     slot = slots.get(name)
     if slot is None:
         raise ConfigError(f"{where} has no place in {type(model).__name__}")
@@ -88,16 +102,17 @@ def tensor_names(folder: Path) -> frozenset[str]:
     return frozenset(names)
 
 
-def weight_slots(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> the memory that the checkpoint tensor of this name (as `rename` gives it) fills.
+def weight_slots(model: nn.Module) -> dict[str, Slot]:
+    """Name -> what takes in the checkpoint tensor of this name (as `rename` gives it).
 
-    Names are those of the parameters, except that a merged layer has a slot for each of its parts.
+    Names are those of the parameters, except that a linear layer has the tensors of its format, and a merged one has
+    them for each of its parts.
     """
-    slots: dict[str, Tensor] = {}
+    slots: dict[str, Slot] = {}
     for path, module in model.named_modules():
-        if isinstance(module, MergedLinear):
-            parent = path.rpartition(".")[0]
-            slots |= {f"{parent}.{name}": slot for name, slot in module.weight_slots().items()}
+        if isinstance(module, Linear):
+            owner = path.rpartition(".")[0] if isinstance(module, MergedLinear) else path
+            slots |= {f"{owner}.{name}": slot for name, slot in module.weight_slots().items()}
         else:
             slots |= {f"{path}.{name}": parameter for name, parameter in module.named_parameters(recurse=False)}
     return slots
@@ -131,14 +146,16 @@ def _materialize(model: nn.Module, device: torch.device) -> None:
 def _fill_randomly(model: nn.Module, seed: int) -> None:
     """Weights of a scale that keeps activations near 1: vectors that scale are about 1, the others about 0."""
     with torch.no_grad():
-        for index, (name, parameter) in enumerate(model.named_parameters()):
-            generator = torch.Generator(parameter.device).manual_seed(seed * 1_000_003 + index)
-            if parameter.ndim == 1:
+        for index, (name, slot) in enumerate(weight_slots(model).items()):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            values = torch.empty(slot.shape)
+            if values.ndim == 1:
                 middle = 0.0 if name.endswith("bias") else 1.0
-                parameter.uniform_(middle - 0.1, middle + 0.1, generator=generator)
+                values.uniform_(middle - 0.1, middle + 0.1, generator=generator)
             else:
-                bound = (3 / parameter[0].numel()) ** 0.5
-                parameter.uniform_(-bound, bound, generator=generator)
+                bound = (3 / values[0].numel()) ** 0.5
+                values.uniform_(-bound, bound, generator=generator)
+            slot.copy_(values)
 
 
 # ------------------------------------------------------------------------------------------- reading

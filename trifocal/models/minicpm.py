@@ -17,11 +17,11 @@ class ScaledEmbedding(Embedding):
 
     def __init__(self, num_embeddings: int, size: int, scale: float) -> None:
         super().__init__(num_embeddings, size)
-        self.scale = scale
+        self.factor = scale
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 [n] -> [n, size]."""
-        return super().forward(ids) * self.scale
+        return super().forward(ids) * self.factor
 
 
 class MiniCPMDecoder(Decoder):

@@ -10,6 +10,9 @@ from pathlib import Path
 import torch
 
 from trifocal import envs
+from trifocal.kernels.base import TORCH, Kernels
+from trifocal.kernels.cpu.library import load
+from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.platforms.interface import MemoryInfo, PeakMemory, Platform
 
 _GIB = 1 << 30
@@ -26,7 +29,7 @@ class CpuPlatform(Platform):
     device_type = "cpu"
     dist_backend = "gloo"
     visible_devices_env = ""
-    default_attention = "reference"
+    default_attention = "cpu"
     max_profile_tokens = 256
 
     def device(self, index: int = 0) -> torch.device:
@@ -43,6 +46,11 @@ class CpuPlatform(Platform):
 
     def synchronize(self) -> None:
         """Nothing runs ahead of Python on a CPU."""
+
+    def kernels(self) -> Kernels:
+        """The compiled kernels; torch where there are none (a line in the log says why)."""
+        library = load()
+        return TORCH if library is None else CpuKernels(library)
 
     @contextmanager
     def measure_peak(self) -> Iterator[PeakMemory]:

@@ -17,7 +17,6 @@ class CudaPlatform(Platform):
     device_type = "cuda"
     dist_backend = "nccl"
     visible_devices_env = "CUDA_VISIBLE_DEVICES"
-    default_attention = "reference"
     pin_memory = True
 
     def device(self, index: int = 0) -> torch.device:

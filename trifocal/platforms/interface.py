@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from trifocal.kernels.base import TORCH, Kernels
+
 
 @dataclass(frozen=True)
 class MemoryInfo:
@@ -29,7 +31,7 @@ class Platform(ABC):
     device_type: str
     dist_backend: str
     visible_devices_env: str
-    default_attention: str  # a name of attention.registry.ATTENTION
+    default_attention: str = "reference"  # a name of attention.registry.ATTENTION
     supports_graphs: bool = False
     pin_memory: bool = False
     max_profile_tokens: int | None = None  # profile at most so many tokens and scale up (None: the whole budget)
@@ -49,6 +51,10 @@ class Platform(ABC):
     @abstractmethod
     def measure_peak(self) -> AbstractContextManager[PeakMemory]:
         """Measure the highest rise of memory use while a block of code runs."""
+
+    def kernels(self) -> Kernels:
+        """What layers compute with on this device: torch, where a platform brings nothing better."""
+        return TORCH
 
     @abstractmethod
     def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:

@@ -3,44 +3,71 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from trifocal.layers.linear import Linear
+
+
+class Slot(Protocol):
+    """Where a checkpoint tensor goes: memory of its shape, or something that stores it in another format."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """What the checkpoint tensor must have."""
+
+    def copy_(self, values: Tensor) -> object:
+        """Take the tensor in."""
+
 
 class LinearMethod(ABC):
-    """A weight format of `layers.linear.Linear`. A method holds no state: parameters belong to the layer."""
+    """A weight format of `layers.linear.Linear`. Its only state is the format: parameters belong to the layer."""
 
     @abstractmethod
-    def create(self, layer: nn.Module, in_features: int, out_features: int, bias: bool) -> None:
+    def create(self, layer: Linear, in_features: int, out_features: int, bias: bool) -> None:
         """Register the layer's parameters, uninitialised, in torch's default dtype and on its default device."""
 
     @abstractmethod
-    def rows(self, name: str, parameter: Tensor, start: int, size: int) -> Tensor:
-        """The view of parameter `name` that holds output features `start .. start + size`."""
+    def slots(self, layer: Linear, start: int, size: int) -> dict[str, Slot]:
+        """Name of a checkpoint tensor -> where output features `start .. start + size` take it in."""
 
     @abstractmethod
-    def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
+
+    @abstractmethod
+    def look_up(self, layer: Linear, ids: Tensor) -> Tensor:
+        """Rows of the weight, where it is a table of embeddings: int64 [n] -> [n, in_features]."""
 
 
 class PlainLinear(LinearMethod):
     """The unquantized weight [out_features, in_features] and an optional bias [out_features]."""
 
-    def create(self, layer: nn.Module, in_features: int, out_features: int, bias: bool) -> None:
+    def create(self, layer: Linear, in_features: int, out_features: int, bias: bool) -> None:
         """Register `weight` and `bias`."""
-        weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
-        layer.register_parameter("weight", weight)
-        layer.register_parameter("bias", nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None)
+        register(layer, "weight", torch.empty(out_features, in_features))
+        register(layer, "bias", torch.empty(out_features) if bias else None)
 
-    def rows(self, name: str, parameter: Tensor, start: int, size: int) -> Tensor:
+    def slots(self, layer: Linear, start: int, size: int) -> dict[str, Slot]:
         """Output features are rows of both parameters."""
-        return parameter[start : start + size]
+        return {name: tensor[start : start + size] for name, tensor in layer.named_parameters(recurse=False)}
 
-    def apply(self, layer: nn.Module, x: Tensor) -> Tensor:
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """One matrix product."""
-        return F.linear(x, layer.weight, layer.bias)  # type: ignore[arg-type]  # nn.Module attributes are untyped
+        return layer.kernels.linear(x, layer.weight, layer.bias)
+
+    def look_up(self, layer: Linear, ids: Tensor) -> Tensor:
+        """As they are."""
+        return F.embedding(ids, layer.weight)
+
+
+def register(layer: nn.Module, name: str, tensor: Tensor | None) -> None:
+    """Make a tensor a parameter that is never trained."""
+    layer.register_parameter(name, None if tensor is None else nn.Parameter(tensor, requires_grad=False))
 
 
 PLAIN = PlainLinear()

@@ -10,6 +10,7 @@ from trifocal.attention.base import AttentionBatch, KVCache
 from trifocal.attention.registry import ATTENTION
 from trifocal.config import EngineConfig
 from trifocal.executor.base import Capacity
+from trifocal.layers.base import use_kernels
 from trifocal.log import get_logger
 from trifocal.models.loader import load_model
 from trifocal.platforms import get_platform
@@ -41,7 +42,9 @@ class Worker:
             load_format=config.load_format,
             seed=config.seed,
             progress=True,
+            quantization=config.quantization,
         )
+        use_kernels(self.model, self.platform.kernels())
         logger.info("weights loaded in %.1f s (%s, %s)", perf_counter() - started, config.dtype, self.device)
         num_blocks = self._num_blocks()
         self.capacity = Capacity(

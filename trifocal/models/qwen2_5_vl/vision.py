@@ -11,7 +11,7 @@ from trifocal.attention.vision import Segments, segment_attention
 from trifocal.layers.linear import Linear
 from trifocal.layers.norm import RMSNorm
 from trifocal.layers.pixels import PatchEmbed
-from trifocal.layers.rotary import rotate
+from trifocal.layers.rotary import Rotate
 from trifocal.models.decoder import GatedMLP
 from trifocal.models.qwen2_5_vl.config import VisionConfig
 from trifocal.models.qwen2_5_vl.windows import Grid, pack
@@ -27,13 +27,14 @@ class VisionAttention(nn.Module):
         super().__init__()
         self.shape = (3, config.num_heads, config.head_dim)
         self.qkv = Linear(config.hidden_size, 3 * config.hidden_size, bias=True)
+        self.rotate = Rotate()
         self.proj = Linear(config.hidden_size, config.hidden_size, bias=True)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, segments: Segments) -> Tensor:
         """x [rows, hidden_size], cos and sin float32 [rows, 1, head_dim / 2] -> [rows, hidden_size]."""
         q, k, v = self.qkv(x).view(len(x), *self.shape).unbind(1)
-        q = rotate(q.float(), cos, sin).to(x.dtype)
-        k = rotate(k.float(), cos, sin).to(x.dtype)
+        q = self.rotate(q.float(), cos, sin).to(x.dtype)
+        k = self.rotate(k.float(), cos, sin).to(x.dtype)
         out: Tensor = self.proj(segment_attention(q, k, v, segments).flatten(1))
         return out
 

@@ -1,0 +1,198 @@
+"""How near the CPU's kernels come to the memory's speed, beside torch, in one run.
+
+    python benchmarks/kernels.py [--only linear|attention|prefill] [--seconds 0.5]
+
+Every figure is a median, taken in turn with the others of its row, over tensors that together are far larger than the
+cache. GB/s count the bytes of weights (scales and zeros included) or of keys and values, once per call; "memory" is a
+loop that only reads. Use the ratios: absolute figures move with the machine's neighbours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+
+from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
+from trifocal.attention.cpu import CpuAttention
+from trifocal.attention.reference import ReferenceAttention
+from trifocal.kernels.base import TORCH
+from trifocal.kernels.cpu.library import Library, load
+from trifocal.kernels.cpu.ops import CpuKernels
+from trifocal.kernels.int4 import Int4Weight
+
+SHAPES = [(9728, 896), (896, 4864), (1152, 896), (151936, 896), (11008, 2048)]  # outputs, inputs
+HEADS = [(14, 2, 64), (16, 2, 128)]  # query heads, kv heads, head size
+CONTEXTS = [(1, 2048), (8, 2048), (8, 8192), (32, 2048)]  # sequences, tokens
+TOTAL = 400 << 20  # bytes that a figure is taken over
+
+Call = Callable[[int], object]  # of the i-th copy
+
+
+def medians(calls: dict[str, Call], copies: int, seconds: float) -> dict[str, float]:
+    """Seconds of each call, taken in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call(0)
+    until, turn = time.perf_counter() + seconds * len(calls), 0
+    while turn < 3 * copies or time.perf_counter() < until:
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call(turn % copies)
+            taken[name].append(time.perf_counter() - started)
+        turn += 1
+        if turn >= 3 and time.perf_counter() > until + 5:
+            break
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def reader(library: Library) -> tuple[Call, int]:
+    """A call that reads a part of a gigabyte, and the bytes it reads."""
+    part, count = 32 << 20, 16
+    memory = torch.ones(part * count, dtype=torch.uint8)
+    read = library.functions["read"]
+    return lambda i: read(memory.data_ptr() + i % count * part, part, torch.get_num_threads()), part
+
+
+def row(name: str, times: dict[str, float], num_bytes: int, read_bytes: int) -> str:
+    """GB/s of each, and the first one's share of the memory's speed."""
+    speed = read_bytes / times.pop("memory") / 1e9
+    figures = {key: num_bytes / value / 1e9 for key, value in times.items()}
+    text = "  ".join(f"{key} {value:6.1f}" for key, value in figures.items())
+    return f"{name:34} {text}  memory {speed:5.1f}  {next(iter(figures.values())) / speed:5.0%}"
+
+
+def random_int4(outputs: int, inputs: int) -> Int4Weight:
+    """Groups of 128."""
+    weight = Int4Weight.empty(outputs, inputs, 128)
+    weight.words.random_()
+    weight.scale.uniform_()
+    weight.zero.random_(0, 16)
+    return weight
+
+
+def linear(library: Library, seconds: float) -> Iterable[str]:
+    """Decoding: a few tokens against weights in each format."""
+    for outputs, inputs in SHAPES:
+        copies = max(2, TOTAL // (2 * outputs * inputs))
+        for rows in (1, 4, 8, 16, 32):
+            for name, case in (("bf16", plain_case), ("int8", int8_case), ("int4", int4_case)):
+                calls, num_bytes, count = case(CpuKernels(library), rows, outputs, inputs, copies)
+                read, read_bytes = reader(library)
+                times = medians({**calls, "memory": read}, count, seconds)
+                yield row(f"{name} {outputs} x {inputs}, {rows} tokens", times, num_bytes, read_bytes)
+
+
+Case = tuple[dict[str, Call], int, int]  # calls, the bytes of one, how many copies there are
+
+
+def plain_case(ours: CpuKernels, rows: int, outputs: int, inputs: int, copies: int) -> Case:
+    """bfloat16 weights."""
+    x = torch.randn(rows, inputs).bfloat16()
+    weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(copies)]
+    calls: dict[str, Call] = {
+        "ours": lambda i: ours.linear(x, weights[i], None),
+        "torch": lambda i: TORCH.linear(x, weights[i], None),
+    }
+    return calls, 2 * outputs * inputs, copies
+
+
+def int8_case(ours: CpuKernels, rows: int, outputs: int, inputs: int, copies: int) -> Case:
+    """int8 weights."""
+    x, scale = torch.randn(rows, inputs).bfloat16(), torch.rand(outputs)
+    weights = [torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8) for _ in range(2 * copies)]
+    calls: dict[str, Call] = {
+        "ours": lambda i: ours.linear_int8(x, weights[i], scale, None),
+        "torch": lambda i: TORCH.linear_int8(x, weights[i], scale, None),
+    }
+    return calls, outputs * (inputs + 4), 2 * copies
+
+
+def int4_case(ours: CpuKernels, rows: int, outputs: int, inputs: int, copies: int) -> Case:
+    """int4 weights."""
+    x = torch.randn(rows, inputs).bfloat16()
+    weights = [random_int4(outputs, inputs) for _ in range(4 * copies)]
+    num_bytes = sum(part.nbytes for part in (weights[0].words, weights[0].scale, weights[0].zero))
+    return {"ours": lambda i: ours.linear_int4(x, weights[i], None)}, num_bytes, 4 * copies
+
+
+def prefill(library: Library, seconds: float) -> Iterable[str]:
+    """Many tokens, GFLOP/s: oneDNN's product in bfloat16, and what the quantized formats make of theirs."""
+    for outputs, inputs in SHAPES[:2]:
+        cases = {"bf16": plain_case, "int8": int8_case, "int4": int4_case}
+        calls = {name: case(CpuKernels(library), 512, outputs, inputs, 1)[0]["ours"] for name, case in cases.items()}
+        times = medians(calls, 1, seconds)
+        text = "  ".join(f"{name} {2 * 512 * outputs * inputs / each / 1e9:6.0f}" for name, each in times.items())
+        yield f"{outputs} x {inputs}, 512 tokens: GFLOP/s  {text}"
+
+
+def attention(library: Library, seconds: float) -> Iterable[str]:
+    """Decoding over a paged cache in bfloat16."""
+    read, read_bytes = reader(library)
+    for heads, kv_heads, size in HEADS:
+        for batch, context in CONTEXTS:
+            for block in (16, 128):
+                num_bytes = 2 * batch * context * kv_heads * size * 2
+                layers = max(2, TOTAL // num_bytes)
+                shape = (layers, batch * context // block, block, kv_heads, size)
+                cache = KVCache(torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16())
+                tables = torch.randperm(shape[1]).view(batch, -1)
+                slots = tables[:, -1] * block + block - 1
+                step = AttentionBatch(slots, tables, [1] * batch, [context] * batch)
+                q, k = torch.randn(batch, heads, size).bfloat16(), torch.randn(batch, kv_heads, size).bfloat16()
+                backends: list[AttentionBackend] = [CpuAttention(cache), ReferenceAttention(cache)]
+                for backend in backends:
+                    backend.begin(step)
+                calls: dict[str, Call] = {
+                    "ours": lambda i, q=q, k=k, b=backends[0]: b(i, q, k, k),
+                    "reference": lambda i, q=q, k=k, b=backends[1]: b(i, q, k, k),
+                    "memory": read,
+                }
+                times = medians(calls, layers, seconds)
+                name = f"{heads}/{kv_heads}/{size} {batch} x {context}, block {block}"
+                yield row(name, times, num_bytes, read_bytes)
+    for length in (512, 2048):
+        heads, kv_heads, size = HEADS[0]
+        shape = (2, length // 16, 16, kv_heads, size)
+        cache = KVCache(torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16())
+        step = AttentionBatch(torch.arange(length), torch.arange(shape[1])[None], [length], [length])
+        q, k = torch.randn(length, heads, size).bfloat16(), torch.randn(length, kv_heads, size).bfloat16()
+        backends = [CpuAttention(cache), ReferenceAttention(cache)]
+        for backend in backends:
+            backend.begin(step)
+        times = medians(
+            {
+                "ours": lambda i, q=q, k=k, b=backends[0]: b(i, q, k, k),
+                "reference": lambda i, q=q, k=k, b=backends[1]: b(i, q, k, k),
+            },
+            2,
+            seconds,
+        )
+        text = "  ".join(f"{name} {2 * length**2 * heads * size / each / 1e9:6.0f}" for name, each in times.items())
+        yield f"{heads}/{kv_heads}/{size} prompt of {length}: causal GFLOP/s  {text}"
+
+
+PARTS = {"linear": linear, "attention": attention, "prefill": prefill}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS)
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each figure")
+    args = parser.parse_args()
+    library = load()
+    if library is None:
+        raise SystemExit("there are no kernels to measure")
+    print(f"kernels: {library.name}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for name, part in PARTS.items():
+        if args.only in (None, name):
+            for line in part(library, args.seconds):
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Steps of sequences with random histories, over a cache whose unwritten part is NaN, and a plain loop to compare."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
+
+STEPS = [  # (context lengths, query lengths)
+    ([20], [20]),  # a whole prompt
+    ([37], [12]),  # a later chunk
+    ([600], [590]),  # a chunk of several masks
+    ([1], [1]),  # a first token alone
+    ([33], [1]),  # decoding
+    ([33, 7, 500, 34, 900], [1, 1, 1, 1, 1]),  # decoding, in groups
+    ([40, 18, 60, 25], [1, 18, 1, 9]),  # all at once
+]
+
+
+class Case:
+    """Keys and values [context, kv_heads, size] of each sequence, and where they lie in a cache of two layers."""
+
+    def __init__(
+        self, contexts: list[int], query_lens: list[int], *, heads: int = 4, kv_heads: int = 2, size: int = 8,
+        block_size: int = 16, dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        generator = torch.Generator().manual_seed(sum(contexts))
+
+        def normal(tokens: int, heads: int) -> Tensor:
+            return torch.randn(tokens, heads, size, generator=generator).to(dtype)
+
+        blocks = [-(-context // block_size) for context in contexts]
+        shape = (2, sum(blocks) + 3, block_size, kv_heads, size)
+        self.cache = KVCache.allocate(shape, dtype=dtype, device=torch.device("cpu"))
+        self.cache.keys.fill_(float("nan"))
+        self.cache.values.fill_(float("nan"))
+        self.keys = [normal(context, kv_heads) for context in contexts]
+        self.values = [normal(context, kv_heads) for context in contexts]
+        self.queries = [normal(length, heads) for length in query_lens]
+        free = torch.randperm(shape[1], generator=generator).tolist()
+        tables = torch.zeros(len(contexts), max(blocks), dtype=torch.int64)
+        slots = []
+        for index, (context, length) in enumerate(zip(contexts, query_lens, strict=True)):
+            tables[index, : blocks[index]] = torch.tensor([free.pop() for _ in range(blocks[index])])
+            where = torch.arange(context)
+            where = tables[index][where // block_size] * block_size + where % block_size
+            old, new = where[: context - length], where[context - length :]
+            self.cache.keys[1].flatten(0, 1)[old] = self.keys[index][: context - length]
+            self.cache.values[1].flatten(0, 1)[old] = self.values[index][: context - length]
+            slots.append(new)
+        self.batch = AttentionBatch(torch.cat(slots), tables, query_lens, contexts)
+
+    def run(self, backend: type[AttentionBackend]) -> list[Tensor]:
+        """What each sequence gets from layer 1."""
+        attention = backend(self.cache)
+        attention.begin(self.batch)
+        lens = self.batch.query_lens
+        k = torch.cat([keys[len(keys) - n :] for keys, n in zip(self.keys, lens, strict=True)])
+        v = torch.cat([values[len(values) - n :] for values, n in zip(self.values, lens, strict=True)])
+        return list(torch.split(attention(1, torch.cat(self.queries), k, v), lens))
+
+    def expected(self) -> list[Tensor]:
+        """The same in float32, without a cache."""
+        return [
+            _plain(q.float(), k.float(), v.float())
+            for q, k, v in zip(self.queries, self.keys, self.values, strict=True)
+        ]
+
+
+def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[2] ** -0.5
+    ahead = torch.ones(len(q), len(k)).triu(len(k) - len(q) + 1).bool()
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(ahead, float("-inf")).softmax(-1), v)

@@ -1,0 +1,141 @@
+"""int8 and int4 linear layers against plain torch, for every instruction set of this machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels import isa
+from trifocal.kernels.base import TORCH
+from trifocal.kernels.cpu.ops import MAX_INT4_ROWS, MAX_INT8_ROWS, CpuKernels
+from trifocal.kernels.int4 import Int4Weight
+
+HALF, FULL = torch.bfloat16, torch.float32
+
+
+@pytest.fixture(scope="module", params=isa.NAMES)
+def kernels(request: pytest.FixtureRequest) -> CpuKernels:
+    return CpuKernels(isa.library(request.param))
+
+
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> None:
+    torch.set_num_threads(3)
+    request.addfinalizer(lambda: torch.set_num_threads(1))
+
+
+def normal(*shape: int, dtype: torch.dtype = HALF, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def integers(low: int, high: int, *shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def int4_weight(outputs: int, inputs: int, group: int) -> Int4Weight:
+    weight = Int4Weight.empty(outputs, inputs, group)
+    scale = normal(outputs, inputs // group, dtype=FULL, seed=2).abs().add(0.1).mul(inputs**-0.5 / 5)
+    weight.store(0, integers(0, 16, outputs, inputs))
+    weight.store_scale(0, scale)
+    weight.store_zero(0, integers(0, 16, *scale.shape, seed=1))
+    return weight
+
+
+@pytest.mark.parametrize("dtype", [HALF, FULL])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (15, 64), (33, 208), (500, 896), (48, 4864)])
+def test_int8(kernels: CpuKernels, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+    """Equal integers, scaled in float32: equal but where a quotient falls on the edge between two integers."""
+    weight = integers(-127, 128, outputs, inputs).to(torch.int8)
+    scale = normal(outputs, dtype=FULL, seed=1).abs() / 100
+    for rows in (1, 2, 7, 8, MAX_INT8_ROWS, MAX_INT8_ROWS + 1, 40):
+        x, bias = normal(rows, inputs, dtype=dtype, seed=rows), normal(outputs, dtype=dtype)
+        for b in (None, bias):
+            ours, expected = (each.linear_int8(x, weight, scale, b) for each in (kernels, TORCH))
+            assert ours.dtype == dtype and ours.shape == expected.shape
+            allowed = 2**-7 * expected.abs() + 1e-5 * expected.abs().max()
+            assert ((ours - expected).abs() > allowed).float().mean() < 0.02
+            assert ((ours - expected).abs() <= 0.02 * expected.abs().max()).all()
+
+
+@pytest.mark.parametrize("dtype", [HALF, FULL])
+def test_int8_of_a_token_is_the_same_among_few_and_many(kernels: CpuKernels, dtype: torch.dtype) -> None:
+    weight, scale = integers(-127, 128, 70, 320).to(torch.int8), normal(70, dtype=FULL).abs()
+    x, bias = normal(50, 320, dtype=dtype), normal(70, dtype=dtype, seed=3)
+    many = kernels.linear_int8(x, weight, scale, bias)
+    few = [kernels.linear_int8(part, weight, scale, bias) for part in torch.split(x, [1, 5, 16, 28])]
+    assert torch.equal(torch.cat(few), many)
+
+
+def test_int8_of_nothing(kernels: CpuKernels) -> None:
+    """Rows of zeros have no scale; no rows, no results; odd inner sizes go to torch."""
+    weight, scale = integers(-127, 128, 20, 32).to(torch.int8), torch.ones(20)
+    for each in (kernels, TORCH):
+        assert each.linear_int8(torch.zeros(3, 32), weight, scale, None).eq(0).all()
+        assert each.linear_int8(torch.zeros(0, 32, dtype=HALF), weight, scale, None).shape == (0, 20)
+    x, weight = normal(3, 20), integers(-127, 128, 5, 20).to(torch.int8)
+    ours, expected = (each.linear_int8(x, weight, scale[:5], None) for each in (kernels, TORCH))
+    assert torch.equal(ours, expected)
+
+
+def test_int8_shows_a_broken_row(kernels: CpuKernels) -> None:
+    weight, scale = integers(-127, 128, 20, 32).to(torch.int8), torch.ones(20)
+    for bad in (float("nan"), float("inf")):
+        for rows in (2, MAX_INT8_ROWS + 4):
+            x = normal(rows, 32)
+            x[1, 20] = bad
+            for each in (kernels, TORCH):
+                y = each.linear_int8(x, weight, scale, None)
+                assert not y[1].isfinite().any() and y[0].isfinite().all()
+
+
+def test_int4_is_packed_and_unpacked() -> None:
+    """In parts that are no whole blocks, as those of a merged layer."""
+    q, scale, zero = integers(0, 16, 37, 64), normal(37, 2, dtype=torch.float16), integers(0, 16, 37, 2)
+    weight = Int4Weight.empty(37, 64, 32)
+    for start, size in ((20, 17), (0, 5), (5, 15)):
+        rows = slice(start, start + size)
+        weight.store(start, q[rows])
+        weight.store_scale(start, scale[rows])
+        weight.store_zero(start, zero[rows])
+    assert all(
+        torch.equal(one.to(other.dtype), other) for one, other in zip(weight.unpack(), (q, scale, zero), strict=True)
+    )
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 128), (15, 128), (33, 384), (500, 896), (48, 4864)])
+def test_int4(kernels: CpuKernels, outputs: int, inputs: int, group: int) -> None:
+    weight, bias = int4_weight(outputs, inputs, group), normal(outputs)
+    wide = TORCH.expand_int4(weight, FULL)
+    for rows in (1, 2, 4, 5, 8, 9, 16, 17, MAX_INT4_ROWS, MAX_INT4_ROWS + 1):
+        x = normal(rows, inputs, seed=rows)
+        for b in (None, bias):
+            ours = kernels.linear_int4(x, weight, b)
+            expected = x.float() @ wide.t() + (0 if b is None else b.float())
+            tolerance = 2**-8 if rows <= MAX_INT4_ROWS else 2**-6  # for many rows weights are rounded to bfloat16
+            most = float(expected.abs().max())
+            torch.testing.assert_close(ours.float(), expected, rtol=tolerance, atol=tolerance * most)
+
+
+def test_int4_of_a_token_is_the_same_in_any_company(kernels: CpuKernels) -> None:
+    weight = int4_weight(150, 256, 64)
+    x = normal(MAX_INT4_ROWS, 256)
+    alone = torch.cat([kernels.linear_int4(row[None], weight, None) for row in x])
+    for rows in (2, 4, 5, 8, 9, 16, MAX_INT4_ROWS):
+        assert torch.equal(kernels.linear_int4(x[:rows], weight, None), alone[:rows])
+
+
+@pytest.mark.parametrize("group", [8, 32, 96])
+def test_int4_is_expanded_exactly(kernels: CpuKernels, group: int) -> None:
+    weight = int4_weight(21, 192, group)
+    for dtype in (HALF, FULL, torch.float16):
+        ours, expected = (each.expand_int4(weight, dtype) for each in (kernels, TORCH))
+        assert torch.equal(ours, expected)
+
+
+def test_int4_of_other_types_and_groups_goes_to_torch(kernels: CpuKernels) -> None:
+    for group, dtype in ((8, HALF), (64, FULL), (64, torch.float16)):
+        weight, x = int4_weight(21, 192, group), normal(3, 192, dtype=dtype)
+        ours, expected = (each.linear_int4(x, weight, None) for each in (kernels, TORCH))
+        assert torch.equal(ours, expected)

@@ -1,0 +1,71 @@
+"""The operations of layers that a device may have kernels for, in plain torch: what every kernel is compared with."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trifocal.kernels.int4 import Int4Weight
+
+
+class Kernels:
+    """Operations without state. A device's kernels override those it does better; `TORCH` runs everywhere.
+
+    A row's result never depends on the rows beside it but by rounding.
+    """
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x [..., in], weight [out, in], bias [out] -> [..., out]."""
+        return F.linear(x, weight, bias)
+
+    def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """x [..., in] times int8 weight [out, in] times float32 scale [out], plus bias.
+
+        Each row of x becomes int8 too, by its own scale; the products are exact integers.
+        """
+        rows = x.reshape(-1, x.shape[-1]).float()
+        most = rows.abs().amax(-1, keepdim=True)
+        inverse = torch.where((most > 0) & most.isfinite(), torch.full_like(most, 127) / most, 0.0)
+        whole = (rows.nan_to_num(0.0) * inverse).round().to(torch.int8)
+        y = torch._int_mm(whole, weight.t()).float() * scale * (most / 127)
+        if bias is not None:
+            y += bias.float()
+        return y.to(x.dtype).view(*x.shape[:-1], len(weight))
+
+    def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
+        """x [..., in] times the weight, plus bias."""
+        return F.linear(x, self.expand_int4(weight, x.dtype), bias)
+
+    def expand_int4(self, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
+        """[out, in] in `dtype`, rounded once."""
+        q, scale, zero = weight.unpack()
+        groups = q.view(*scale.shape, -1).float()
+        wide: Tensor = (groups - zero[..., None].float()) * scale[..., None].float()
+        return wide.view(q.shape).to(dtype)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x [..., size] -> the same shape: normed in float32, cast to the dtype of x, and only then times weight."""
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        return (wide * scale).to(x.dtype) * weight
+
+    def add_rms_norm(
+        self, x: Tensor, delta: Tensor, scale: float, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """x and delta [rows, size] -> x + scale * delta, and its `rms_norm`."""
+        total = x + delta * scale  # not torch.add(…, alpha=scale): that one rounds a bfloat16 tensor's scale first
+        return total, self.rms_norm(total, weight, eps)
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """[rows, 2 * size], the gate's half first -> silu(gate) * up, [rows, size]."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [rows, heads, d], cos and sin [rows, 1, d / 2] -> halves of each head turned against each other (NeoX)."""
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+TORCH = Kernels()

@@ -1,0 +1,151 @@
+"""The CPU's kernels behind `Kernels`; what they do not cover goes to torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trifocal.kernels.base import Kernels
+from trifocal.kernels.cpu.library import SUFFIX, Library
+from trifocal.kernels.int4 import Int4Weight
+
+# Beyond these the time goes into arithmetic, and oneDNN is the better one there.
+MAX_LINEAR_ROWS = 32
+MAX_INT8_ROWS = 16
+MAX_INT4_ROWS = 32
+
+
+class CpuKernels(Kernels):
+    """See `Kernels`. Threads are torch's, as many as `torch.get_num_threads()`."""
+
+    def __init__(self, library: Library) -> None:
+        self.name = library.name
+        self._linear = library.functions["linear_bf16"]
+        self._linear_int4, self._expand_int4 = library.functions["linear_int4"], library.functions["expand_int4"]
+        self._norm, self._silu, self._rotate, self._quantize, self._linear_int8, self._finish_int8 = (
+            {dtype: library.functions[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
+            for name in ("rms_norm", "silu_and_mul", "rotate", "quantize", "linear_int8", "finish_int8")
+        )
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A few rows of bfloat16; rounded exactly as oneDNN's product for many rows where both can use AVX512-BF16."""
+        out_features, in_features = weight.shape
+        rows = x.numel() // in_features
+        is_ours = 0 < rows <= MAX_LINEAR_ROWS and x.dtype == weight.dtype == torch.bfloat16 and in_features % 8 == 0
+        if not is_ours or not weight.is_contiguous():
+            return super().linear(x, weight, bias)
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], out_features))
+        self._linear(
+            x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
+            rows, out_features, in_features, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """A few rows by our kernel, many by oneDNN: the same integers, scaled in the same order."""
+        quantize = self._quantize.get(x.dtype)
+        out_features, in_features = weight.shape
+        rows = x.numel() // in_features
+        if quantize is None or rows == 0 or in_features % 16:
+            return super().linear_int8(x, weight, scale, bias)
+        x, threads = x.contiguous(), torch.get_num_threads()
+        whole, scales = x.new_empty((rows, in_features), dtype=torch.int8), x.new_empty(rows, dtype=torch.float32)
+        y = x.new_empty((*x.shape[:-1], out_features))
+        quantize(x.data_ptr(), whole.data_ptr(), scales.data_ptr(), rows, in_features, threads)
+        shift = None if bias is None else bias.data_ptr()
+        if rows <= MAX_INT8_ROWS:
+            self._linear_int8[x.dtype](
+                whole.data_ptr(), scales.data_ptr(), weight.data_ptr(), scale.data_ptr(), shift, y.data_ptr(),
+                rows, out_features, in_features, threads,
+            )  # fmt: skip
+        else:
+            sums = torch._int_mm(whole, weight.t())
+            self._finish_int8[x.dtype](
+                sums.data_ptr(), scales.data_ptr(), scale.data_ptr(), shift, y.data_ptr(), rows, out_features, threads
+            )  # fmt: skip
+        return y
+
+    def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
+        """A few rows straight from the nibbles, the scales in float32; for many rows weights are expanded first."""
+        rows = x.numel() // weight.in_features
+        if x.dtype != torch.bfloat16 or not 0 < rows <= MAX_INT4_ROWS or weight.group % 32:
+            return super().linear_int4(x, weight, bias)
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], weight.out_features))
+        self._linear_int4(
+            x.data_ptr(), weight.words.data_ptr(), weight.scale.data_ptr(), weight.zero.data_ptr(),
+            None if bias is None else bias.data_ptr(), y.data_ptr(),
+            rows, weight.out_features, weight.in_features, weight.group, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def expand_int4(self, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
+        """To bfloat16 in one pass."""
+        if dtype != torch.bfloat16:
+            return super().expand_int4(weight, dtype)
+        y = torch.empty((weight.out_features, weight.in_features), dtype=dtype)
+        self._expand_int4(
+            weight.words.data_ptr(), weight.scale.data_ptr(), weight.zero.data_ptr(), y.data_ptr(),
+            weight.out_features, weight.in_features, weight.group, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """One pass over memory; rows may lie apart."""
+        function = self._norm.get(x.dtype)
+        if function is None or weight.dtype != x.dtype:
+            return super().rms_norm(x, weight, eps)
+        size = x.shape[-1]
+        y = x.new_empty(x.shape)
+        x = x.reshape(-1, size)
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        function(
+            x.data_ptr(), x.stride(0), None, 0.0, weight.data_ptr(), eps, None, y.data_ptr(), len(x), size,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def add_rms_norm(
+        self, x: Tensor, delta: Tensor, scale: float, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Both in one pass."""
+        function = self._norm.get(x.dtype)
+        if function is None or not (weight.dtype == delta.dtype == x.dtype):
+            return super().add_rms_norm(x, delta, scale, weight, eps)
+        x, delta = x.contiguous(), delta.contiguous()
+        rows, size = x.shape
+        total, y = torch.empty_like(x), torch.empty_like(x)
+        function(
+            x.data_ptr(), size, delta.data_ptr(), scale, weight.data_ptr(), eps, total.data_ptr(), y.data_ptr(),
+            rows, size, torch.get_num_threads(),
+        )  # fmt: skip
+        return total, y
+
+    def silu_and_mul(self, gate_up: Tensor) -> Tensor:
+        """Rounds where torch does: after silu, and after the product."""
+        function = self._silu.get(gate_up.dtype)
+        if function is None:
+            return super().silu_and_mul(gate_up)
+        gate_up = gate_up.contiguous()
+        rows, size = len(gate_up), gate_up.shape[1] // 2
+        y = gate_up.new_empty((rows, size))
+        function(gate_up.data_ptr(), y.data_ptr(), rows, size, torch.get_num_threads())
+        return y
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Heads of a row must lie side by side, rows may lie apart (a part of a qkv product)."""
+        function = self._rotate.get(x.dtype)
+        rows, heads, size = x.shape
+        if function is None or not (cos.dtype == sin.dtype == x.dtype):
+            return super().rotate(x, cos, sin)
+        if x.stride(2) != 1 or x.stride(1) != size:
+            x = x.contiguous()
+        cos, sin = cos.contiguous(), sin.contiguous()
+        y = x.new_empty((rows, heads, size))
+        function(
+            x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), rows, heads, size // 2,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return y

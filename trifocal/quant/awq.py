@@ -1,0 +1,57 @@
+"""AWQ as AutoAWQ writes it (version GEMM), repacked while it is loaded.
+
+For a layer with K inputs and N outputs a checkpoint has `qweight` int32 [K, N / 8], `qzeros` int32 [K / group, N / 8]
+and `scales` float16 [K / group, N]. The weight is (q - zero) * scale. Eight outputs share an integer, in the order
+below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trifocal.quant.base import Slot
+from trifocal.quant.int4 import Int4Linear, weight_of
+
+if TYPE_CHECKING:
+    from trifocal.layers.linear import Linear
+
+_SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of output 0 .. 7 within its integer
+
+
+class AwqLinear(Int4Linear):
+    """Stored and applied as `Int4Linear`; only its checkpoint tensors are AWQ's."""
+
+    def slots(self, layer: Linear, start: int, size: int) -> dict[str, Slot]:
+        """`qweight`, `qzeros`, `scales` and `bias`."""
+        weight, packed = weight_of(layer), size // 8
+        groups = layer.in_features // self.group
+        slots: dict[str, Slot] = {
+            "qweight": _Turned((layer.in_features, packed), lambda q: weight.store(start, unpack_awq(q).t())),
+            "qzeros": _Turned((groups, packed), lambda zero: weight.store_zero(start, unpack_awq(zero).t())),
+            "scales": _Turned((groups, size), lambda scale: weight.store_scale(start, scale.t())),
+        }
+        if layer.bias is not None:
+            slots["bias"] = layer.bias[start : start + size]
+        return slots
+
+
+class _Turned:
+    """Takes a tensor in whose columns are outputs."""
+
+    def __init__(self, shape: tuple[int, int], store: Callable[[Tensor], None]) -> None:
+        self.shape = torch.Size(shape)
+        self._store = store
+
+    def copy_(self, values: Tensor) -> None:
+        """Store it."""
+        self._store(values)
+
+
+def unpack_awq(packed: Tensor) -> Tensor:
+    """int32 [rows, N / 8] -> uint8 [rows, N]."""
+    shifts = torch.tensor(_SHIFTS, dtype=torch.int32, device=packed.device)
+    return ((packed[..., None] >> shifts) & 15).to(torch.uint8).flatten(1)

@@ -1,0 +1,85 @@
+"""Which linear layers of a language model are kept in which format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from trifocal.layers.embedding import Embedding
+from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.model_spec import Quantization
+from trifocal.quant.awq import AwqLinear
+from trifocal.quant.base import PLAIN, LinearMethod
+from trifocal.quant.int4 import GROUPS, Int4Linear
+from trifocal.quant.int8 import INT8
+from trifocal.types import ConfigError, NotAvailableYetError
+
+_Choice = Callable[[str, Linear], LinearMethod]
+
+
+def quantize_layers(decoder: nn.Module, prefix: str, quantization: Quantization, names: frozenset[str]) -> None:
+    """Give the linear layers under `decoder` their formats, before they hold anything.
+
+    `prefix` is the path of `decoder` in its model, `names` those of all checkpoint tensors, as paths of parameters.
+    Raises `ConfigError` where a format does not fit.
+    """
+    is_tied = not any(isinstance(module, Linear) for name, module in decoder.named_children() if name == "lm_head")
+    choice: _Choice
+    if quantization.method == "awq":
+        _refuse_fused(decoder, prefix, names)
+        choice = _awq(prefix, quantization, names)
+    else:
+        choice = _rounded(is_int4=quantization.method == "int4", is_tied=is_tied)
+    for path, layer in decoder.named_modules():
+        if isinstance(layer, Linear):
+            method = choice(path, layer)
+            if method is not PLAIN:
+                layer.use(method)
+
+
+def _refuse_fused(decoder: nn.Module, prefix: str, names: frozenset[str]) -> None:
+    ours = {f"{prefix}.{path}" for path, layer in decoder.named_modules() if isinstance(layer, Linear)}
+    for path, layer in decoder.named_modules():
+        if isinstance(layer, MergedLinear):
+            ours |= {f"{prefix}.{path}".rpartition(".")[0] + f".{part}" for part in layer.parts}
+    for name in sorted(names):
+        owner, _, kind = name.rpartition(".")
+        if kind == "qweight" and name.startswith(prefix) and owner not in ours:
+            raise NotAvailableYetError(f"AWQ weights of several layers in one tensor ({name})")
+
+
+def _rounded(*, is_int4: bool, is_tied: bool) -> _Choice:
+    """int8 everywhere, or int4 with an int8 head. A table that is only looked up stays as it is."""
+
+    def choose(path: str, layer: Linear) -> LinearMethod:
+        if isinstance(layer, Embedding):
+            return INT8 if is_tied else PLAIN
+        if not is_int4 or path == "lm_head":
+            return INT8
+        group = next((size for size in GROUPS if layer.in_features % size == 0), None)
+        return INT8 if group is None else Int4Linear(group)
+
+    return choose
+
+
+def _awq(prefix: str, quantization: Quantization, names: frozenset[str]) -> _Choice:
+    """AWQ where the checkpoint has it: lists of layers in config.json are not reliable, tensors are."""
+
+    def choose(path: str, layer: Linear) -> LinearMethod:
+        owner = f"{prefix}.{path}"
+        first = owner
+        if isinstance(layer, MergedLinear):
+            first = f"{owner.rpartition('.')[0]}.{next(iter(layer.parts))}"
+        if f"{first}.qweight" not in names:
+            return PLAIN
+        group = layer.in_features if quantization.group_size == -1 else quantization.group_size
+        sizes = layer.parts.values() if isinstance(layer, MergedLinear) else [layer.out_features]
+        if layer.in_features % group or group % 8 or any(size % 8 for size in sizes):
+            raise ConfigError(
+                f"config.json: group_size {group} does not fit {owner} with {layer.in_features} inputs and "
+                f"{layer.out_features} outputs"
+            )
+        return AwqLinear(group)
+
+    return choose
