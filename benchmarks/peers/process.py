@@ -71,8 +71,12 @@ class ProcessTree:
             self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(_STOP_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        until = time.monotonic() + _STOP_SECONDS
+        with suppress(ProcessLookupError):  # until none of its session is left: the next contender wants the machine
+            while time.monotonic() < until:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.poll()
+                time.sleep(0.02)
         self.process.wait()
 
     def check(self) -> None:
