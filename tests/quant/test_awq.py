@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests import tiny, tiny_internvl
-from tests.oracle import Runner, Sample
+from tests.oracle import Runner, load_processor, make_sample
 from trifocal.config import EngineArgs, resolve
 from trifocal.kernels.base import TORCH
 from trifocal.layers.linear import Linear
@@ -96,9 +96,8 @@ def test_golden_integers() -> None:
 def test_logits_of_a_model(tmp_path: Path, tied: bool, group: int) -> None:
     plain = tiny.write_checkpoint(tmp_path / "plain", tied=tied)
     assert write_pair(plain, tmp_path / "awq", group=group) == 7 * tiny.LAYERS
-    rng = np.random.default_rng(0)
-    sample = Sample().text(rng, 5).media(rng, (1, 4, 8)).text(rng, 20)
-    ours, expected = (Runner(load(folder), kv_heads=2).logits([sample])[0] for folder in (tmp_path / "awq", plain))
+    sample = make_sample(load_processor(plain), "image")
+    ours, expected = (Runner(load(folder)).logits([sample])[0] for folder in (tmp_path / "awq", plain))
     assert torch.equal(ours, expected)
 
 
