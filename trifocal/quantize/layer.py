@@ -55,7 +55,9 @@ def record(layer: DecoderLayer, x: Tensor, step: Step) -> Recorded:
     linears = {"qkv": attention.qkv_proj, "o": attention.o_proj, "gate_up": mlp.gate_up_proj, "down": mlp.down_proj}
     seen: dict[str, Tensor] = {}
     with _watched(linears, seen):
-        output = layer(x, step.cos, step.sin, step.attention)
+        attended = attention(layer.input_layernorm(x), step.cos, step.sin, step.attention)
+        x, normed = layer.post_attention_layernorm.add(x, attended, layer.residual_scale)
+        output = x + mlp(normed) * layer.residual_scale
     return Recorded(**seen, output=output)
 
 
