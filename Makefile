@@ -13,7 +13,7 @@ help:
 	@echo "make test-slow           run the tests that take minutes or a download; they are no part of make test"
 	@echo "make sanitize            run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make check               lint, types and import rules alone"
-	@echo "make bench [ARGS=...]    load-test a server on the built-in model"
+	@echo "make bench [ARGS=--quick] measure beside the engines that are here, write docs/performance.md"
 	@echo "make format              let ruff rewrite the sources, write docs/configuration.md anew"
 
 setup: $(DEV_STAMP)
@@ -40,8 +40,8 @@ test-slow: $(DEV_STAMP)
 sanitize: $(DEV_STAMP)
 	@scripts/sanitize $(ARGS)
 
-bench: $(RUN_STAMP)
-	@$(BIN)/python -m trifocal bench serve --preset all $(ARGS)
+bench: $(DEV_STAMP)
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
 format: $(DEV_STAMP)
 	@$(BIN)/ruff check --fix --quiet .

@@ -20,6 +20,7 @@ from trifocal.quant.int4 import Int4Linear, weight_of
 if TYPE_CHECKING:
     from trifocal.layers.linear import Linear
 
+OUTPUTS_PER_COLUMN = {"qweight": 8, "qzeros": 8, "scales": 1}
 _SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of output 0 .. 7 within its integer
 
 
@@ -61,3 +62,12 @@ def unpack_awq(packed: Tensor) -> Tensor:
     """int32 [rows, N / 8] -> uint8 [rows, N]."""
     shifts = torch.tensor(_SHIFTS, dtype=torch.int32, device=packed.device)
     return ((packed[..., None] >> shifts) & 15).to(torch.uint8).flatten(1)
+
+
+def pack_awq(values: Tensor) -> Tensor:
+    """Integers 0 .. 15 [rows, N], N a multiple of 8 -> int32 [rows, N / 8]."""
+    eights = values.to(torch.int32).reshape(len(values), -1, 8)
+    packed = torch.zeros_like(eights[..., 0])
+    for index, shift in enumerate(_SHIFTS):
+        packed |= eights[..., index] << shift
+    return packed

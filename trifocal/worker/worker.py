@@ -55,7 +55,7 @@ class Worker:
         )
         cache = self._cache(num_blocks)
         attention = ATTENTION.get(self.platform.default_attention)(cache)
-        self.runner = ModelRunner(self.model, attention, Sampler(config.num_vocab), self.device)
+        self.runner = ModelRunner(self.model, attention, Sampler(config.num_vocab), self.platform)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
