@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -18,13 +18,14 @@ from trifocal.client import ServerError, is_loopback, normalise_url, parse_event
 
 @dataclass(frozen=True)
 class Target:
-    """The server under test, and how it is asked."""
+    """The server under test, and how it is asked; `fields` are further fields of each request."""
 
     url: str
     model: str
     stream: bool = True
     api_key: str | None = None
     temperature: float = 0.0
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -86,6 +87,7 @@ async def _ask(http: httpx.AsyncClient, target: Target, question: Question) -> M
         "max_tokens": question.output_tokens,
         "min_tokens": question.output_tokens,
         "ignore_eos": True,
+        **target.fields,
     }
     measured = Measured(time.perf_counter())
     try:

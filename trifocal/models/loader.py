@@ -6,6 +6,9 @@ and the tensor.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +23,7 @@ from trifocal.models.decoder import Decoder
 from trifocal.models.registry import MODELS
 from trifocal.quant.awq import OUTPUTS_PER_COLUMN
 from trifocal.quant.base import Slot
-from trifocal.quant.choose import quantize_layers
+from trifocal.quant.choose import quantize_layers, quantize_towers
 from trifocal.types import ConfigError, NotAvailableYetError
 
 _INDEX = "model.safetensors.index.json"
@@ -33,8 +36,8 @@ def load_model(
 ) -> Model:  # fmt: skip
     """Build the model of `spec` and fill it, from its folder or (`load_format="dummy"`) with seeded random numbers.
 
-    The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers of
-    the language model are in the format that `quantization` asks for. Raises `ConfigError`.
+    The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers
+    are in the format that `quantization` asks for. Raises `ConfigError`.
     """
     model = empty_model(spec, dtype)
     if quantization:
@@ -43,6 +46,7 @@ def load_model(
             for path, module in model.named_modules():
                 if isinstance(module, Decoder):
                     quantize_layers(module, path, quantization, names)
+            quantize_towers(model, quantization)
     materialize(model, device)
     if load_format == "dummy":
         _fill_randomly(model, seed)
@@ -235,10 +239,25 @@ def _tensors(folder: Path, progress: bool) -> Iterator[tuple[str, str, Tensor]]:
                     if absent:
                         raise ConfigError(f"{where}: tensor {absent} is missing; {_INDEX} says it is in this file")
                     for name in shard.keys():  # noqa: SIM118  # not a dict
-                        yield where, name, shard.get_tensor(name)
+                        tensor = shard.get_tensor(name)
+                        yield where, name, tensor
+                        _forget(tensor)
                         bar.update()
             except SafetensorError as error:
                 raise ConfigError(f"{where} is not a readable safetensors file: {error}") from None
+
+
+def _forget(tensor: Tensor) -> None:
+    """Let go of a mapped file's pages that were copied; without, a process would seem to hold every weight twice.
+
+    The file itself stays in the system's cache.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:  # advice: what it answers does not matter
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trifocal.quant.base import Slot
+from trifocal.kernels.int4 import Int4Weight
+from trifocal.quant.base import Slot, in_stretches
 from trifocal.quant.int4 import Int4Linear, weight_of
 
 if TYPE_CHECKING:
@@ -31,13 +32,18 @@ class AwqLinear(Int4Linear):
         weight, packed = weight_of(layer), size // 8
         groups = layer.in_features // self.group
         slots: dict[str, Slot] = {
-            "qweight": _Turned((layer.in_features, packed), lambda q: weight.store(start, unpack_awq(q).t())),
+            "qweight": _Turned((layer.in_features, packed), lambda q: _store(weight, start, q)),
             "qzeros": _Turned((groups, packed), lambda zero: weight.store_zero(start, unpack_awq(zero).t())),
             "scales": _Turned((groups, size), lambda scale: weight.store_scale(start, scale.t())),
         }
         if layer.bias is not None:
             slots["bias"] = layer.bias[start : start + size]
         return slots
+
+
+def _store(weight: Int4Weight, start: int, packed: Tensor) -> None:
+    for first, outputs in in_stretches(packed.t(), 1 << 18):
+        weight.store(start + 8 * first, unpack_awq(outputs.t()).t())
 
 
 class _Turned:

@@ -1,4 +1,4 @@
-"""Which linear layers of a language model are kept in which format."""
+"""Which linear layers of a model are kept in which format."""
 
 from __future__ import annotations
 
@@ -35,6 +35,19 @@ def quantize_layers(decoder: nn.Module, prefix: str, quantization: Quantization,
             method = choice(path, layer)
             if method is not PLAIN:
                 layer.use(method)
+
+
+def quantize_towers(model: nn.Module, quantization: Quantization) -> None:
+    """What is left after `quantize_layers`, the towers and what joins them to the language model: int8 along with it.
+
+    Other formats are there to save memory and make decoding quick; for a tower, which computes many rows at a time,
+    only int8 is quicker than the weights as they are.
+    """
+    if quantization.method != "int8":
+        return
+    for layer in model.modules():
+        if isinstance(layer, Linear) and not isinstance(layer, Embedding) and layer.method is PLAIN:
+            layer.use(INT8)
 
 
 def _rounded(*, is_int4: bool, is_tied: bool) -> _Choice:

@@ -1,0 +1,98 @@
+"""Who takes part: Trifocal in each format, and every peer that is found on this machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import trifocal
+from benchmarks.peers import llamacpp
+from benchmarks.peers.contender import Contender, Precision, server, worker
+from benchmarks.peers.process import ContenderError
+from trifocal.parent import python_module, python_path
+
+PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A peer that does not take part, and why."""
+
+    name: str
+    reason: str
+
+
+def ours(model: Path, precisions: tuple[Precision, ...]) -> list[Contender]:
+    """Trifocal's server with its defaults."""
+    return [_our_server(model, precision) for precision in precisions]
+
+
+def _our_server(model: Path, precision: Precision) -> Contender:
+    words = [str(model), "--served-model-name", "bench", "--host", "127.0.0.1", "--uvicorn-log-level", "warning"]
+    words += ["--quantization", precision] if precision != "bf16" else []
+
+    def command(port: int) -> list[str]:
+        return python_module("trifocal", "serve", *words, "--port", str(port))
+
+    return Contender(
+        f"Trifocal {precision}", "trifocal", trifocal.__version__, precision,
+        server(command, {**python_path(), "TRIFOCAL_LOGGING_LEVEL": "warning"}),
+        weight_bytes=_our_weight_bytes(model, precision),
+    )  # fmt: skip
+
+
+def _our_weight_bytes(model: Path, precision: Precision) -> int | None:
+    command = [sys.executable, "-m", "benchmarks.peers.weight_bytes", str(model)]
+    command += [precision] if precision != "bf16" else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    return None if done.returncode else int(json.loads(done.stdout.splitlines()[-1])["weight_bytes"])
+
+
+def find_peers(
+    model: Path, cache: Path, llama_cpp: Path | None = None, vllm: str | None = None
+) -> tuple[list[Contender], list[Absent]]:  # fmt: skip
+    """All peers that are here, and those that are not."""
+    here: list[Contender] = []
+    absent: list[Absent] = []
+    for name, find in (
+        ("llama.cpp", lambda: llamacpp.contenders(model, cache / "llama.cpp", llama_cpp)),
+        ("vLLM", lambda: [_vllm(model, vllm)]),
+        ("transformers", lambda: [_transformers(model)]),
+    ):
+        try:
+            here += find()
+        except ContenderError as error:
+            absent.append(Absent(name, str(error)))
+    return here, absent
+
+
+def _transformers(model: Path) -> Contender:
+    if importlib.util.find_spec("transformers") is None:
+        raise ContenderError("it is not installed here")
+    command = [sys.executable, str(Path(__file__).with_name("transformers_worker.py")), str(model)]
+    version = importlib.metadata.version("transformers")
+    return Contender("transformers bf16", "transformers", version, "bf16", worker(command, python_path()))
+
+
+def _vllm(model: Path, named: str | None) -> Contender:
+    """vLLM for CPUs, with limits that keep its profiling short: without them it draws a picture of 12 megapixels."""
+    program = named or shutil.which("vllm")
+    if program is None:
+        raise ContenderError("no vllm in PATH (--vllm names one)")
+    done = subprocess.run([program, "--version"], capture_output=True, text=True)
+    if done.returncode:
+        raise ContenderError(f"{program} --version failed: {done.stderr.strip()[-200:]}")
+    limits = ["--max-model-len", "4096", "--max-num-seqs", "32", "--limit-mm-per-prompt", '{"image": 1, "video": 0}']
+    limits += ["--mm-processor-kwargs", '{"max_pixels": 401408}', "--dtype", "bfloat16"]
+
+    def command(port: int) -> list[str]:
+        return [program, "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *limits]
+
+    version = (done.stdout.split() or ["?"])[-1]
+    return Contender("vLLM bf16", "vllm", version, "bf16", server(command, {"VLLM_CPU_KVCACHE_SPACE": "2"}))
