@@ -1,6 +1,6 @@
 """Where the time to the first token of a picture goes before the model sees it, step by step, in one process.
 
-    python benchmarks/first_token.py [--model FOLDER] [--sizes 448x448 4000x3000] [--repeat 30]
+    python -m benchmarks.first_token [--model FOLDER] [--sizes 448x448 4000x3000] [--repeat 30]
 
 The steps are those of a chat request with one picture in a data URL: the body is parsed and checked, the template
 rendered (in its helper process) and tokenized, base64 read, the picture's header read and its pixels decoded and scaled
@@ -101,9 +101,8 @@ def main() -> int:
                 await prepare(builder, store, body, watch)
 
         asyncio.run(all_of_them())
-        medians = {
-            step: statistics.median(taken[1:]) for step, taken in watch.taken.items()
-        }  # the first starts helpers
+        # The first is not counted: helper processes start with it.
+        medians = {step: statistics.median(taken[1:]) for step, taken in watch.taken.items()}
         total = sum(medians.values())
         print(f"{size}: {total:.1f} ms: " + ", ".join(f"{step} {ms:.1f}" for step, ms in medians.items()), flush=True)
         is_good &= size != "448x448" or total <= BOUND_MS
