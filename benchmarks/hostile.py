@@ -1,11 +1,12 @@
 """Hundreds of inputs that want to break the server, sent to one on the built-in model.
 
-    python benchmarks/hostile.py [--seed 0] [--rounds 1] [--minutes N] [--only KIND] [--list]
+    python benchmarks/hostile.py [--seed 0] [--rounds 1] [--minutes N] [--generated 10] [--only KIND] [--list]
 
 Pictures, clips, data: URLs, bodies, numbers, templates and control tokens, broken at random from a seed, URLs into the
-machine and its network, and a web server that cheats (`tools/hostile`). Promised, and checked here: no answer is a 5xx,
-each comes within its time, the engine is never restarted, nothing is fetched from where it must not, good requests are
-answered as before, and memory has grown by 64 MiB at most. The exit status is 1 if any of it does not hold.
+machine and its network, and a web server that cheats (`tools/hostile`), and requests generated from the server's own
+OpenAPI document, which their answers must conform to. Promised, and checked here: no answer is a 5xx, each comes within
+its time, the engine is never restarted, nothing is fetched from where it must not, good requests are answered as
+before, and memory has grown by 64 MiB at most. The exit status is 1 if any of it does not hold.
 
 Each round sends every input with another seed; `--minutes` goes on with new seeds for so long.
 """
@@ -29,7 +30,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--only", help="beginning of the names to send, e.g. picture/PNG")
+    parser.add_argument(
+        "--generated", type=int, default=10, help="requests of each operation, right and wrong, a round"
+    )
+    parser.add_argument("--only", help="beginning of the names to send, e.g. picture/PNG; or document")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     args = parser.parse_args()
     cases = [case for case in all_cases() if case.name.startswith(args.only or "")]
@@ -37,8 +41,9 @@ def main() -> int:
         print(*(case.name for case in cases), sep="\n")
         return 0
     seeds = itertools.count(args.seed) if args.minutes else range(args.seed, args.seed + args.rounds)
-    report = attack(cases, seeds, seconds=args.minutes and 60 * args.minutes)
-    print(f"{len(cases)} inputs")
+    generated = args.generated if args.only in (None, "document") else 0
+    report = attack(cases, seeds, generated=generated, seconds=args.minutes and 60 * args.minutes)
+    print(f"{len(cases)} inputs and those generated from the document")
     print(report)
     return 1 if report.problems else 0
 

@@ -171,7 +171,7 @@ class Runner:
     def __init__(self, model: Model, *, block_size: int = 16, num_tokens: int = 2048) -> None:
         self.model = model
         num_blocks = num_tokens // block_size
-        dtype = next(model.parameters()).dtype
+        dtype = model.language_model.norm.weight.dtype
         self.attention = ReferenceAttention(new_cache(model.language_model.config, num_blocks, block_size, dtype))
         self.free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
         self.block_size = block_size

@@ -22,7 +22,7 @@ CLIENT = {"client", "cli.flags", "cli.local_server"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "entrypoints": {"cli"},  # vLLM's module path for `trifocal serve`
-    "cli": {"cli", "client", "models.registry", "server.app", "server.args"},
+    "cli": {"cli", "client", "models.registry", "quantize", "server.app", "server.args"},
     "demo": {"demo", *CLIENT},
     "bench": {"bench", "demo", "llm", *CLIENT},
     "client": set(),
@@ -45,6 +45,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"models", "layers", "attention", "quant", "multimodal", "tokenizer", "distributed"},
     "layers": {"layers", "quant", "distributed", "platforms", "kernels.base"},
     "attention": {"attention", "platforms", "kernels"},
+    # A program of its own beside the engine: samples become prompts, and go through the model layer by layer.
+    "quantize": {"quantize", "quant", "models", "layers", "attention", "multimodal"},
     "quant": {"quant", "layers", "distributed", "kernels.base", "kernels.int4"},
     "kernels": {"kernels"},  # compiled code and what torch does where there is none; a platform chooses
     "kernels.base": {"kernels.int4"},

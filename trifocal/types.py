@@ -8,6 +8,7 @@ a `TokenOutput` and finally a stream of `Delta`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -127,8 +128,53 @@ class Prompt:
 
 # --------------------------------------------------------------------------------------------- sampling
 
-_MAX_LOGIT_BIAS = 100.0
-_SEED_RANGE = 1 << 63
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a number may be: of `kind`, from `low` (itself excluded if `is_open`) to `high`, which counts."""
+
+    kind: type[int] | type[float]
+    low: float
+    high: float | None = None
+    is_open: bool = False
+
+    def check(self, name: str, value: object) -> None:
+        """Raise `RequestError` that blames `name`."""
+        ok = isinstance(value, int if self.kind is int else int | float) and not isinstance(value, bool)
+        if ok:
+            assert isinstance(value, int | float)
+            is_low = value <= self.low if self.is_open else value < self.low
+            is_high = value > self.high if self.high is not None else value == math.inf
+            ok = not (is_low or is_high or value != value)  # NaN compares with nothing
+        if not ok:
+            raise RequestError(f"{name} must be {self}, got {value!r}", param=name)
+
+    def __str__(self) -> str:
+        if self.kind is int:
+            bounds = f"at least {self.low}" if self.high is None else f"between {self.low} and {self.high}"
+            return f"an integer {bounds}"
+        bracket, end = "(" if self.is_open else "[", "inf)" if self.high is None else f"{self.high:g}]"
+        return f"a number in {bracket}{self.low:g}, {end}"
+
+
+SAMPLING_BOUNDS: Mapping[str, Bounds] = {
+    "n": Bounds(int, 1),
+    "presence_penalty": Bounds(float, -2.0, 2.0),
+    "frequency_penalty": Bounds(float, -2.0, 2.0),
+    "repetition_penalty": Bounds(float, 0.0, is_open=True),
+    "temperature": Bounds(float, 0.0),
+    "top_p": Bounds(float, 0.0, 1.0, is_open=True),
+    "min_p": Bounds(float, 0.0, 1.0),
+    "top_k": Bounds(int, -1),
+    "seed": Bounds(int, -(1 << 63), (1 << 63) - 1),
+    "max_tokens": Bounds(int, 1),
+    "min_tokens": Bounds(int, 0),
+    "logprobs": Bounds(int, 0),
+}
+"""Numbers of `SamplingParams`; the server's OpenAPI document tells them, too."""
+TOKEN_ID_BOUNDS = Bounds(int, 0)
+BIAS_BOUNDS = Bounds(float, -100.0, 100.0)
+_MAY_BE_NONE = ("seed", "max_tokens", "logprobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,29 +214,20 @@ class SamplingParams:
         self._verify()
 
     def _verify(self) -> None:
-        _require_int("n", self.n, 1, None)
-        for name in ("presence_penalty", "frequency_penalty"):
-            _require_number(name, getattr(self, name), -2.0, 2.0)
-        _require_number("repetition_penalty", self.repetition_penalty, 0.0, None, open_low=True)
-        _require_number("temperature", self.temperature, 0.0, None)
-        _require_number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _require_number("min_p", self.min_p, 0.0, 1.0)
-        _require_int("top_k", self.top_k, -1, None)
-        if self.seed is not None:
-            _require_int("seed", self.seed, -_SEED_RANGE, _SEED_RANGE - 1)
-        if self.max_tokens is not None:
-            _require_int("max_tokens", self.max_tokens, 1, None)
-        _require_int("min_tokens", self.min_tokens, 0, self.max_tokens)
-        if self.logprobs is not None:
-            _require_int("logprobs", self.logprobs, 0, None)
+        for name, bounds in SAMPLING_BOUNDS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _MAY_BE_NONE:
+                bounds.check(name, value)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            Bounds(int, 0, self.max_tokens).check("min_tokens", self.min_tokens)
         for text in self.stop or []:
             if not isinstance(text, str) or not text:
                 raise RequestError("stop must be a non-empty string or a list of them", param="stop")
         for token_id in self.stop_token_ids or []:
-            _require_int("stop_token_ids", token_id, 0, None)
+            TOKEN_ID_BOUNDS.check("stop_token_ids", token_id)
         for token_id, bias in (self.logit_bias or {}).items():
-            _require_int("logit_bias", token_id, 0, None)
-            _require_number("logit_bias", bias, -_MAX_LOGIT_BIAS, _MAX_LOGIT_BIAS)
+            TOKEN_ID_BOUNDS.check("logit_bias", token_id)
+            BIAS_BOUNDS.check("logit_bias", bias)
 
     @property
     def stop_strings(self) -> list[str]:
@@ -206,23 +243,6 @@ class SamplingParams:
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with `changes`, verified again."""
         return replace(self, **changes)
-
-
-def _require_int(name: str, value: object, low: int, high: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise RequestError(f"{name} must be an integer {bounds}, got {value!r}", param=name)
-
-
-def _require_number(name: str, value: object, low: float, high: float | None, *, open_low: bool = False) -> None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if ok:
-        assert isinstance(value, int | float)
-        ok = (value > low if open_low else value >= low) and (high is None or value <= high)
-    if not ok:
-        bracket = "(" if open_low else "["
-        bounds = f"in {bracket}{low:g}, {'inf)' if high is None else f'{high:g}]'}"
-        raise RequestError(f"{name} must be a number {bounds}, got {value!r}", param=name)
 
 
 # --------------------------------------------------------------------------------------------- steps
@@ -306,6 +326,7 @@ class StepResult:
     """What a step produced: the sampled token of each sequence that had `samples` set, and requests that failed.
 
     `failed_media` are the hashes of media without which positions of this step were computed: what they hold is wrong.
+    `encode_s` are the seconds that its media spent in the vision tower.
     """
 
     step_id: int
@@ -313,6 +334,7 @@ class StepResult:
     logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     failed_media: frozenset[bytes] = frozenset()
+    encode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +368,8 @@ class EngineStats:
     num_generation_tokens: int = 0
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_hits: int = 0
-    num_media_encoded: int = 0  # vision tower runs
+    num_media_encoded: int = 0  # media items that went through the vision tower
+    media_encode_s: float = 0.0  # seconds they took together
     encoder_hits: int = 0  # media items served from the encoder cache
     num_restarts: int = 0  # engine processes that replaced a dead one
     num_replays: int = 0  # requests that a new engine took over from a dead one

@@ -15,7 +15,7 @@ from trifocal.cli import main
 from trifocal.cli.models import catalogue
 from trifocal.config import DTYPES, EngineArgs, resolve
 from trifocal.models.registry import FAMILIES, MODELS, PROCESSORS, Check, check_architecture
-from trifocal.types import ConfigError, NotAvailableYetError
+from trifocal.types import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CHECKS = [check for family in FAMILIES for check in family.checks]
@@ -43,6 +43,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert told == json.loads(json.dumps(catalogue()))
     names = [each["architecture"] for family in told["families"] for each in family["formats"]]
     assert sorted(names) == sorted(MODELS) == sorted(PROCESSORS)
+    assert told["weights"]["quantization"] == ["awq", "int8", "int4"]
     assert told["weights"]["dtypes"] == ["bfloat16", "float16", "float32"]
     assert told["families"][0]["modalities"] == ["text", "image", "video"]
 
@@ -63,11 +64,20 @@ def test_language_models_are_those_of_the_code() -> None:
         assert told[name] == {decoder.__name__.removesuffix("Decoder") for decoder in decoders.values()}
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq", "fp8", "bitsandbytes", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["awq", "int8", "int4", "gptq", "fp8", "bitsandbytes", "compressed-tensors"])
 def test_quantizations_are_those_that_are_not_refused(tmp_path: Path, method: str) -> None:
-    args = EngineArgs(model=str(tiny.write_checkpoint(tmp_path)), quantization=method, device="cpu")
-    assert method not in catalogue()["weights"]["quantization"]
-    with pytest.raises(NotAvailableYetError, match=method):
+    """Of a plain checkpoint by the flag, of a quantized one by its config.json."""
+    folder = tiny.write_checkpoint(tmp_path)
+    if method not in ("int8", "int4"):
+        settings = json.loads((folder / "config.json").read_text())
+        settings["quantization_config"] = {"quant_method": method}
+        (folder / "config.json").write_text(json.dumps(settings))
+    args = EngineArgs(model=str(folder), quantization=method, device="cpu")
+    if method in catalogue()["weights"]["quantization"]:
+        quantization = resolve(args).quantization
+        assert quantization is not None and quantization.method == method
+        return
+    with pytest.raises(ConfigError, match=method):
         resolve(args)
 
 

@@ -29,8 +29,8 @@ from trifocal.types import ConfigError
 ROOT = Path(__file__).parents[2]
 FAMILIES = {f"{name}-{spelling}": (entry, spelling) for name, entry in ENTRIES.items() for spelling in entry.in_engine}
 FIRST = next(iter(FAMILIES))
-# Their pictures come out right without a preprocessor_config.json, as in the models' own code.
-WITHOUT_PREPROCESSOR = ("internvl-qwen2-300M-original", "minicpmv-2.0-released")
+# Version 2.0 was released without a preprocessor_config.json.
+WITHOUT_PREPROCESSOR = ("minicpmv-2.0-released",)
 Change = Callable[[Path], object]
 
 
@@ -124,7 +124,7 @@ CONFIG: dict[str, Damage] = {
     "no architecture": Damage(edit("config.json", architectures=[]), r"model/config\.json: field architectures is mis"),
     "unknown architecture": Damage(
         edit("config.json", architectures=["GPT2LMHeadModel"]),
-        r"config\.json: architecture 'GPT2LMHeadModel' is not supported; supported: InternVLChatModel, ",
+        r"config\.json: architectures: 'GPT2LMHeadModel' is not supported; supported: InternVLChatModel, ",
     ),
     "unknown rope type": Damage(
         edit_text(rope_scaling={"rope_type": "spiral"}, rope_parameters=None),

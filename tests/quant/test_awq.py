@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests import tiny, tiny_internvl
-from tests.oracle import Runner, Sample
+from tests.oracle import Runner, load_processor, make_sample
 from trifocal.config import EngineArgs, resolve
 from trifocal.kernels.base import TORCH
 from trifocal.layers.linear import Linear
 from trifocal.llm import LLM
 from trifocal.models.base import Model
-from trifocal.models.loader import load_model
-from trifocal.quant.awq import AwqLinear, unpack_awq
+from trifocal.models.loader import _columns, load_model
+from trifocal.quant.awq import AwqLinear, pack_awq, unpack_awq
 from trifocal.quant.int4 import weight_of
 from trifocal.types import ConfigError, NotAvailableYetError, SamplingParams
 
@@ -88,6 +88,7 @@ def test_golden_integers() -> None:
     assert unpack_awq(packed).tolist() == [[0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]]
     q = torch.randint(0, 16, (6, 40))
     assert torch.equal(unpack_awq(pack(q)).long(), q)
+    assert torch.equal(pack_awq(q), pack(q))
 
 
 @pytest.mark.parametrize("group", [32, 64, -1])
@@ -95,9 +96,8 @@ def test_golden_integers() -> None:
 def test_logits_of_a_model(tmp_path: Path, tied: bool, group: int) -> None:
     plain = tiny.write_checkpoint(tmp_path / "plain", tied=tied)
     assert write_pair(plain, tmp_path / "awq", group=group) == 7 * tiny.LAYERS
-    rng = np.random.default_rng(0)
-    sample = Sample().text(rng, 5).media(rng, (1, 4, 8)).text(rng, 20)
-    ours, expected = (Runner(load(folder), kv_heads=2).logits([sample])[0] for folder in (tmp_path / "awq", plain))
+    sample = make_sample(load_processor(plain), "image")
+    ours, expected = (Runner(load(folder)).logits([sample])[0] for folder in (tmp_path / "awq", plain))
     assert torch.equal(ours, expected)
 
 
@@ -146,14 +146,23 @@ def test_other_methods_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "awq")
 
 
-def test_fused_tensors_are_refused(tmp_path: Path) -> None:
+def test_a_tensor_of_no_layer_is_refused(tmp_path: Path) -> None:
     write_pair(tiny_internvl.write_checkpoint(tmp_path / "plain"), tmp_path / "awq", nested="llm_config")
     file = tmp_path / "awq" / "model.safetensors"
     weights = load_file(file)
     weights["language_model.model.layers.0.self_attn.wqkv.qweight"] = torch.zeros(64, 16, dtype=torch.int32)
     save_file(weights, file)
-    with pytest.raises(NotAvailableYetError, match="several layers in one tensor"):
+    with pytest.raises(ConfigError, match=r"wqkv\.qweight has no place in InternVL"):
         load(tmp_path / "awq")
+
+
+def test_heads_that_share_integers_are_refused() -> None:
+    """Layers fused by heads of 4: eight outputs of an integer belong to two of them."""
+    assert _columns(torch.tensor([*range(8, 16), *range(32, 40)]), 8, "wqkv").tolist() == [1, 4]
+    assert _columns(torch.tensor([3, 5]), 1, "wqkv").tolist() == [3, 5]
+    for rows in ([0, 1, 2, 3, 12, 13, 14, 15], list(range(4, 12)), [0, 1, 2, 3]):
+        with pytest.raises(NotAvailableYetError, match=r"several layers in one integer \(wqkv\)"):
+            _columns(torch.tensor(rows), 8, "wqkv")
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:

@@ -82,10 +82,14 @@ def test_metrics_count_media(http: httpx.Client) -> None:
         assert http.post("/v1/chat/completions", json=body).status_code == 200
 
     encoded, hits = counts()
+    seconds = metric(http, "trifocal:media_encode_seconds_total")
     look("Is there one?")
     assert counts() == (encoded + 1, hits)
+    first_seconds = metric(http, "trifocal:media_encode_seconds_total")
+    assert first_seconds > seconds
     look("Are there two?")
     assert counts() == (encoded + 1, hits + 1)
+    assert metric(http, "trifocal:media_encode_seconds_total") == first_seconds
     look("Are there two?", salt="mine")  # one tenant's pictures are not found by another, not even by their time
     assert counts() == (encoded + 2, hits + 1)
     look("Is there one?", salt="mine")

@@ -19,6 +19,12 @@ def test_the_server_is_itself_after_an_attack() -> None:
     assert report.statuses[200] >= 3 and report.statuses[400] >= 20
 
 
+def test_requests_of_the_document_are_answered_as_it_says() -> None:
+    report = attack([], [1], generated=3)
+    assert report.problems == [], report
+    assert report.statuses[200] >= 6 and report.statuses[400] >= 6, report
+
+
 def test_the_corpus() -> None:
     cases = all_cases()
     assert len(cases) >= 400 and len({case.name for case in cases}) == len(cases)

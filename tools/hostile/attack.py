@@ -19,6 +19,7 @@ import httpx
 
 from tools.hostile.case import CHAT, MODEL, Call, Case, ask_about_bytes, chat
 from tools.hostile.clips import sample as clip
+from tools.hostile.document import document_calls
 from tools.hostile.pictures import encoded, sample
 from tools.hostile.web import HOST, Web, hostile_web
 from trifocal.cli.local_server import LocalServer
@@ -56,21 +57,25 @@ class Report:
         return "\n".join(lines)
 
 
-def attack(cases: Sequence[Case], seeds: Iterable[int], *, seconds: float | None = None) -> Report:
-    """Start a server, send every case with each seed (until `seconds` are over), look after it."""
+def attack(cases: Sequence[Case], seeds: Iterable[int], *, generated: int = 0, seconds: float | None = None) -> Report:
+    """Start a server, send every case with each seed (until `seconds` are over), look after it.
+
+    With each seed also come up to `generated` requests for each operation and mode of the server's OpenAPI document.
+    """
     with tempfile.TemporaryDirectory() as folder, _environment():
         media = _media_folder(Path(folder))
         words = [
             str(BUILT_IN), "--served-model-name", MODEL, "--allowed-local-media-path", str(media),
             "--allowed-media-networks", f"{HOST}/32", "--max-num-seqs", "8",
+            "--override-generation-config", json.dumps({"max_new_tokens": 16}),
             "--image-decode-timeout", str(DECODE_S["image"]), "--video-decode-timeout", str(DECODE_S["video"]),
         ]  # fmt: skip
         with LocalServer(words) as server:
-            return asyncio.run(_attack(server, media, cases, seeds, seconds))
+            return asyncio.run(_attack(server, media, cases, seeds, generated, seconds))
 
 
 async def _attack(
-    server: LocalServer, media: Path, cases: Sequence[Case], seeds: Iterable[int], seconds: float | None
+    server: LocalServer, media: Path, cases: Sequence[Case], seeds: Iterable[int], generated: int, seconds: float | None
 ) -> Report:
     report = Report()
     limits = httpx.Limits(max_connections=2 * AT_ONCE)
@@ -79,6 +84,7 @@ async def _attack(
         httpx.AsyncClient(base_url=server.url, timeout=ANSWER_S, limits=limits) as client,
     ):
         before = await _answers(client)
+        document = (await client.get("/openapi.json")).raise_for_status().json()
         await _warm_up(client)
         engine, memory = _engine(server.pid), _memory(server.pid)
         end = None if seconds is None else time.monotonic() + seconds
@@ -86,6 +92,8 @@ async def _attack(
             if end is not None and time.monotonic() > end:
                 break
             await _send_all(client, _calls(cases, seed, media, web), report)
+            made = await asyncio.to_thread(list, document_calls(document, generated, seed) if generated else [])
+            await _send_all(client, iter(made), report)
         report.problems += [f"the canary was reached: {text!r}" for text in web.reached[:5]]
         if _engine(server.pid) != engine:
             report.problems.append("the engine was restarted")
@@ -133,7 +141,7 @@ async def _send(client: httpx.AsyncClient, name: str, call: Call, report: Report
         return
     report.statuses[answer.status_code] += 1
     report.slowest = max(report.slowest, (time.monotonic() - before, name))
-    problem = _judge(answer)
+    problem = _judge(answer) or call.check(answer)
     if problem:
         report.problems.append(f"{name}: {problem}: {answer.text[:300]}")
 

@@ -9,18 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
+
 CHAT = "/v1/chat/completions"
 MODEL = "hostile"
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is sent. `streamed` answers are read to their end as all others are."""
+    """What is sent. `check` says what is wrong with an answer beyond what is expected of all."""
 
     body: bytes
     path: str = CHAT
     method: str = "POST"
     headers: tuple[tuple[str, str], ...] = (("content-type", "application/json"),)
+    check: Callable[[httpx.Response], str | None] = lambda answer: None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ IGNORED = (
     Ignored("enable_log_requests", "requests are not logged"),
     Ignored("disable_log_stats", "numbers are at /metrics"),
     Ignored("enable_request_id_headers", "x-request-id is always sent"),
-    Ignored("disable_fastapi_docs", "the API has no docs page"),
     Ignored("disable_frontend_multiprocessing", "the engine always has a process of its own"),
     Ignored("disable_async_output_proc", "there is one output path"),
     Ignored("disable_custom_all_reduce", "there is no custom all-reduce"),

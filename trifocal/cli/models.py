@@ -14,11 +14,14 @@ from typing import Any
 
 from trifocal import __version__
 from trifocal.cli.flags import Parser
-from trifocal.config import DTYPES
+from trifocal.config import DTYPES, QUANTIZATIONS
 from trifocal.models.registry import FAMILIES, Family
 
 DESCRIPTION = "List the models that can be served: architectures, formats, language models, and what was verified."
 _LABEL = 17  # columns
+_QUANTIZED = (
+    "AWQ (version gemm, written by `trifocal quantize`); int8 and int4 by rounding while loading (--quantization)"
+)
 
 
 def configure_parser(parser: Parser) -> None:
@@ -43,7 +46,7 @@ def catalogue() -> dict[str, Any]:
         del entry["model"], entry["processor"]
         entry["modalities"] = ["text", *family.modalities]
         families.append(entry)
-    weights = {"files": "safetensors", "dtypes": _dtypes(), "quantization": []}
+    weights = {"files": "safetensors", "dtypes": _dtypes(), "quantization": list(QUANTIZATIONS)}
     return {"version": __version__, "families": families, "weights": weights}
 
 
@@ -59,7 +62,7 @@ def table() -> str:
             lines += _wrapped(text, width, start, " " * (_LABEL + 4))
             label = title
         lines.append("")
-    lines += _wrapped(f"weights: safetensors in {', '.join(_dtypes())}; quantized ones are not read yet", width)
+    lines += _wrapped(f"weights: safetensors in {', '.join(_dtypes())}; {_QUANTIZED}", width)
     lines += _wrapped("architecture: as config.json names it, with the tensor names that are known", width)
     return "\n".join(lines)
 

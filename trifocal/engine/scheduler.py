@@ -37,6 +37,7 @@ class Scheduler:
         self._prefix_queries = 0
         self._prefix_hits = 0
         self._num_media_encoded = 0
+        self._media_encode_s = 0.0
         self._encoder_hits = 0
 
     # ------------------------------------------------------------------------------------------ requests
@@ -160,6 +161,7 @@ class Scheduler:
         """Advance by what a step produced; finished sequences give everything back."""
         outputs = self._fail(plan, result) if result.errors else []
         planned = self._in_flight.remove(plan.step_id)
+        self._media_encode_s += result.encode_s
         for request_id, token_id in result.token_ids.items():
             if request_id in planned and self._is_alive(planned[request_id].seq):
                 outputs.append(self._append(planned[request_id].seq, token_id, result))
@@ -236,6 +238,7 @@ class Scheduler:
             prefix_queries=self._prefix_queries,
             prefix_hits=self._prefix_hits,
             num_media_encoded=self._num_media_encoded,
+            media_encode_s=self._media_encode_s,
             encoder_hits=self._encoder_hits,
         )
 

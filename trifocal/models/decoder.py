@@ -73,16 +73,23 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
-        """[n, hidden_size] -> [n, hidden_size]."""
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, attention)
+    def forward(
+        self, x: Tensor, made: Tensor | None, cos: Tensor, sin: Tensor, attention: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """x [n, hidden_size] and what the layer before adds to it, likewise -> the same for the next layer."""
+        if made is None:
+            normed = self.input_layernorm(x)
+        else:
+            x, normed = self.input_layernorm.add(x, made, self.residual_scale)
+        attended = self.self_attn(normed, cos, sin, attention)
         x, normed = self.post_attention_layernorm.add(x, attended, self.residual_scale)
-        made: Tensor = self.mlp(normed)
-        return x + (made if self.residual_scale == 1 else made * self.residual_scale)
+        return x, self.mlp(normed)
 
 
 class Decoder(nn.Module):
     """Token embedding, layers, last norm and output head. `lm_head` is absent where weights are tied."""
+
+    residual_scale: float = 1.0  # that of all layers
 
     def __init__(self, config: TextConfig, *, qkv_bias: bool, qk_norm: bool = False) -> None:
         super().__init__()
@@ -110,11 +117,11 @@ class Decoder(nn.Module):
     def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
         """embeds [n, hidden_size], positions int64 [rows, n] -> hidden states after the last norm."""
         cos, sin = self.rotary(positions, embeds.dtype)
-        x = embeds
+        x, made = embeds, None
         for layer in self.layers:
-            x = layer(x, cos, sin, attention)
-        hidden: Tensor = self.norm(x)
-        return hidden
+            x, made = layer(x, made, cos, sin, attention)
+        assert made is not None, "there is a layer"
+        return self.norm.add(x, made, self.residual_scale)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden_size] -> float32 [m, vocab_size]."""

@@ -6,7 +6,10 @@ and the tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import ctypes
+import mmap
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +21,10 @@ from trifocal.model_spec import ModelSpec, Quantization, read_json
 from trifocal.models.base import Model
 from trifocal.models.decoder import Decoder
 from trifocal.models.registry import MODELS
+from trifocal.quant.awq import OUTPUTS_PER_COLUMN
 from trifocal.quant.base import Slot
-from trifocal.quant.choose import quantize_layers
-from trifocal.types import ConfigError
+from trifocal.quant.choose import quantize_layers, quantize_towers
+from trifocal.types import ConfigError, NotAvailableYetError
 
 _INDEX = "model.safetensors.index.json"
 _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older releases saved with the weights
@@ -32,17 +36,18 @@ def load_model(
 ) -> Model:  # fmt: skip
     """Build the model of `spec` and fill it, from its folder or (`load_format="dummy"`) with seeded random numbers.
 
-    The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers of
-    the language model are in the format that `quantization` asks for. Raises `ConfigError`.
+    The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers
+    are in the format that `quantization` asks for. Raises `ConfigError`.
     """
-    with _meta_device(dtype):
-        model = MODELS.get(spec.architecture)(spec)
-        if quantization:
-            names = frozenset[str]() if load_format == "dummy" else _our_names(model, Path(spec.path))
+    model = empty_model(spec, dtype)
+    if quantization:
+        names = frozenset[str]() if load_format == "dummy" else _packed_names(model, Path(spec.path))
+        with _meta_device(dtype):
             for path, module in model.named_modules():
                 if isinstance(module, Decoder):
                     quantize_layers(module, path, quantization, names)
-    _materialize(model, device)
+            quantize_towers(model, quantization)
+    materialize(model, device)
     if load_format == "dummy":
         _fill_randomly(model, seed)
     else:
@@ -52,14 +57,21 @@ def load_model(
 
 def load_weights(model: Model, folder: Path, *, progress: bool = False) -> None:
     """Copy the safetensors of `folder` into the parameters of `model`. Raises `ConfigError`."""
-    slots = weight_slots(model)
+    fill(model, weight_slots(model), _tensors(folder, progress), folder.name)
+
+
+def fill(model: Model, slots: Mapping[str, Slot], tensors: Iterable[tuple[str, str, Tensor]], source: str) -> None:
+    """Put `tensors`, (file, name, tensor) each, into the `slots` of `model`, each of which must be filled once.
+
+    Raises `ConfigError`; `source` is the name of the folder, for it.
+    """
     filled: dict[str, str] = {}  # our name -> file
     with torch.no_grad():
-        for file, name, tensor in _tensors(folder, progress):
+        for file, name, tensor in tensors:
             ours = model.rename(name)
             if ours is None or name.endswith(_HARMLESS):
                 continue
-            for part, values in model.unpack(ours, tensor):
+            for part, values in unpack(model, ours, tensor):
                 _fill(slots, part, values, f"{file}: tensor {name}", model)
                 if part in filled:
                     raise ConfigError(f"{file}: tensor {name} was already loaded from {filled[part]}")
@@ -67,12 +79,44 @@ def load_weights(model: Model, folder: Path, *, progress: bool = False) -> None:
     missing = [name for name in slots if name not in filled]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ConfigError(f"{folder.name}: tensor {missing[0]}{more} is in none of the safetensors files")
+        raise ConfigError(f"{source}: tensor {missing[0]}{more} is in none of the safetensors files")
 
 
-def _our_names(model: Model, folder: Path) -> frozenset[str]:
-    """Names of a folder's tensors as `rename` gives them."""
-    return frozenset(name for name in map(model.rename, tensor_names(folder)) if name is not None)
+def unpack(model: Model, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
+    """As `Model.unpack`, also for tensors of packed weights, whose columns are outputs."""
+    owner, _, kind = name.rpartition(".")
+    if kind not in OUTPUTS_PER_COLUMN:
+        return model.unpack(name, tensor)
+    per_column = OUTPUTS_PER_COLUMN[kind]
+    parts = output_rows(model, owner, tensor.shape[1] * per_column)
+    if len(parts) == 1:
+        return ((name, tensor),)
+    return [(f"{part}.{kind}", tensor[:, _columns(rows, per_column, name)]) for part, rows in parts.items()]
+
+
+def output_rows(model: Model, owner: str, out_features: int) -> dict[str, Tensor]:
+    """Linear layers that a checkpoint keeps as the one called `owner` -> which of its outputs are theirs, int64."""
+    numbered = torch.arange(out_features)[:, None]
+    return {name.removesuffix(".weight"): rows[:, 0] for name, rows in model.unpack(f"{owner}.weight", numbered)}
+
+
+def _columns(rows: Tensor, per_column: int, name: str) -> Tensor:
+    if len(rows) % per_column == 0:
+        columns = rows.view(-1, per_column)
+        if torch.equal(columns, columns[:, :1] // per_column * per_column + torch.arange(per_column)):
+            return columns[:, 0] // per_column
+    raise NotAvailableYetError(f"outputs of several layers in one integer ({name})")
+
+
+def _packed_names(model: Model, folder: Path) -> frozenset[str]:
+    """Names of a folder's packed weights (`….qweight`) as paths of our layers."""
+    names: set[str] = set()
+    for _, name, tensor in _tensors(folder, progress=False):
+        owner, _, kind = (model.rename(name) or "").rpartition(".")
+        if kind == "qweight":
+            num_outputs = tensor.shape[-1] * OUTPUTS_PER_COLUMN[kind]
+            names |= {f"{part}.{kind}" for part in output_rows(model, owner, num_outputs)}
+    return frozenset(names)
 
 
 def _fill(slots: Mapping[str, Slot], name: str, values: Tensor, where: str, model: Model) -> None:
@@ -86,20 +130,25 @@ def _fill(slots: Mapping[str, Slot], name: str, values: Tensor, where: str, mode
 
 def tensor_names(folder: Path) -> frozenset[str]:
     """Names of all tensors in a folder's shards, from the index or the files' headers; none for a folder without."""
+    return frozenset(tensor_files(folder))
+
+
+def tensor_files(folder: Path) -> dict[str, str]:
+    """As `tensor_names`, each with the name of the file that it is in."""
     from safetensors import SafetensorError, safe_open
 
     expected = _weight_map(folder)
     if expected or not any(folder.glob("*.safetensors")):
-        return frozenset(expected)
-    names: set[str] = set()
+        return expected
+    files: dict[str, str] = {}
     for file in _files(folder):
         _check_file(folder / file)
         try:
             with safe_open(folder / file, framework="pt") as shard:
-                names.update(shard.keys())
+                files |= dict.fromkeys(shard.keys(), file)
         except SafetensorError as error:
             raise ConfigError(f"{folder.name}/{file} is not a readable safetensors file: {error}") from None
-    return frozenset(names)
+    return files
 
 
 def weight_slots(model: nn.Module) -> dict[str, Slot]:
@@ -133,11 +182,18 @@ def _meta_device(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
-def _materialize(model: nn.Module, device: torch.device) -> None:
+def empty_model(spec: ModelSpec, dtype: torch.dtype) -> Model:
+    """The model of `spec`, its parameters without memory."""
+    with _meta_device(dtype):
+        return MODELS.get(spec.architecture)(spec)
+
+
+def materialize(model: nn.Module, device: torch.device) -> None:
     """Give parameters memory (uninitialised) and move tables; `Module.to_empty` would lose the tables' values."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            empty = torch.empty_like(parameter, device=device)
+            # Not empty_like: from one device to another it imports all of sympy, for a second and more.
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
@@ -183,10 +239,25 @@ def _tensors(folder: Path, progress: bool) -> Iterator[tuple[str, str, Tensor]]:
                     if absent:
                         raise ConfigError(f"{where}: tensor {absent} is missing; {_INDEX} says it is in this file")
                     for name in shard.keys():  # noqa: SIM118  # not a dict
-                        yield where, name, shard.get_tensor(name)
+                        tensor = shard.get_tensor(name)
+                        yield where, name, tensor
+                        _forget(tensor)
                         bar.update()
             except SafetensorError as error:
                 raise ConfigError(f"{where} is not a readable safetensors file: {error}") from None
+
+
+def _forget(tensor: Tensor) -> None:
+    """Let go of a mapped file's pages that were copied; without, a process would seem to hold every weight twice.
+
+    The file itself stays in the system's cache.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:  # advice: what it answers does not matter
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

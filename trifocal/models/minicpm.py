@@ -34,9 +34,10 @@ class MiniCPMDecoder(Decoder):
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config, qkv_bias=False)
         self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, _field(config, "scale_emb"))
+        self.residual_scale = _field(config, "scale_depth") / math.sqrt(config.num_layers)
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            layer.residual_scale = _field(config, "scale_depth") / math.sqrt(config.num_layers)
+            layer.residual_scale = self.residual_scale
         self.head_divisor = config.hidden_size / _field(config, "dim_model_base")
 
     def logits(self, hidden: Tensor) -> Tensor:

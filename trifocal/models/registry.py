@@ -154,6 +154,6 @@ def check_architecture(architecture: str) -> None:
     """Raise `ConfigError` for a model that nobody here can run, before any weight is read."""
     if architecture not in MODELS:
         raise ConfigError(
-            f"config.json: architecture {architecture!r} is not supported; supported: {', '.join(sorted(MODELS))} "
+            f"config.json: architectures: {architecture!r} is not supported; supported: {', '.join(sorted(MODELS))} "
             "(more about them: trifocal models)"
         )

@@ -12,8 +12,8 @@ from trifocal.tokenizer import Guard, valid_text
 from trifocal.types import Modality, RequestError
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
-_TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
-_MEDIA_TYPES: dict[str, Modality] = {
+TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
+MEDIA_TYPES: dict[str, Modality] = {
     "image_url": "image",
     "input_image": "image",
     "image": "image",
@@ -21,7 +21,8 @@ _MEDIA_TYPES: dict[str, Modality] = {
     "video_url": "video",
     "video": "video",
 }
-_PASSED_ON = ("name", "tool_call_id", "reasoning_content")
+PASSED_ON = ("name", "tool_call_id", "reasoning_content")
+URL_FIELDS = ("image_url", "video_url")  # a URL or an object with one; other fields may hold objects offline
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class MessageParser:
         if content is None and role != "assistant":
             raise RequestError(f"{where}.content is missing", param=f"{where}.content")
         parsed["content"] = self._content(content, f"{where}.content", guard, media)
-        for name in _PASSED_ON:
+        for name in PASSED_ON:
             if message.get(name) is not None:
                 parsed[name] = guard.hide(_string(message[name], f"{where}.{name}"))
         if tool_calls:
@@ -113,16 +114,16 @@ class MessageParser:
         if not isinstance(part, Mapping):
             raise RequestError(f"{where} must be an object with a type", param=where)
         kind = part.get("type") or _guess_type(part)
-        if kind in _TEXT_TYPES:
-            name = "refusal" if kind == "refusal" else "text"
+        if kind in TEXT_TYPES:
+            name = text_field_of(kind)
             return {"type": "text", "text": guard.hide(_string(part.get(name), f"{where}.{name}"))}
-        modality = _MEDIA_TYPES.get(kind) if isinstance(kind, str) else None
+        modality = MEDIA_TYPES.get(kind) if isinstance(kind, str) else None
         if modality is None:
             raise RequestError(
                 f"{where}: parts of type {str(kind)[:40]!r} are not supported; supported: text, image_url, video_url",
                 param=where,
             )
-        media.append(MediaRef(modality, _media_source(part, str(kind), where), f"{where}.{_field_of(part, str(kind))}"))
+        media.append(MediaRef(modality, _media_source(part, str(kind), where), f"{where}.{field_of(str(kind))}"))
         return {"type": modality}
 
     def _flatten(self, parts: list[dict[str, str]]) -> str:
@@ -130,7 +131,7 @@ class MessageParser:
         if not self._keeps_order:
             parts = sorted(parts, key=lambda part: part["type"] == "text")
         return "\n".join(
-            part["text"] if part["type"] == "text" else self._placeholder(_MEDIA_TYPES[part["type"]]) for part in parts
+            part["text"] if part["type"] == "text" else self._placeholder(MEDIA_TYPES[part["type"]]) for part in parts
         )
 
 
@@ -139,14 +140,20 @@ def _guess_type(part: Mapping[str, Any]) -> str | None:
     return next((name for name in ("text", "image_url", "video_url", "image", "video") if name in part), None)
 
 
-def _field_of(part: Mapping[str, Any], kind: str) -> str:
+def text_field_of(kind: str) -> str:
+    """Where a text part of type `kind` has its text."""
+    return "refusal" if kind == "refusal" else "text"
+
+
+def field_of(kind: str) -> str:
+    """Where a media part of type `kind` has its source."""
     return "image_url" if kind == "input_image" else kind
 
 
 def _media_source(part: Mapping[str, Any], kind: str, where: str) -> Any:
-    name = _field_of(part, kind)
+    name = field_of(kind)
     source = part.get(name)
-    if name not in ("image_url", "video_url"):
+    if name not in URL_FIELDS:
         if source is None:
             raise RequestError(f"{where}.{name} is missing", param=where)
         return valid_text(source) if isinstance(source, str) else source

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trifocal.quant.base import Slot
+from trifocal.kernels.int4 import Int4Weight
+from trifocal.quant.base import Slot, in_stretches
 from trifocal.quant.int4 import Int4Linear, weight_of
 
 if TYPE_CHECKING:
     from trifocal.layers.linear import Linear
 
+OUTPUTS_PER_COLUMN = {"qweight": 8, "qzeros": 8, "scales": 1}
 _SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of output 0 .. 7 within its integer
 
 
@@ -30,13 +32,18 @@ class AwqLinear(Int4Linear):
         weight, packed = weight_of(layer), size // 8
         groups = layer.in_features // self.group
         slots: dict[str, Slot] = {
-            "qweight": _Turned((layer.in_features, packed), lambda q: weight.store(start, unpack_awq(q).t())),
+            "qweight": _Turned((layer.in_features, packed), lambda q: _store(weight, start, q)),
             "qzeros": _Turned((groups, packed), lambda zero: weight.store_zero(start, unpack_awq(zero).t())),
             "scales": _Turned((groups, size), lambda scale: weight.store_scale(start, scale.t())),
         }
         if layer.bias is not None:
             slots["bias"] = layer.bias[start : start + size]
         return slots
+
+
+def _store(weight: Int4Weight, start: int, packed: Tensor) -> None:
+    for first, outputs in in_stretches(packed.t(), 1 << 18):
+        weight.store(start + 8 * first, unpack_awq(outputs.t()).t())
 
 
 class _Turned:
@@ -55,3 +62,12 @@ def unpack_awq(packed: Tensor) -> Tensor:
     """int32 [rows, N / 8] -> uint8 [rows, N]."""
     shifts = torch.tensor(_SHIFTS, dtype=torch.int32, device=packed.device)
     return ((packed[..., None] >> shifts) & 15).to(torch.uint8).flatten(1)
+
+
+def pack_awq(values: Tensor) -> Tensor:
+    """Integers 0 .. 15 [rows, N], N a multiple of 8 -> int32 [rows, N / 8]."""
+    eights = values.to(torch.int32).reshape(len(values), -1, 8)
+    packed = torch.zeros_like(eights[..., 0])
+    for index, shift in enumerate(_SHIFTS):
+        packed |= eights[..., index] << shift
+    return packed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -63,6 +64,13 @@ class PlainLinear(LinearMethod):
     def look_up(self, layer: Linear, ids: Tensor) -> Tensor:
         """As they are."""
         return F.embedding(ids, layer.weight)
+
+
+def in_stretches(values: Tensor, num_elements: int = 1 << 21) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows) of a matrix, about so many elements at a time: what is made of them on the way stays small."""
+    step = max(1, num_elements // max(1, values[0].numel()))
+    for start in range(0, len(values), step):
+        yield start, values[start : start + step]
 
 
 def register(layer: nn.Module, name: str, tensor: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-"""Which linear layers of a language model are kept in which format."""
+"""Which linear layers of a model are kept in which format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trifocal.quant.awq import AwqLinear
 from trifocal.quant.base import PLAIN, LinearMethod
 from trifocal.quant.int4 import GROUPS, Int4Linear
 from trifocal.quant.int8 import INT8
-from trifocal.types import ConfigError, NotAvailableYetError
+from trifocal.types import ConfigError
 
 _Choice = Callable[[str, Linear], LinearMethod]
 
@@ -21,13 +21,12 @@ _Choice = Callable[[str, Linear], LinearMethod]
 def quantize_layers(decoder: nn.Module, prefix: str, quantization: Quantization, names: frozenset[str]) -> None:
     """Give the linear layers under `decoder` their formats, before they hold anything.
 
-    `prefix` is the path of `decoder` in its model, `names` those of all checkpoint tensors, as paths of parameters.
+    `prefix` is the path of `decoder` in its model, `names` those of the checkpoint's packed weights, as our paths.
     Raises `ConfigError` where a format does not fit.
     """
     is_tied = not any(isinstance(module, Linear) for name, module in decoder.named_children() if name == "lm_head")
     choice: _Choice
     if quantization.method == "awq":
-        _refuse_fused(decoder, prefix, names)
         choice = _awq(prefix, quantization, names)
     else:
         choice = _rounded(is_int4=quantization.method == "int4", is_tied=is_tied)
@@ -38,15 +37,17 @@ def quantize_layers(decoder: nn.Module, prefix: str, quantization: Quantization,
                 layer.use(method)
 
 
-def _refuse_fused(decoder: nn.Module, prefix: str, names: frozenset[str]) -> None:
-    ours = {f"{prefix}.{path}" for path, layer in decoder.named_modules() if isinstance(layer, Linear)}
-    for path, layer in decoder.named_modules():
-        if isinstance(layer, MergedLinear):
-            ours |= {f"{prefix}.{path}".rpartition(".")[0] + f".{part}" for part in layer.parts}
-    for name in sorted(names):
-        owner, _, kind = name.rpartition(".")
-        if kind == "qweight" and name.startswith(prefix) and owner not in ours:
-            raise NotAvailableYetError(f"AWQ weights of several layers in one tensor ({name})")
+def quantize_towers(model: nn.Module, quantization: Quantization) -> None:
+    """What is left after `quantize_layers`, the towers and what joins them to the language model: int8 along with it.
+
+    Other formats are there to save memory and make decoding quick; for a tower, which computes many rows at a time,
+    only int8 is quicker than the weights as they are.
+    """
+    if quantization.method != "int8":
+        return
+    for layer in model.modules():
+        if isinstance(layer, Linear) and not isinstance(layer, Embedding) and layer.method is PLAIN:
+            layer.use(INT8)
 
 
 def _rounded(*, is_int4: bool, is_tied: bool) -> _Choice:

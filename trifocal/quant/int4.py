@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trifocal.kernels.int4 import Int4Weight
-from trifocal.quant.base import LinearMethod, Slot, register
+from trifocal.quant.base import LinearMethod, Slot, in_stretches, register
 
 if TYPE_CHECKING:
     from trifocal.layers.linear import Linear
@@ -60,18 +60,19 @@ class _Rounding:
 
     def copy_(self, values: Tensor) -> None:
         """Round to the nearest of 16 steps between the least and the greatest of each group (0 among them)."""
-        q, scale, zero = round_to_int4(values, self._group)
-        self._weight.store(self._start, q)
-        self._weight.store_scale(self._start, scale)
-        self._weight.store_zero(self._start, zero)
+        for start, part in in_stretches(values):
+            q, scale, zero = round_to_int4(part, self._group)
+            self._weight.store(self._start + start, q)
+            self._weight.store_scale(self._start + start, scale)
+            self._weight.store_zero(self._start + start, zero)
 
 
 def round_to_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
     """weight [out, in] -> q uint8 [out, in], scale float16 and zero uint8 [out, in / group], as AWQ rounds."""
-    grouped = weight.float().view(len(weight), -1, group)
+    grouped = weight.float().reshape(len(weight), -1, group)
     least, most = grouped.amin(-1).clamp(max=0), grouped.amax(-1).clamp(min=0)
     scale = ((most - least) / 15).clamp(min=1e-5).half()
     wide = scale.float()
     zero = (-least / wide).round_().clamp_(0, 15)
-    q = (grouped / wide[..., None] + zero[..., None]).round_().clamp_(0, 15)
+    q = (grouped / wide[..., None]).add_(zero[..., None]).round_().clamp_(0, 15)
     return q.to(torch.uint8).view(weight.shape), scale, zero.to(torch.uint8)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trifocal.quant.base import LinearMethod, Slot, register
+from trifocal.quant.base import LinearMethod, Slot, in_stretches, register
 
 if TYPE_CHECKING:
     from trifocal.layers.linear import Linear
@@ -48,10 +48,12 @@ class _Rounding:
 
     def copy_(self, values: Tensor) -> None:
         """Round to the nearest of 255 steps of each row."""
-        wide = values.float()
-        scale = wide.abs().amax(1) / 127
-        self._scale.copy_(scale)
-        self._weight.copy_((wide / scale.clamp(min=1e-30)[:, None]).round_())
+        for start, part in in_stretches(values):
+            rows = slice(start, start + len(part))
+            wide = part.float()
+            scale = torch.maximum(wide.amax(1), -wide.amin(1)) / 127
+            self._scale[rows] = scale
+            self._weight[rows] = wide.div_(scale.clamp(min=1e-30)[:, None]).round_()
 
 
 INT8 = Int8Linear()

@@ -9,9 +9,9 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from trifocal.engine.async_engine import RequestStream
+from trifocal.server.answers import Usage
 from trifocal.server.errors import OverloadedError
 from trifocal.server.service import Service
 from trifocal.server.visit import Visit
@@ -96,7 +96,7 @@ class Answer:
             if params.max_tokens is not None:
                 self._metrics.request_params_max_tokens.observe(params.max_tokens)
 
-    def usage(self) -> dict[str, Any]:
+    def usage(self) -> Usage:
         """OpenAI's `usage`, of what has come so far."""
         generated = sum(choice.num_tokens for choice in self._choices)
         return {

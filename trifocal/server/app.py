@@ -37,16 +37,18 @@ def create_app(
     """The ASGI application over an engine that is ready. It owns neither engine nor builder nor tracer."""
     from fastapi import FastAPI
 
-    from trifocal import __version__
-    from trifocal.server import chat, completions, handlers, status, tokens
+    from trifocal.server import chat, completions, handlers, openapi, status, tokens
     from trifocal.server.auth import BearerAuth
     from trifocal.server.visit import Visits
 
-    # Routes parse their bodies themselves, so a generated schema would know nothing of them: there is none.
-    app = FastAPI(title="Trifocal", version=__version__, openapi_url=None)
+    # Routes parse their bodies themselves, so what FastAPI would publish knows nothing of them: see `openapi`.
+    app = FastAPI(openapi_url=None)
     service = app.state.service = _service(engine, builder, config, args, tracer)
-    for module in (chat, completions, tokens, status):
-        app.include_router(module.router)
+    routers = [module.router for module in (chat, completions, tokens, status)]
+    if not args.disable_fastapi_docs:
+        routers.append(openapi.router_of(routers, has_keys=bool(args.api_key)))
+    for router in routers:
+        app.include_router(router)
     handlers.install(app)
     # What is added last is the outermost: a page's preflight brings no key, and every refusal is seen by `Visits`.
     if args.api_key:
@@ -138,7 +140,7 @@ async def _start(scope: AsyncExitStack, config: EngineConfig, args: ServerArgs) 
 def _build(config: EngineConfig, args: ServerArgs) -> tuple[PromptBuilder, Tracer | None]:
     from trifocal.multimodal.chat import PromptBuilder
     from trifocal.multimodal.fetch_policy import FetchPolicy
-    from trifocal.server import chat, completions, status, tokens  # noqa: F401  (imported here, while the engine loads)
+    from trifocal.server import chat, completions, openapi, status, tokens  # noqa: F401  (imported here, while the engine loads)
     from trifocal.server.tracing import Tracer
 
     policy = FetchPolicy.from_flags(

@@ -72,6 +72,7 @@ class ServerArgs:
         "exposure", "keys of which every request must bring one as a bearer token (the health routes excepted); "
         "better given by VLLM_API_KEY: command lines are visible to other users", None,
     )  # fmt: skip
+    disable_fastapi_docs: bool = arg("exposure", "publish no OpenAPI document at /openapi.json", False)
     ssl_keyfile: str | None = arg("exposure", "TLS key file", None)
     ssl_certfile: str | None = arg("exposure", "TLS certificate file", None)
     ssl_ca_certs: str | None = arg("exposure", "certificates of those who may sign a client's certificate", None)

@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from trifocal.server.answers import ChatChoice, ChatCompletion, ChatLogprobs
 from trifocal.server.generation import Generation
 from trifocal.server.limits import read_json
 from trifocal.server.logprobs import chat_logprobs
+from trifocal.server.operations import PREPARING, described
 from trifocal.server.prompts import build_chat_prompt
 from trifocal.server.schemas import ChatBody
 from trifocal.server.service import Service, service_of
@@ -19,7 +21,7 @@ from trifocal.types import Delta, Prompt, TokenLogprobs
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", **described(ChatBody, ChatCompletion, errors=PREPARING, streams=True))
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, in one body or as a stream."""
     body = await read_json(request, ChatBody)
@@ -42,10 +44,10 @@ class Chat(Generation):
     async def prompts(self) -> list[Prompt]:
         """The conversation, rendered and with its media."""
         prompt = await build_chat_prompt(self._service.builder, self._chat, self._chat.cache_salt)
-        self._chat.messages = None  # megabytes of base64 that a long answer need not hold
+        self._chat.messages = []  # megabytes of base64 that a long answer need not hold
         return [prompt]
 
-    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> dict[str, Any]:
+    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> ChatChoice:
         """A choice of a `chat.completion`."""
         return {
             "index": index,
@@ -69,5 +71,5 @@ class Chat(Generation):
         }
         yield piece | {"stop_reason": delta.stop_reason} if delta.finish_reason else piece
 
-    def _logprobs(self, tokens: list[TokenLogprobs]) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: list[TokenLogprobs]) -> ChatLogprobs | None:
         return chat_logprobs(tokens, self._service.builder.tokenizer) if self._chat.logprobs else None

@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from trifocal.server.answers import CompletionChoice, CompletionLogprobs, TextCompletion
 from trifocal.server.generation import Generation
 from trifocal.server.limits import read_json
 from trifocal.server.logprobs import completion_logprobs
+from trifocal.server.operations import PREPARING, described
 from trifocal.server.schemas import CompletionBody
 from trifocal.server.service import Service, service_of
 from trifocal.types import Delta, Prompt, RequestError, TokenLogprobs
@@ -18,7 +20,7 @@ from trifocal.types import Delta, Prompt, RequestError, TokenLogprobs
 router = APIRouter()
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", **described(CompletionBody, TextCompletion, errors=PREPARING, streams=True))
 async def create_completion(request: Request) -> Response:
     """Continue one prompt or several, given as text or token ids."""
     body = await read_json(request, CompletionBody)
@@ -56,7 +58,7 @@ class Completion(Generation):
                 self._echoes.append(text if isinstance(text, str) else builder.tokenizer.decode(text, False))
         return built
 
-    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> dict[str, Any]:
+    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> CompletionChoice:
         """A choice of a `text_completion`."""
         return {
             "index": index,
@@ -81,7 +83,7 @@ class Completion(Generation):
     def _echo(self, index: int) -> str:
         return self._echoes[index // self._params.n] if self._echoes else ""
 
-    def _logprobs(self, tokens: list[TokenLogprobs], offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: list[TokenLogprobs], offset: int) -> CompletionLogprobs | None:
         if self._completion.logprobs is None:
             return None
         return completion_logprobs(tokens, self._service.builder.tokenizer, offset)

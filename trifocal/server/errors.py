@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
 import msgspec
 from pydantic import ValidationError
 from starlette.responses import Response
 
 from trifocal.log import discreet, get_logger
+from trifocal.server.answers import ErrorAnswer
 from trifocal.types import EngineDeadError, RequestError
 
 logger = get_logger(__name__)
@@ -46,9 +47,11 @@ def code_of(error: RequestError) -> str | None:
     return error.code or _CODES.get(error.status)
 
 
-def error_body(error: RequestError) -> dict[str, Any]:
+def error_body(error: RequestError) -> ErrorAnswer:
     """The body of an error response, and the data of an error event in a stream."""
-    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    kind: Literal["server_error", "invalid_request_error"] = (
+        "server_error" if error.status >= 500 else "invalid_request_error"
+    )
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code_of(error)}}
 
 

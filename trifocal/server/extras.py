@@ -31,7 +31,7 @@ UNAVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "suffix": (),
     "best_of": (),
     "use_beam_search": (),
-    "length_penalty": (1, 1.0),
+    "length_penalty": (1,),
     "early_stopping": (),
     "prompt_logprobs": (),
     "guided_json": (),
@@ -57,6 +57,18 @@ UNAVAILABLE: Mapping[str, tuple[Any, ...]] = {
 }
 # A list of tools is harmless where its companion field says to use none of them.
 _SWITCHES = {"tools": "tool_choice", "functions": "function_call"}
+
+
+def extras_schema() -> dict[str, dict[str, Any]]:
+    """JSON Schema of these fields: what they may hold without being refused."""
+    nothing: list[Any] = [None, False, [], {}, ""]
+    return {
+        **{name: {"description": "has no effect"} for name in sorted(HARMLESS)},
+        **{
+            name: {"description": "not available; refused with any other value", "enum": [*nothing, *values]}
+            for name, values in UNAVAILABLE.items()
+        },
+    }
 
 
 def check_extras(extras: Mapping[str, Any], n: int | None) -> None:

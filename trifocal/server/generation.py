@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,7 @@ class Generation(ABC):
         """The prompts to submit. Raises `RequestError`."""
 
     @abstractmethod
-    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> dict[str, Any]:
+    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> Mapping[str, Any]:
         """A whole choice; `tokens` are its log-probabilities, `last` its last delta."""
 
     @abstractmethod

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
+from trifocal.server.answers import ChatLogprobs, ChosenToken, CompletionLogprobs, Token
 from trifocal.types import TokenLogprobs
 
 _LOWEST = -9999.0  # stands for minus infinity, which JSON cannot write; vLLM's number
@@ -17,12 +18,12 @@ class TokenSpeller(Protocol):
         """The bytes that a token stands for."""
 
 
-def chat_logprobs(tokens: Sequence[TokenLogprobs], speller: TokenSpeller) -> dict[str, Any]:
+def chat_logprobs(tokens: Sequence[TokenLogprobs], speller: TokenSpeller) -> ChatLogprobs:
     """`logprobs` of a chat choice: one entry per token, with its bytes and its most likely rivals."""
     return {"content": [_chat_entry(token, speller) for token in tokens], "refusal": None}
 
 
-def _chat_entry(token: TokenLogprobs, speller: TokenSpeller) -> dict[str, Any]:
+def _chat_entry(token: TokenLogprobs, speller: TokenSpeller) -> ChosenToken:
     entries = [
         _spelled(speller.token_bytes(token_id), logprob)
         for token_id, logprob in zip(token.token_ids, token.logprobs, strict=True)
@@ -30,12 +31,12 @@ def _chat_entry(token: TokenLogprobs, speller: TokenSpeller) -> dict[str, Any]:
     return {**entries[0], "top_logprobs": entries[1:]}
 
 
-def _spelled(spelling: bytes, logprob: float) -> dict[str, Any]:
+def _spelled(spelling: bytes, logprob: float) -> Token:
     text = spelling.decode(errors="replace")
     return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(spelling)}
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprobs], speller: TokenSpeller, offset: int) -> dict[str, Any]:
+def completion_logprobs(tokens: Sequence[TokenLogprobs], speller: TokenSpeller, offset: int) -> CompletionLogprobs:
     """`logprobs` of a completion choice whose text so far has `offset` characters."""
     spelled = [[speller.token_bytes(token_id).decode(errors="replace") for token_id in t.token_ids] for t in tokens]
     offsets = []

@@ -2,16 +2,22 @@
 
 `null` means the default everywhere. Types are strict with one exception: a flag may be 0 or 1, because the scripts of
 vLLM's users send `stream` that way. Values out of range raise from `SamplingParams`, which knows the ranges.
+
+Their JSON Schemas are the OpenAPI document's (`openapi.py`). What pydantic cannot see, because a validator or another
+module checks it, it is told: by `json_schema_input_type` beside the validator, and by `_tell`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from trifocal.types import RequestError, SamplingParams
+from trifocal.multimodal.message_schema import message_schema
+from trifocal.server.extras import extras_schema
+from trifocal.types import BIAS_BOUNDS, SAMPLING_BOUNDS, TOKEN_ID_BOUNDS, Bounds, RequestError, SamplingParams
 
 
 def _flag(value: object) -> object:
@@ -28,9 +34,13 @@ def _is_list_of(value: object, kind: type) -> bool:
     return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
-Flag = Annotated[bool, BeforeValidator(_flag)]
+Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool | Literal[0, 1])]
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # what the engine's tensors hold
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Text = Annotated[str, Field(min_length=1)]
+Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text | list[Text] | None)]
+Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
+_TOKEN_ID = re.compile("[0-9]{1,10}")
 
 SAMPLING_FIELDS = (
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
@@ -39,10 +49,44 @@ SAMPLING_FIELDS = (
 )  # fmt: skip
 
 
+# Fields that have the bounds of `SamplingParams`' by other names, or of its items.
+_BOUNDS: Mapping[str, Bounds] = {
+    **SAMPLING_BOUNDS,
+    "max_completion_tokens": SAMPLING_BOUNDS["max_tokens"],
+    "top_logprobs": SAMPLING_BOUNDS["logprobs"],
+    "stop_token_ids": TOKEN_ID_BOUNDS,
+    "logit_bias": BIAS_BOUNDS,
+}
+
+
+def _tell(schema: dict[str, Any]) -> None:
+    """Tell a model's schema what `SamplingParams` and `check_extras` will say."""
+    properties = schema["properties"]
+    for name, bounds in _BOUNDS.items():
+        for kind in properties.get(name, {}).get("anyOf", []):
+            _tell_bounds(kind, bounds)
+    schema["properties"] = {
+        **properties,
+        **{name: told for name, told in extras_schema().items() if name not in properties},
+    }
+
+
+def _tell_bounds(schema: dict[str, Any], bounds: Bounds) -> None:
+    """Narrow the schema of a number, of a list of them or of an object with them."""
+    if schema["type"] in ("array", "object"):
+        _tell_bounds(schema["items" if schema["type"] == "array" else "additionalProperties"], bounds)
+    elif schema["type"] in ("integer", "number"):
+        schema.pop("minimum", None)
+        schema["exclusiveMinimum" if bounds.is_open else "minimum"] = bounds.low
+        if bounds.high is not None:
+            schema.pop("exclusiveMaximum", None)
+            schema["maximum"] = bounds.high
+
+
 class Body(BaseModel):
     """What every request may carry. Fields beyond the declared ones land in `model_extra`; `extras` judges them."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=_tell)
 
     model: str | None = None
 
@@ -68,12 +112,14 @@ class GenerationBody(Body):
     top_k: Int32 | None = None
     min_p: float | None = None
     seed: Int64 | None = None
-    stop: Annotated[Any, BeforeValidator(_strings)] = None
+    stop: Strings = None
     stop_token_ids: list[Int32] | None = None
     ignore_eos: Flag | None = None
     max_tokens: Int32 | None = None
     min_tokens: Int32 | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[
+        dict[str, float] | None, Field(json_schema_extra={"propertyNames": {"pattern": f"^{_TOKEN_ID.pattern}$"}})
+    ] = None
     skip_special_tokens: Flag | None = None
     include_stop_str_in_output: Flag | None = None
     stream: Flag | None = None
@@ -109,7 +155,7 @@ class GenerationBody(Body):
     def _token_bias(self) -> dict[int, float] | None:
         bias = self.logit_bias or {}
         for token in bias:
-            if not (token.isascii() and token.isdigit() and len(token) <= 10):
+            if not _TOKEN_ID.fullmatch(token):
                 raise RequestError(f"logit_bias: keys must be token ids, got {token[:40]!r}", param="logit_bias")
         return {int(token): value for token, value in bias.items()} or None
 
@@ -117,7 +163,7 @@ class GenerationBody(Body):
 class Conversation(Body):
     """Messages and how to render them."""
 
-    messages: list[dict[str, Any]] | None = Field(default=None, min_length=1)
+    messages: list[Message] | None = Field(default=None, min_length=1)
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -135,14 +181,13 @@ class Conversation(Body):
 class ChatBody(Conversation, GenerationBody):
     """POST /v1/chat/completions."""
 
+    messages: list[Message] = Field(min_length=1)
     max_completion_tokens: Int32 | None = None
     logprobs: Flag | None = None
     top_logprobs: Int32 | None = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> ChatBody:
-        if self.messages is None:
-            raise RequestError("messages is required", param="messages")
         if self.top_logprobs is not None and self.top_logprobs != 0 and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
         return self
@@ -164,15 +209,19 @@ class ChatBody(Conversation, GenerationBody):
         return names if self.max_completion_tokens is None else {**names, "max_tokens": "max_completion_tokens"}
 
 
+TokenIds = Annotated[list[Int32], Field(min_length=1)]
+Prompts = Text | TokenIds | Annotated[list[str | list[Int32]], Field(min_length=1)]
+
+
 class CompletionBody(GenerationBody):
     """POST /v1/completions. `prompt` is one text, one list of token ids, or a list of either."""
 
-    prompt: Any = Field(...)
+    prompt: Any
     logprobs: Int32 | None = None
     echo: Flag | None = None
     add_special_tokens: Flag | None = None
 
-    @field_validator("prompt", mode="before")
+    @field_validator("prompt", mode="before", json_schema_input_type=Prompts)
     @classmethod
     def _check_prompt(cls, value: object) -> object:
         many = isinstance(value, list) and all(isinstance(item, str) or _is_list_of(item, int) for item in value)

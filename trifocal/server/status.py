@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -12,45 +11,49 @@ from starlette.responses import Response
 
 from trifocal import __version__
 from trifocal.metrics import CONTENT_TYPE
+from trifocal.server.answers import ModelCard, ModelList, Version
 from trifocal.server.errors import OverloadedError
+from trifocal.server.operations import described
 from trifocal.server.service import Service, service_of
 from trifocal.types import EngineDeadError, RequestError
 
 router = APIRouter()
 _STARTED = int(time.time())
+_PROBE = described(errors=(431, 503))
 _STATS_TIMEOUT_S = 2.0  # a scrape must not wait for a long step
 
 
-@router.get("/v1/models", response_model=None)
+@router.get("/v1/models", **described(answer=ModelList))
 async def list_models(request: Request) -> Response:
     """Every name that requests may give as `model`."""
     service = service_of(request)
     cards = [_card(service, name) for name in service.model_names]
-    return _json({"object": "list", "data": cards})
+    answer: ModelList = {"object": "list", "data": cards}
+    return _json(answer)
 
 
-@router.get("/v1/models/{name:path}", response_model=None)
+@router.get("/v1/models/{name:path}", **described(answer=ModelCard, errors=(404, 431)))
 async def retrieve_model(request: Request, name: str) -> Response:
     """One model; 404 where it is not served. Names may be paths."""
     service = service_of(request)
     return _json(_card(service, service.check_model(name)))
 
 
-@router.api_route("/health", methods=["GET", "HEAD"], response_model=None)
-@router.api_route("/ping", methods=["GET", "POST"], response_model=None)
+@router.api_route("/health", methods=["GET", "HEAD"], **_PROBE)
+@router.api_route("/ping", methods=["GET", "POST"], **_PROBE)
 async def health(request: Request) -> Response:
     """200 while the engine lives and, if there is work, makes progress; 503 otherwise."""
     await _check_health(service_of(request))
     return Response()
 
 
-@router.api_route("/live", methods=["GET", "HEAD"], response_model=None)
+@router.api_route("/live", methods=["GET", "HEAD"], **_PROBE)
 async def live() -> Response:
     """200: this process answers. What an orchestrator kills for should ask no more than this, or /health."""
     return Response()
 
 
-@router.api_route("/ready", methods=["GET", "HEAD"], response_model=None)
+@router.api_route("/ready", methods=["GET", "HEAD"], **_PROBE)
 async def ready(request: Request) -> Response:
     """200 while new work is taken, 503 with the reason otherwise; for load balancers."""
     service = service_of(request)
@@ -68,13 +71,14 @@ async def _check_health(service: Service) -> None:
                            code="engine_stalled")  # fmt: skip
 
 
-@router.get("/version", response_model=None)
+@router.get("/version", **described(answer=Version))
 async def version() -> Response:
     """The version of Trifocal."""
-    return _json({"version": __version__})
+    answer: Version = {"version": __version__}
+    return _json(answer)
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/metrics", **described(answer=str, media_type="text/plain"))
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     service = service_of(request)
@@ -85,7 +89,7 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.render(stats), media_type=CONTENT_TYPE)
 
 
-def _card(service: Service, name: str) -> dict[str, Any]:
+def _card(service: Service, name: str) -> ModelCard:
     return {
         "id": name,
         "object": "model",
@@ -97,5 +101,5 @@ def _card(service: Service, name: str) -> dict[str, Any]:
     }
 
 
-def _json(content: dict[str, Any]) -> Response:
+def _json(content: ModelList | ModelCard | Version) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")

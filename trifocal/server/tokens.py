@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from trifocal.server.answers import Detokenized, Tokenized
 from trifocal.server.disconnect import unless_disconnected
 from trifocal.server.limits import check_token_ids, read_json
+from trifocal.server.operations import PREPARING, READING, described
 from trifocal.server.prompts import build_chat_prompt
 from trifocal.server.schemas import DetokenizeBody, TokenizeBody
 from trifocal.server.service import Service, service_of
@@ -20,7 +21,7 @@ from trifocal.types import RequestError
 router = APIRouter()
 
 
-@router.post("/tokenize", response_model=None)
+@router.post("/tokenize", **described(TokenizeBody, Tokenized, errors=PREPARING))
 async def tokenize(request: Request) -> Response:
     """Token ids of a prompt or a conversation, placeholders of media expanded: what the model would see."""
     service = service_of(request)
@@ -30,7 +31,7 @@ async def tokenize(request: Request) -> Response:
     return Response(msgspec.json.encode(content), media_type="application/json")
 
 
-async def _tokenize(service: Service, body: TokenizeBody) -> dict[str, Any]:
+async def _tokenize(service: Service, body: TokenizeBody) -> Tokenized:
     with service.admission.place():
         async with preparing(service.args):
             token_ids = await _token_ids(service, body)
@@ -58,7 +59,7 @@ def _check_chars(service: Service, prompt: str) -> None:
         raise RequestError(f"prompt: at most {most} characters can be tokenized, got {len(prompt)}", param="prompt")
 
 
-@router.post("/detokenize", response_model=None)
+@router.post("/detokenize", **described(DetokenizeBody, Detokenized, errors=READING))
 async def detokenize(request: Request) -> Response:
     """Text of token ids, special tokens shown."""
     service = service_of(request)
@@ -66,4 +67,5 @@ async def detokenize(request: Request) -> Response:
     service.check_model(body.model)
     check_token_ids(body.tokens, service.config, "tokens")
     text = await asyncio.to_thread(service.builder.tokenizer.decode, body.tokens, False)
-    return Response(msgspec.json.encode({"prompt": text}), media_type="application/json")
+    answer: Detokenized = {"prompt": text}
+    return Response(msgspec.json.encode(answer), media_type="application/json")

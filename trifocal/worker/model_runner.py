@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import torch
 from torch import Tensor
 
 from trifocal.attention.base import AttentionBackend
 from trifocal.log import get_logger
 from trifocal.models.base import Model
+from trifocal.platforms.interface import Platform
 from trifocal.types import EncodeJob, StepPlan, StepResult, TokenLogprobs
 from trifocal.worker.input_batch import ForwardBatch, SequenceState, build_batch
 from trifocal.worker.sampler import Sampler
@@ -18,18 +21,19 @@ logger = get_logger(__name__)
 class ModelRunner:
     """Holds what plans are diffs against: sequence states and media embeddings."""
 
-    def __init__(self, model: Model, attention: AttentionBackend, sampler: Sampler, device: torch.device) -> None:
+    def __init__(self, model: Model, attention: AttentionBackend, sampler: Sampler, platform: Platform) -> None:
         self.model = model
         self.attention = attention
         self.sampler = sampler
-        self.device = device
+        self.platform = platform
+        self.device = platform.device()
         self.states: dict[str, SequenceState] = {}
         self.embeds: dict[bytes, Tensor] = {}
 
     def execute(self, plan: StepPlan) -> StepResult:
         """One step. A fault of one request (its media, its logits) is reported for it; the others go on."""
         self._apply(plan)
-        failed = self._encode(plan.encode)
+        failed, encode_s = self._timed_encode(plan.encode)
         batch = build_batch(
             plan,
             self.states,
@@ -41,7 +45,7 @@ class ModelRunner:
         self.attention.begin(batch.attention)
         hidden = self.model(inputs, batch.positions, self.attention)
         token_ids, logprobs = self._sample(batch, hidden, errors)
-        return StepResult(plan.step_id, token_ids, logprobs, errors, frozenset(failed))
+        return StepResult(plan.step_id, token_ids, logprobs, errors, frozenset(failed), encode_s)
 
     def _apply(self, plan: StepPlan) -> None:
         for request_id in plan.finished:
@@ -54,11 +58,19 @@ class ModelRunner:
         for seq in plan.scheduled:
             self.states[seq.request_id].block_ids.extend(seq.new_block_ids)
 
+    def _timed_encode(self, jobs: list[EncodeJob]) -> tuple[dict[bytes, str], float]:
+        """As `_encode`, and the seconds it took; a device is waited for, which costs little beside the work itself."""
+        if not jobs:
+            return {}, 0.0
+        self.platform.synchronize()
+        started = perf_counter()
+        failed = self._encode(jobs)
+        self.platform.synchronize()
+        return failed, perf_counter() - started
+
     def _encode(self, jobs: list[EncodeJob]) -> dict[bytes, str]:
         """Encode new media together; if that fails, one by one, so that only the culprit fails. Returns what failed."""
         items = [self.states[job.request_id].request.prompt.media[job.media_index] for job in jobs]
-        if not items:
-            return {}
         try:
             encoded = list(self.model.encode(items))
         except Exception:

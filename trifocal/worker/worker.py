@@ -45,7 +45,8 @@ class Worker:
             quantization=config.quantization,
         )
         use_kernels(self.model, self.platform.kernels())
-        logger.info("weights loaded in %.1f s (%s, %s)", perf_counter() - started, config.dtype, self.device)
+        how = f", linear layers in {config.quantization.method}" if config.quantization else ""
+        logger.info("weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.dtype, how, self.device)
         num_blocks = self._num_blocks()
         self.capacity = Capacity(
             num_blocks=num_blocks,
@@ -54,7 +55,7 @@ class Worker:
         )
         cache = self._cache(num_blocks)
         attention = ATTENTION.get(self.platform.default_attention)(cache)
-        self.runner = ModelRunner(self.model, attention, Sampler(config.num_vocab), self.device)
+        self.runner = ModelRunner(self.model, attention, Sampler(config.num_vocab), self.platform)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:

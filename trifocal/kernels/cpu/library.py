@@ -36,12 +36,9 @@ _SILU = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
 _ROTATE = (c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32)
 _SIGNATURES = {
     "linear_bf16": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32),
-    **{f"quantize_{name}": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int32) for name in ("bf16", "f32")},
-    **{f"linear_int8_{name}": (*(c_void_p,) * 6, c_int64, c_int64, c_int64, c_int32) for name in ("bf16", "f32")},
-    **{f"finish_int8_{name}": (*(c_void_p,) * 5, c_int64, c_int64, c_int32) for name in ("bf16", "f32")},
+    **{f"linear_int8_{name}": (*(c_void_p,) * 5, c_int64, c_int64, c_int64, c_int32) for name in ("bf16", "f32")},
     "read": (c_void_p, c_int64, c_int32),
     "linear_int4": (*(c_void_p,) * 6, c_int64, c_int64, c_int64, c_int64, c_int32),
-    "expand_int4": (*(c_void_p,) * 4, c_int64, c_int64, c_int64, c_int32),
     **{f"rms_norm_{name}": _NORM for name in ("bf16", "f32")},
     **{f"silu_and_mul_{name}": _SILU for name in ("bf16", "f32")},
     **{f"rotate_{name}": _ROTATE for name in ("bf16", "f32")},

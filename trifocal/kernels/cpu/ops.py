@@ -9,10 +9,8 @@ from trifocal.kernels.base import Kernels
 from trifocal.kernels.cpu.library import SUFFIX, Library
 from trifocal.kernels.int4 import Int4Weight
 
-# Beyond these the time goes into arithmetic, and oneDNN is the better one there.
+# Beyond these the time of a bfloat16 product goes into arithmetic, and oneDNN is the better one there.
 MAX_LINEAR_ROWS = 32
-MAX_INT8_ROWS = 16
-MAX_INT4_ROWS = 32
 
 
 class CpuKernels(Kernels):
@@ -21,10 +19,10 @@ class CpuKernels(Kernels):
     def __init__(self, library: Library) -> None:
         self.name = library.name
         self._linear = library.functions["linear_bf16"]
-        self._linear_int4, self._expand_int4 = library.functions["linear_int4"], library.functions["expand_int4"]
-        self._norm, self._silu, self._rotate, self._quantize, self._linear_int8, self._finish_int8 = (
+        self._linear_int4 = library.functions["linear_int4"]
+        self._norm, self._silu, self._rotate, self._linear_int8 = (
             {dtype: library.functions[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
-            for name in ("rms_norm", "silu_and_mul", "rotate", "quantize", "linear_int8", "finish_int8")
+            for name in ("rms_norm", "silu_and_mul", "rotate", "linear_int8")
         )
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -43,33 +41,24 @@ class CpuKernels(Kernels):
         return y
 
     def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """A few rows by our kernel, many by oneDNN: the same integers, scaled in the same order."""
-        quantize = self._quantize.get(x.dtype)
+        """Any number of rows. Sums are exact integers, so a row's result is the same in any company."""
+        function = self._linear_int8.get(x.dtype)
         out_features, in_features = weight.shape
         rows = x.numel() // in_features
-        if quantize is None or rows == 0 or in_features % 16:
+        if function is None or rows == 0:
             return super().linear_int8(x, weight, scale, bias)
-        x, threads = x.contiguous(), torch.get_num_threads()
-        whole, scales = x.new_empty((rows, in_features), dtype=torch.int8), x.new_empty(rows, dtype=torch.float32)
+        x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], out_features))
-        quantize(x.data_ptr(), whole.data_ptr(), scales.data_ptr(), rows, in_features, threads)
-        shift = None if bias is None else bias.data_ptr()
-        if rows <= MAX_INT8_ROWS:
-            self._linear_int8[x.dtype](
-                whole.data_ptr(), scales.data_ptr(), weight.data_ptr(), scale.data_ptr(), shift, y.data_ptr(),
-                rows, out_features, in_features, threads,
-            )  # fmt: skip
-        else:
-            sums = torch._int_mm(whole, weight.t())
-            self._finish_int8[x.dtype](
-                sums.data_ptr(), scales.data_ptr(), scale.data_ptr(), shift, y.data_ptr(), rows, out_features, threads
-            )  # fmt: skip
+        function(
+            x.data_ptr(), weight.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
+            rows, out_features, in_features, torch.get_num_threads(),
+        )  # fmt: skip
         return y
 
     def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
-        """A few rows straight from the nibbles, the scales in float32; for many rows weights are expanded first."""
+        """Any number of rows, whole q times activations, scaled in float32 group by group: the same in any company."""
         rows = x.numel() // weight.in_features
-        if x.dtype != torch.bfloat16 or not 0 < rows <= MAX_INT4_ROWS or weight.group % 32:
+        if x.dtype != torch.bfloat16 or rows == 0 or weight.group % 16:
             return super().linear_int4(x, weight, bias)
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], weight.out_features))
@@ -77,17 +66,6 @@ class CpuKernels(Kernels):
             x.data_ptr(), weight.words.data_ptr(), weight.scale.data_ptr(), weight.zero.data_ptr(),
             None if bias is None else bias.data_ptr(), y.data_ptr(),
             rows, weight.out_features, weight.in_features, weight.group, torch.get_num_threads(),
-        )  # fmt: skip
-        return y
-
-    def expand_int4(self, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
-        """To bfloat16 in one pass."""
-        if dtype != torch.bfloat16:
-            return super().expand_int4(weight, dtype)
-        y = torch.empty((weight.out_features, weight.in_features), dtype=dtype)
-        self._expand_int4(
-            weight.words.data_ptr(), weight.scale.data_ptr(), weight.zero.data_ptr(), y.data_ptr(),
-            weight.out_features, weight.in_features, weight.group, torch.get_num_threads(),
         )  # fmt: skip
         return y
 

@@ -53,8 +53,7 @@ class VisionConfig:
     def from_spec(cls, spec: ModelSpec) -> VisionConfig:
         """Read config.json and the normalisation of preprocessor_config.json. Raises `ConfigError`."""
         hf, is_native = spec.hf_config, spec.architecture == NATIVE
-        if is_native:  # the original format keeps everything in config.json
-            spec.check_preprocessor()
+        spec.check_preprocessor()  # all released folders hold one; without, a file was forgotten
         part = hf.get("vision_config")
         if not isinstance(part, Mapping):
             raise ConfigError("config.json: field vision_config is missing; it gives the vision tower's shape")

@@ -1,9 +1,8 @@
 // y = x W^T + b for a few rows of x: each weight is read once, at the memory's speed.
 #include "dot.h"
+#include "outputs.h"
 
 namespace tri {
-
-constexpr ptrdiff_t PART_BYTES = 128 << 10;  // of weights that a thread takes at a time
 
 struct Linear {
     const bf16 *x, *weight, *bias;
@@ -33,14 +32,6 @@ void block(const Linear& a, const Act* x, ptrdiff_t token, ptrdiff_t first) {
     for (int r = 0; r < R; r++) put(a.y + (token + r) * a.n + first, acc[r] + bias, count);
 }
 
-using Block = void (*)(const Linear&, const Act*, ptrdiff_t, ptrdiff_t);
-
-template <int... R>
-constexpr Block choose(int rows, std::integer_sequence<int, R...>) {
-    constexpr Block blocks[] = {block<R + 1>...};
-    return blocks[rows - 1];
-}
-
 }  // namespace tri
 
 using namespace tri;
@@ -49,21 +40,8 @@ using namespace tri;
 EXPORT void tri_linear_bf16(const bf16* x, const bf16* weight, const bf16* bias, bf16* y, int64_t m, int64_t n,
                             int64_t k, int32_t threads) {
     const Linear a{x, weight, bias, y, m, n, k};
-    const ptrdiff_t blocks = (n + W - 1) / W, block_bytes = W * k * ptrdiff_t(sizeof(bf16));
-    ptrdiff_t per_part = PART_BYTES / block_bytes;
-    if (per_part < 1) per_part = 1;
-    if (blocks / per_part < threads) threads = int32_t(blocks / per_part < 1 ? 1 : blocks / per_part);
-#pragma omp parallel num_threads(threads)
-    {
-        const Act* operand = as_operand<bf16, Act>(x, m * k, 0);
-#pragma omp for schedule(dynamic)
-        for (ptrdiff_t part = 0; part < (blocks + per_part - 1) / per_part; part++) {
-            ptrdiff_t end = (part + 1) * per_part < blocks ? (part + 1) * per_part : blocks;
-            for (ptrdiff_t b = part * per_part; b < end; b++)
-                for (ptrdiff_t token = 0; token < m; token += MAX_ROWS) {
-                    int rows = m - token < MAX_ROWS ? int(m - token) : MAX_ROWS;
-                    choose(rows, std::make_integer_sequence<int, MAX_ROWS>())(a, operand, token, b * W);
-                }
-        }
-    }
+    const Act* operand = as_operand<bf16, Act>(x, m * k, 0);
+    for_outputs(n, k * ptrdiff_t(sizeof(bf16)), W, threads, [&](ptrdiff_t first) {
+        for_tokens<MAX_ROWS>(m, [&](ptrdiff_t token, auto rows) { block<rows>(a, operand, token, first); });
+    });
 }

@@ -1,0 +1,101 @@
+"""Where the time of a decode step goes: `python benchmarks/step.py FOLDER`.
+
+Runs sequences of random tokens through `LLM` and prints, for steps in which each gets one token, the median
+milliseconds from one step to the next, those spent inside compiled kernels, and what the memory gives in the same
+minute. FOLDER needs no weights with --load-format dummy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from trifocal.kernels.cpu.library import load
+from trifocal.llm import LLM
+from trifocal.types import SamplingParams, StepPlan, StepResult
+from trifocal.worker.model_runner import ModelRunner
+
+inside: Counter[str] = Counter()  # seconds by kernel, of the step that runs
+steps: list[tuple[int, float, Counter[str]]] = []  # tokens, when it began, seconds by kernel
+
+
+def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, its time added up."""
+
+    def call(*args: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*args)
+        inside[name] += time.perf_counter() - started
+        return result
+
+    return call
+
+
+def watch_steps() -> None:
+    """Note every step that the worker makes."""
+    execute = ModelRunner.execute
+
+    def watched(self: ModelRunner, plan: StepPlan) -> StepResult:
+        started = time.perf_counter()
+        inside.clear()
+        result = execute(self, plan)
+        steps.append((sum(each.num_tokens for each in plan.scheduled), started, Counter(inside)))
+        return result
+
+    ModelRunner.execute = watched  # type: ignore[method-assign]
+
+
+def memory_speed(read: Callable[..., Any]) -> float:
+    """Bytes a second."""
+    memory = torch.ones(1 << 30, dtype=torch.uint8)
+    taken = []
+    for _ in range(5):
+        started = time.perf_counter()
+        read(memory.data_ptr(), memory.nbytes, torch.get_num_threads())
+        taken.append(time.perf_counter() - started)
+    return memory.nbytes / statistics.median(taken)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--load-format", default="auto")
+    parser.add_argument("--quantization")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=64)
+    args = parser.parse_args()
+    library = load()
+    if library is None:
+        raise SystemExit("there are no kernels to measure")
+    read = library.functions["read"]
+    library.functions = {name: timed(name, function) for name, function in library.functions.items()}  # type: ignore[misc]
+    watch_steps()
+    started = time.perf_counter()
+    with LLM(
+        args.folder, dtype="bfloat16", quantization=args.quantization, load_format=args.load_format, max_model_len=4096
+    ) as llm:
+        print(f"ready in {time.perf_counter() - started:.1f} s")
+        prompts = [{"prompt_token_ids": torch.randint(0, 256, (args.context,)).tolist()} for _ in range(args.batch)]
+        llm.generate(prompts, SamplingParams(temperature=0, max_tokens=args.steps, ignore_eos=True), use_tqdm=False)
+    speed = memory_speed(read)
+    pairs = [(one, following) for one, following in pairwise(steps) if one[0] == args.batch]
+    pairs = pairs[len(pairs) // 4 : -1]
+    whole = statistics.median(following[1] - one[1] for one, following in pairs)
+    kernels = statistics.median(sum(one[2].values()) for one, _ in pairs)
+    print(f"step {1e3 * whole:.2f} ms, outside kernels {1e3 * (whole - kernels):.2f} ms ({1 - kernels / whole:.0%})")
+    for name in pairs[0][0][2]:
+        print(f"  {name:20} {1e3 * statistics.median(one[2][name] for one, _ in pairs):7.2f} ms")
+    print(f"memory {speed / 1e9:.1f} GB/s")
+
+
+if __name__ == "__main__":
+    main()

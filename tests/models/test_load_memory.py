@@ -1,0 +1,46 @@
+"""Loading takes little memory beside the weights themselves, in every format, however large single tensors are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+LOAD = """
+import sys, torch
+from pathlib import Path
+from trifocal.model_spec import ModelSpec, Quantization
+from trifocal.models.loader import load_model
+from trifocal.platforms.cpu import _proc_fields
+
+folder, method = sys.argv[1:]
+spec, quantization = ModelSpec.from_checkpoint(folder), Quantization(method) if method else None
+status = Path("/proc/self/status")
+before = _proc_fields(status)["VmRSS"]
+model = load_model(
+    spec, dtype=torch.bfloat16, device=torch.device("cpu"), load_format="auto", seed=0, quantization=quantization
+)
+weights = sum(parameter.nbytes for parameter in model.parameters())
+print(_proc_fields(status)["VmHWM"] - before, weights)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nearly all of it is two tensors of 77 MB: any copy of one too many would show."""
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("large"), tied=False, vocab=600_000, dtype="bfloat16")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("method", ["", "int8", "int4"])
+def test_peak(folder: Path, method: str) -> None:
+    """The bound of real models is 15 % and 300 MB; here the one tensor that is being copied is most of the rest."""
+    done = subprocess.run([sys.executable, "-c", LOAD, str(folder), method], capture_output=True, text=True, check=True)
+    peak, weights = map(int, done.stdout.split())
+    largest = 600_000 * 64 * 2
+    assert weights > (1.9 if not method else 1.4) * largest
+    assert peak < 1.15 * weights + largest + (32 << 20)

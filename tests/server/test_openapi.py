@@ -1,0 +1,216 @@
+"""The OpenAPI document is true: of the routes there are, of the models that check requests, of the answers given."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from pydantic import ValidationError
+from schemathesis import Case, GenerationMode, openapi
+
+from tests import tiny
+from tests.server.helpers import HELLO, MODEL
+from trifocal.config import EngineArgs, resolve
+from trifocal.multimodal.messages import MessageParser
+from trifocal.multimodal.template import ChatTemplate
+from trifocal.server import chat, completions, status, tokens
+from trifocal.server.app import create_app
+from trifocal.server.args import ServerArgs
+from trifocal.server.extras import check_extras
+from trifocal.server.openapi import document
+from trifocal.server.operations import operation_of
+from trifocal.server.schemas import ChatBody, CompletionBody, GenerationBody
+from trifocal.tokenizer import Guard
+from trifocal.types import SAMPLING_BOUNDS, RequestError
+
+CHAT = "/v1/chat/completions"
+ROUTES = [cast(APIRoute, route) for module in (chat, completions, tokens, status) for route in module.router.routes]
+GENERATED = settings(
+    max_examples=25, phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck)
+)
+# Refusals that a schema cannot foresee: two fields that must fit each other.
+BETWEEN_FIELDS = ("stream_options", "top_logprobs", "continue_final_message", "min_tokens", "tools", "functions")
+
+
+def strategy(path: str, mode: GenerationMode = GenerationMode.POSITIVE) -> Any:
+    return openapi.from_dict(document(ROUTES, has_keys=False))[path]["POST"].as_strategy(generation_mode=mode)
+
+
+# ---------------------------------------------------------------------------------------------- publishing
+
+
+def test_it_is_published(http: httpx.Client) -> None:
+    answer = http.get("/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == json.loads(json.dumps(document(ROUTES, has_keys=True)))
+    assert httpx.get(f"{http.base_url}/openapi.json").status_code == 401
+
+
+def test_every_route_is_in_it_and_nothing_else(checkpoint: Path) -> None:
+    config = resolve(EngineArgs(model=str(checkpoint)))
+    for args, published in ((ServerArgs(), 1), (ServerArgs(disable_fastapi_docs=True), 0)):
+        app = create_app(cast(Any, None), cast(Any, None), config, args)
+        served = [included.original_router.routes for included in cast(Any, app.routes)]
+        paths = {route.path_format for routes in served for route in routes}
+        assert len(paths & {"/openapi.json"}) == published
+        assert paths - {"/openapi.json"} == set(document(ROUTES, has_keys=False)["paths"])
+
+
+def test_keys_are_told_of_where_they_are_asked_for() -> None:
+    paths = document(ROUTES, has_keys=True)["paths"]
+    assert paths[CHAT]["post"]["security"] and "401" in paths["/metrics"]["get"]["responses"]
+    assert "security" not in paths["/health"]["get"] and "401" not in paths["/health"]["get"]["responses"]
+    assert "security" not in document(ROUTES, has_keys=False)["paths"][CHAT]["post"]
+
+
+def test_every_reference_leads_somewhere() -> None:
+    content = document(ROUTES, has_keys=True)
+    text = json.dumps(content)
+    names = {part.partition('"')[0] for part in text.split('"$ref": "#/components/schemas/')[1:]}
+    assert names and names <= set(content["components"]["schemas"])
+
+
+# ---------------------------------------------------------------------------------------------- requests
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if operation_of(route).body], ids=lambda route: route.path)
+def test_the_route_checks_the_fields_of_its_model(http: httpx.Client, route: APIRoute) -> None:
+    body = operation_of(route).body
+    assert body is not None
+    for name in body.model_fields:
+        answer = http.post(route.path, json={"messages": HELLO, "prompt": "x", "tokens": [1], name: {"a": {"b": []}}})
+        if name in ("chat_template_kwargs", "mm_processor_kwargs"):  # may be any object
+            continue
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == name, (name, answer.text)
+
+
+def bounded(model: type[GenerationBody]) -> list[tuple[type[GenerationBody], str]]:
+    names = {"max_completion_tokens": "max_tokens", "top_logprobs": "logprobs"}
+    return [(model, name) for name in model.model_fields if names.get(name, name) in SAMPLING_BOUNDS]
+
+
+@pytest.mark.parametrize(("model", "name"), bounded(ChatBody) + bounded(CompletionBody), ids=str)
+def test_bounds_are_those_of_the_check(model: type[GenerationBody], name: str) -> None:
+    schema = next(kind for kind in model.model_json_schema()["properties"][name]["anyOf"] if "type" in kind)
+    if schema["type"] == "boolean":  # chat's logprobs is a switch
+        return
+    good, bad = extremes(schema)
+    needed: dict[str, Any] = {"messages": HELLO, "logprobs": True} if model is ChatBody else {"prompt": "x"}
+
+    def is_taken(value: float) -> bool:
+        fields = {**needed, name: value, **({"max_tokens": 2**31 - 1} if name == "min_tokens" else {})}
+        try:
+            cast(Any, model.model_validate_json(json.dumps(fields))).to_params({})
+        except (ValidationError, RequestError):
+            return False
+        return True
+
+    assert [is_taken(value) for value in good] == [True] * len(good), good
+    assert [is_taken(value) for value in bad] == [False] * len(bad), bad
+
+
+def extremes(schema: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Numbers at the ends of a schema's range, and just beyond them."""
+    step = 1 if schema["type"] == "integer" else 1e-9
+    good, bad = [], []
+    for name, sign in (("minimum", -1), ("maximum", 1)):
+        if name in schema:
+            good.append(schema[name])
+            bad.append(schema[name] + sign * step)
+    for name, sign in (("exclusiveMinimum", -1), ("exclusiveMaximum", 1)):
+        if name in schema:
+            bad.append(schema[name])
+            good.append(schema[name] - sign * step)
+    return good, bad
+
+
+@cache
+def template() -> ChatTemplate:
+    return ChatTemplate(tiny.CHAT_TEMPLATE, {})
+
+
+def without_whole_floats(body: Any) -> Any:
+    """JSON Schema calls 1.0 an integer; the server wants it written 1."""
+    return json.loads(json.dumps(body), parse_float=lambda text: float(text) if float(text) % 1 else int(float(text)))
+
+
+def check(content: Any, model: type[GenerationBody]) -> None:
+    """All that is checked of a body before anything is made of it. Raises `ValidationError` or `RequestError`."""
+    body = cast(Any, model.model_validate_json(json.dumps(content)))
+    check_extras(body.model_extra or {}, body.n)
+    body.to_params({})
+    if isinstance(body, ChatBody):
+        parser = MessageParser(template(), lambda modality: f"<{modality}>")
+        parser.parse(body.messages, Guard(re.compile("(?!)"), frozenset()))
+
+
+@pytest.mark.parametrize(("path", "model"), [(CHAT, ChatBody), ("/v1/completions", CompletionBody)])
+def test_what_it_allows_is_taken(path: str, model: type[GenerationBody]) -> None:
+    run(path, GenerationMode.POSITIVE, lambda case: check(without_whole_floats(case.body), model))
+
+
+@pytest.mark.parametrize(("path", "model"), [(CHAT, ChatBody), ("/v1/completions", CompletionBody)])
+def test_what_it_forbids_is_refused(path: str, model: type[GenerationBody]) -> None:
+    refused = []
+
+    def expect_refusal(case: Case) -> None:
+        if isinstance(case.body, dict):  # headers are made wrong, too, and bodies that are no JSON
+            try:
+                check(case.body, model)
+            except (ValidationError, RequestError):
+                refused.append(case)
+
+    run(path, GenerationMode.NEGATIVE, expect_refusal)
+    assert len(refused) >= 5
+
+
+def run(path: str, mode: GenerationMode, judge: Callable[[Case], None]) -> None:
+    @seed(5)
+    @GENERATED
+    @given(strategy(path, mode))
+    def judged(case: Case) -> None:
+        try:
+            judge(case)
+        except RequestError as error:
+            assert error.param in BETWEEN_FIELDS or "not JSON" in error.message, (error.message, case.body)
+
+    judged()
+
+
+# ---------------------------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"model": MODEL, "messages": HELLO, "max_tokens": 3, "n": 2, "logprobs": True, "top_logprobs": 2}),
+        ("/v1/completions", {"model": MODEL, "prompt": ["a", "b"], "max_tokens": 3, "logprobs": 2}),
+        (CHAT, {"model": MODEL, "messages": HELLO, "max_tokens": 2, "stream": True}),
+        ("/tokenize", {"messages": HELLO, "return_token_strs": True}),
+        ("/tokenize", {"prompt": "hello"}),
+        ("/detokenize", {"tokens": [1, 2]}),
+        (CHAT, {"model": "nobody", "messages": HELLO}),
+        (CHAT, {"model": MODEL}),
+        ("/v1/models", None),
+        (f"/v1/models/{MODEL}", None),
+        ("/v1/models/nobody", None),
+        ("/version", None),
+        ("/metrics", None),
+    ],
+    ids=str,
+)
+def test_answers_are_as_described(http: httpx.Client, path: str, body: dict[str, Any] | None) -> None:
+    template = path if path.count("/models/") == 0 else "/v1/models/{name}"
+    operation = openapi.from_dict(document(ROUTES, has_keys=False))[template]["GET" if body is None else "POST"]
+    answer = http.get(path) if body is None else http.post(path, json=body)
+    operation.validate_response(answer)
+    described = operation.definition.raw["responses"][str(answer.status_code)]
+    assert answer.headers["content-type"].partition(";")[0] in described["content"]

@@ -1,0 +1,149 @@
+// Linear layers whose weights are int4, (q - zero) * scale by groups of inputs. A group's sum is made of whole q and scaled
+// in float32, in the same order for few tokens and for many.
+//
+// Weights lie in blocks of 16 outputs, [k / 8][16] words of 32 bits in each: the weights k .. k + 8 of an output are the
+// nibbles of a word in the order 0 2 4 6 1 3 5 7 from its low end, so that shifted by 4 * i its halves begin with weights
+// 2 * i and 2 * i + 1. Behind the last output a block holds anything.
+#include "dot.h"
+#include "outputs.h"
+
+namespace tri {
+
+using Act = Operand<bf16>::type;
+constexpr int PAIR = 4 / sizeof(Act);  // weights in 32 bits when they meet activations
+
+struct Int4 {
+    const Act* x;            // [m, k]
+    const float* sums;       // [m, k / group] of x
+    const uint32_t* weight;  // [n / 16, k / 8, 16]
+    const uint16_t* scale;   // float16 [n / 16, k / group, 16]
+    const uint8_t* zero;     // [n / 16, k / group, 16]
+    const bf16* bias;
+    bf16* y;
+    ptrdiff_t m, n, k, group;
+
+    // Words k .. k + 8 of outputs `first .. first + W`.
+    const uint32_t* words(ptrdiff_t first, ptrdiff_t k_at) const {
+        return weight + (first / 16 * (k / 8) + k_at / 8) * 16 + first % 16;
+    }
+    // Index of their scale and zero in group `g`.
+    ptrdiff_t at(ptrdiff_t first, ptrdiff_t g) const { return (first / 16 * (k / group) + g) * 16 + first % 16; }
+};
+
+inline vf load_half(const uint16_t* from) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)from));
+#else
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
+#endif
+}
+
+inline vf load_bytes(const uint8_t* from) {
+    typedef uint8_t vb __attribute__((vector_size(W)));
+    return __builtin_convertvector(load<vb>(from), vf);
+}
+
+// Weights PAIR * i .. PAIR * (i + 1) of the eight in each lane, as activations are.
+inline vi expand(vi words, int i) {
+#if defined(__AVX512BF16__)
+    // Only the low five bits of an index count, and both halves of the table are the same: the next nibble's lowest bit
+    // does no harm.
+    const __m512i table = _mm512_broadcast_i64x4(_mm256_setr_epi16(
+        0, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0, 0x4100, 0x4110, 0x4120, 0x4130, 0x4140, 0x4150,
+        0x4160, 0x4170));
+    return (vi)_mm512_permutexvar_epi16((__m512i)(words >> (4 * i)), table);
+#else
+    return (vi)__builtin_convertvector((words >> (4 * (i / 2) + 16 * (i % 2))) & 15, vf);
+#endif
+}
+
+inline vf dot_expanded(vf acc, const Act* x, vi weights) {
+#if defined(__AVX512BF16__)
+    return dot_pairs(acc, x, weights);
+#else
+    return acc + *x * (vf)weights;
+#endif
+}
+
+// B vectors of outputs of R tokens; `weights(b, k, i)` gives those of vector b as `expand` does. Several vectors at once
+// give the few sums of a few tokens something to do while one waits for the other.
+template <int R, int B, class F>
+inline void tokens(const Int4& a, ptrdiff_t token, ptrdiff_t first, F weights) {
+    const ptrdiff_t groups = a.k / a.group;
+    vf total[R][B] = {};
+    for (ptrdiff_t g = 0; g < groups; g++) {
+        vf part[R][B] = {};
+        for (ptrdiff_t k = g * a.group; k < (g + 1) * a.group; k += 8)
+            for (int i = 0; i < 8 / PAIR; i++) {
+                vi each[B];
+                for (int b = 0; b < B; b++) each[b] = weights(b, k, i);
+                for (int r = 0; r < R; r++)
+                    for (int b = 0; b < B; b++)
+                        part[r][b] = dot_expanded(part[r][b], a.x + (token + r) * a.k + k + PAIR * i, each[b]);
+            }
+        for (int b = 0; b < B; b++) {
+            const ptrdiff_t at = a.at(tile_output(a.n, first, b), g);
+            vf scale = load_half(a.scale + at), zero = load_bytes(a.zero + at);
+            for (int r = 0; r < R; r++) total[r][b] += scale * (part[r][b] - zero * a.sums[(token + r) * groups + g]);
+        }
+    }
+    for (int b = 0; b < B; b++) {
+        const ptrdiff_t at = tile_output(a.n, first, b);
+        const int lanes = lanes_of(a.n, at);
+        vf bias = a.bias ? get(a.bias + at, lanes) : vf{};
+        for (int r = 0; r < R; r++) put(a.y + (token + r) * a.n + at, total[r][b] + bias, lanes);
+    }
+}
+
+// Straight from the nibbles.
+template <int B>
+void few_tokens(const Int4& a, ptrdiff_t first) {
+    const uint32_t* words[B];
+    for (int b = 0; b < B; b++) words[b] = a.words(tile_output(a.n, first, b), 0);
+    for_tokens<MAX_ROWS / B>(a.m, [&](ptrdiff_t token, auto rows) {
+        tokens<rows, B>(a, token, first, [&](int b, ptrdiff_t k, int i) { return expand(load<vi>(words[b] + 2 * k), i); });
+    });
+}
+
+// From a tile that is expanded once.
+void many_tokens(const Int4& a, ptrdiff_t first) {
+    vi* tile = scratch<vi>(0, a.k / PAIR * TILE);
+    for (ptrdiff_t k = 0; k < a.k; k += 8)
+        for (int b = 0; b < TILE; b++) {
+            const vi words = load<vi>(a.words(tile_output(a.n, first, b), k));
+            for (int i = 0; i < 8 / PAIR; i++) tile[(k / PAIR + i) * TILE + b] = expand(words, i);
+        }
+    for_tokens<TILE_ROWS>(a.m, [&](ptrdiff_t token, auto rows) {
+        tokens<rows, TILE>(a, token, first, [&](int b, ptrdiff_t k, int i) { return tile[(k / PAIR + i) * TILE + b]; });
+    });
+}
+
+void linear_int4(Int4 a, const bf16* x, int threads) {
+    const ptrdiff_t groups = a.k / a.group;
+    float* sums = scratch<float>(1, a.m * groups);
+#pragma omp parallel for schedule(static) num_threads(a.m < 16 ? 1 : threads)
+    for (ptrdiff_t i = 0; i < a.m * groups; i++) {
+        vf part = {};
+        for (ptrdiff_t k = 0; k < a.group; k += W) part += load_float(x + i * a.group + k);
+        sums[i] = sum(part);
+    }
+    a.x = as_operand<bf16, Act>(x, a.m * a.k, 2);
+    a.sums = sums;
+    if (a.m <= MAX_ROWS / 4)
+        for_outputs(a.n, a.k / 2, 4 * W, threads, [&](ptrdiff_t first) { few_tokens<4>(a, first); });
+    else if (a.m <= MAX_ROWS / 2)
+        for_outputs(a.n, a.k / 2, 2 * W, threads, [&](ptrdiff_t first) { few_tokens<2>(a, first); });
+    else
+        for_outputs(a.n, PART_BYTES, TILE * W, threads, [&](ptrdiff_t first) { many_tokens(a, first); });
+}
+
+}  // namespace tri
+
+using namespace tri;
+
+// `group` is a multiple of 16.
+EXPORT void tri_linear_int4(const bf16* x, const uint32_t* weight, const uint16_t* scale, const uint8_t* zero,
+                            const bf16* bias, bf16* y, int64_t m, int64_t n, int64_t k, int64_t group,
+                            int32_t threads) {
+    linear_int4(Int4{nullptr, nullptr, weight, scale, zero, bias, y, m, n, k, group}, x, threads);
+}

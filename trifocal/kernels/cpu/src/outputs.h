@@ -1,0 +1,51 @@
+// How the outputs of a linear layer are dealt out to threads.
+#pragma once
+
+#include "common.h"
+
+namespace tri {
+
+constexpr ptrdiff_t PART_BYTES = 128 << 10;  // of weights that a thread takes at a time
+
+// f(first output) for blocks of `outputs` outputs, threads taking some at a time.
+template <class F>
+void for_outputs(ptrdiff_t n, ptrdiff_t row_bytes, ptrdiff_t outputs, int threads, F f) {
+    const ptrdiff_t blocks = (n + outputs - 1) / outputs;
+    ptrdiff_t per_part = PART_BYTES / (outputs * row_bytes);
+    if (per_part < 1) per_part = 1;
+    const ptrdiff_t parts = (blocks + per_part - 1) / per_part;
+#pragma omp parallel for schedule(dynamic) num_threads(parts < threads ? int(parts) : threads)
+    for (ptrdiff_t part = 0; part < parts; part++)
+        for (ptrdiff_t b = part * per_part; b < blocks && b < (part + 1) * per_part; b++) f(b * outputs);
+}
+
+// Beyond a few rows weights are laid out once as the instruction wants them, TILE vectors of outputs at a time, in memory
+// that a core's own cache holds; rows meet them TILE_ROWS at a time. Both together leave registers for weights.
+#if defined(__AVX512F__)
+constexpr int TILE = 4, TILE_ROWS = 6;
+#else
+constexpr int TILE = 2, TILE_ROWS = 4;
+#endif
+
+// First output of vector `b` of the tile that begins with `first`; beyond the last output, the last vector again.
+inline ptrdiff_t tile_output(ptrdiff_t n, ptrdiff_t first, int b) {
+    const ptrdiff_t last = (n - 1) / W * W;
+    return first + b * W < last ? first + b * W : last;
+}
+
+// f(token, number) for m tokens, MOST at a time and then what is left; `number` is a std::integral_constant.
+template <int R, class F>
+inline void for_rest(ptrdiff_t token, ptrdiff_t left, F f) {
+    if constexpr (R > 0) {
+        if (left == R) return f(token, std::integral_constant<int, R>());
+        for_rest<R - 1>(token, left, f);
+    }
+}
+template <int MOST, class F>
+inline void for_tokens(ptrdiff_t m, F f) {
+    ptrdiff_t token = 0;
+    for (; token + MOST <= m; token += MOST) f(token, std::integral_constant<int, MOST>());
+    for_rest<MOST - 1>(token, m - token, f);
+}
+
+}  // namespace tri

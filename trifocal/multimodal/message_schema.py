@@ -1,0 +1,51 @@
+"""Messages as JSON Schema, made of the parser's own tables: the `messages` of the server's OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trifocal.multimodal.messages import MEDIA_TYPES, PASSED_ON, ROLES, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
+
+Schema = dict[str, Any]
+_STRING: Schema = {"type": "string"}
+_URL: Schema = {"type": "string", "minLength": 1}
+
+
+def message_schema() -> Schema:
+    """Schema of one message; what it allows `MessageParser` takes, but for media that cannot be had."""
+    content = {"anyOf": [_STRING, {"type": "array", "items": _part()}]}
+    optional = {name: _or_null(_STRING) for name in PASSED_ON}
+    others = [role for role in ROLES if role != "assistant"]
+    question = _object({"role": {"enum": others}, "content": content, **optional}, ["role", "content"])
+    calls = {"tool_calls": _or_null(_tool_calls())}
+    answer = _object({"role": {"enum": ["assistant"]}, "content": _or_null(content), **calls, **optional}, ["role"])
+    return {"title": "Message", "anyOf": [question, answer]}
+
+
+def _part() -> Schema:
+    texts = [
+        _object({"type": {"enum": [kind]}, text_field_of(kind): _STRING}, ["type", text_field_of(kind)])
+        for kind in TEXT_TYPES
+    ]
+    media = [_media_part(kind) for kind in MEDIA_TYPES]
+    return {"title": "Part", "anyOf": [*texts, *media, _STRING]}
+
+
+def _media_part(kind: str) -> Schema:
+    name = field_of(kind)
+    source: Schema = {"anyOf": [_URL, _object({"url": _URL}, ["url"])]} if name in URL_FIELDS else _URL
+    return _object({"type": {"enum": [kind]}, name: source}, ["type", name])
+
+
+def _tool_calls() -> Schema:
+    arguments = {"anyOf": [{"type": "object"}, {"type": "string", "contentMediaType": "application/json"}]}
+    function = _object({"name": _STRING, "arguments": arguments}, ["name"])
+    return {"type": "array", "items": _object({"function": function}, ["function"])}
+
+
+def _object(properties: Schema, required: list[str]) -> Schema:
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}

@@ -1,0 +1,157 @@
+"""What routes answer, as types: mypy holds the code to them, and the OpenAPI document is made of them."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+from trifocal.types import FinishReason
+
+
+class PromptDetails(TypedDict):
+    """`cached_tokens` of the prompt were found in the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    """Tokens of a request, all choices together."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class Token(TypedDict):
+    """A token, its log-probability, and its bytes, which need not be whole characters."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChosenToken(Token):
+    """A token of the answer and what else was likely in its place."""
+
+    top_logprobs: list[Token]
+
+
+class ChatLogprobs(TypedDict):
+    """`logprobs` of a chat choice."""
+
+    content: list[ChosenToken]
+    refusal: None
+
+
+class ChatMessage(TypedDict):
+    """The answer."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    """One of `n` answers. `stop_reason`: the stop string or token id that ended it."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+
+class ChatCompletion(TypedDict):
+    """A whole answer of /v1/chat/completions."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class CompletionLogprobs(TypedDict):
+    """`logprobs` of a completion choice: lists with an entry for each token."""
+
+    text_offset: list[int]
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+
+
+class CompletionChoice(TypedDict):
+    """One of `n` continuations of a prompt; choice `i` belongs to prompt `i // n`."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+
+class TextCompletion(TypedDict):
+    """A whole answer of /v1/completions."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class Tokenized(TypedDict):
+    """Token ids of a prompt, and their spelling if that was asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(TypedDict):
+    """Text of token ids."""
+
+    prompt: str
+
+
+class ModelCard(TypedDict):
+    """A name that requests may give as `model`."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    parent: None
+    max_model_len: int
+
+
+class ModelList(TypedDict):
+    """All of them."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Version(TypedDict):
+    """The version of Trifocal."""
+
+    version: str
+
+
+class ErrorDetail(TypedDict):
+    """What was wrong, with which field; `code` is the word for programs."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(TypedDict):
+    """The body of every refusal, and the data of an error event in a stream."""
+
+    error: ErrorDetail
