@@ -97,7 +97,8 @@ class EngineChild:
         limit = envs.ENGINE_READY_TIMEOUT_S.get()
         self._write(messages.encode(config))
         try:
-            message = await asyncio.wait_for(self._unless_stopped(self._receive()), limit)
+            async with asyncio.timeout(limit):
+                message = await self._unless_stopped(self._receive())
         except TimeoutError:
             raise VanishedError(f"the engine was not ready in {limit:g} s (TRIFOCAL_ENGINE_READY_TIMEOUT_S)") from None
         except EOFError:
@@ -207,22 +208,26 @@ class EngineChild:
         if is_polite and self._process.returncode is None:
             self.send(messages.Stop())
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), _STOP_GRACE_S)
+                async with asyncio.timeout(_STOP_GRACE_S):
+                    await self._process.wait()
         self._kill()
         self._writer.close()
         self._note.close()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), _KILL_GRACE_S)
+            async with asyncio.timeout(_KILL_GRACE_S):
+                await self._process.wait()
         with suppress(ConnectionError):
             await self._writer.wait_closed()
 
     async def _gone(self) -> int:
         """The exit status of a process that is about to end; made to, if it takes long. Raises `EngineDeadError`."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), _END_GRACE_S)
+            async with asyncio.timeout(_END_GRACE_S):
+                await self._process.wait()
         self._kill()
         try:
-            return await asyncio.wait_for(self._process.wait(), _KILL_GRACE_S)
+            async with asyncio.timeout(_KILL_GRACE_S):
+                return await self._process.wait()
         except TimeoutError:
             raise EngineDeadError("the engine process cannot be killed") from None
 

@@ -83,7 +83,8 @@ async def metrics(request: Request) -> Response:
     """Prometheus text."""
     service = service_of(request)
     try:
-        stats = await asyncio.wait_for(service.engine.stats(), _STATS_TIMEOUT_S)
+        async with asyncio.timeout(_STATS_TIMEOUT_S):
+            stats = await service.engine.stats()
     except (TimeoutError, EngineDeadError):  # in a long step; or gone, which is when a scrape matters most
         stats = service.engine.last_stats
     return Response(service.metrics.render(stats), media_type=CONTENT_TYPE)
