@@ -1,9 +1,9 @@
 """How near the CPU's kernels come to the memory's speed, beside torch, in one run.
 
-    python benchmarks/kernels.py [--only linear|attention|prefill] [--seconds 0.5]
+    python benchmarks/kernels.py [--only linear|prefill] [--seconds 0.5]
 
 Every figure is a median, taken in turn with the others of its row, over tensors that together are far larger than the
-cache. GB/s count the bytes of weights (scales and zeros included) or of keys and values, once per call; "memory" is a
+cache. GB/s count the bytes of weights (scales and zeros included), once per call; "memory" is a
 loop that only reads. Use the ratios: absolute figures move with the machine's neighbours.
 """
 
@@ -16,17 +16,12 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
-from trifocal.attention.cpu import CpuAttention
-from trifocal.attention.reference import ReferenceAttention
 from trifocal.kernels.base import TORCH
 from trifocal.kernels.cpu.library import Library, load
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.kernels.int4 import Int4Weight
 
 SHAPES = [(9728, 896), (896, 4864), (1152, 896), (151936, 896), (11008, 2048)]  # outputs, inputs
-HEADS = [(14, 2, 64), (16, 2, 128)]  # query heads, kv heads, head size
-CONTEXTS = [(1, 2048), (8, 2048), (8, 8192), (32, 2048)]  # sequences, tokens
 TOTAL = 400 << 20  # bytes that a figure is taken over
 
 Call = Callable[[int], object]  # of the i-th copy
@@ -129,53 +124,7 @@ def prefill(library: Library, seconds: float) -> Iterable[str]:
         yield f"{outputs} x {inputs}, 512 tokens: GFLOP/s  {text}"
 
 
-def attention(library: Library, seconds: float) -> Iterable[str]:
-    """Decoding over a paged cache in bfloat16."""
-    read, read_bytes = reader(library)
-    for heads, kv_heads, size in HEADS:
-        for batch, context in CONTEXTS:
-            for block in (16, 128):
-                num_bytes = 2 * batch * context * kv_heads * size * 2
-                layers = max(2, TOTAL // num_bytes)
-                shape = (layers, batch * context // block, block, kv_heads, size)
-                cache = KVCache(torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16())
-                tables = torch.randperm(shape[1]).view(batch, -1)
-                slots = tables[:, -1] * block + block - 1
-                step = AttentionBatch(slots, tables, [1] * batch, [context] * batch)
-                q, k = torch.randn(batch, heads, size).bfloat16(), torch.randn(batch, kv_heads, size).bfloat16()
-                backends: list[AttentionBackend] = [CpuAttention(cache), ReferenceAttention(cache)]
-                for backend in backends:
-                    backend.begin(step)
-                calls: dict[str, Call] = {
-                    "ours": lambda i, q=q, k=k, b=backends[0]: b(i, q, k, k),
-                    "reference": lambda i, q=q, k=k, b=backends[1]: b(i, q, k, k),
-                    "memory": read,
-                }
-                times = medians(calls, layers, seconds)
-                name = f"{heads}/{kv_heads}/{size} {batch} x {context}, block {block}"
-                yield row(name, times, num_bytes, read_bytes)
-    for length in (512, 2048):
-        heads, kv_heads, size = HEADS[0]
-        shape = (2, length // 16, 16, kv_heads, size)
-        cache = KVCache(torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16())
-        step = AttentionBatch(torch.arange(length), torch.arange(shape[1])[None], [length], [length])
-        q, k = torch.randn(length, heads, size).bfloat16(), torch.randn(length, kv_heads, size).bfloat16()
-        backends = [CpuAttention(cache), ReferenceAttention(cache)]
-        for backend in backends:
-            backend.begin(step)
-        times = medians(
-            {
-                "ours": lambda i, q=q, k=k, b=backends[0]: b(i, q, k, k),
-                "reference": lambda i, q=q, k=k, b=backends[1]: b(i, q, k, k),
-            },
-            2,
-            seconds,
-        )
-        text = "  ".join(f"{name} {2 * length**2 * heads * size / each / 1e9:6.0f}" for name, each in times.items())
-        yield f"{heads}/{kv_heads}/{size} prompt of {length}: causal GFLOP/s  {text}"
-
-
-PARTS = {"linear": linear, "attention": attention, "prefill": prefill}
+PARTS = {"linear": linear, "prefill": prefill}
 
 
 def main() -> None:

@@ -34,6 +34,15 @@ def resolved(folder: Path, **changes: Any) -> EngineConfig:
     return resolve(EngineArgs(model=str(folder), device="cpu", **changes))
 
 
+def test_type_of_the_kv_cache(folder: Path) -> None:
+    assert resolved(folder).kv_cache_dtype == "bfloat16"
+    assert resolved(folder, dtype="float32").kv_cache_dtype == "float32"
+    assert resolved(folder, kv_cache_dtype="int8").kv_cache_dtype == "int8"
+    for name in ("fp8", "fp8_e4m3", "fp8_e5m2", "int4"):
+        with pytest.raises(ConfigError, match=f"--kv-cache-dtype must be auto or int8 .*, got '{name}'"):
+            resolved(folder, kv_cache_dtype=name)
+
+
 def test_auto_is_decided(folder: Path) -> None:
     config = resolved(folder)
     assert (config.dtype, config.block_size, config.max_model_len) == ("bfloat16", 16, LIMIT)

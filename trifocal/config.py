@@ -16,6 +16,7 @@ from trifocal.types import ConfigError, NotAvailableYetError
 
 DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
 QUANTIZATIONS = ("awq", "int8", "int4")
+KV_CACHE_DTYPES = ("auto", "int8")
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU = 512  # a step of more would make running answers wait for seconds
@@ -76,6 +77,12 @@ class EngineArgs:
     enable_prefix_caching: bool = arg("scheduling", "reuse KV blocks of equal prompt beginnings", True)
     max_logprobs: int = arg("scheduling", "most logprobs a request may ask for", 20)
     block_size: int | None = arg("memory", "tokens in one KV block (default 16; 128 suits NPUs)", None)
+    kv_cache_dtype: str = arg(
+        "memory",
+        "type of cached keys and values; auto: the model's; int8: rounded, with a scale a token and head",
+        "auto",
+        choices=list(KV_CACHE_DTYPES),
+    )
     gpu_memory_utilization: float = arg("memory", "share of the device's memory to use (of the machine's on CPU)", 0.9)
     num_gpu_blocks_override: int | None = arg("memory", "KV blocks to allocate, instead of measuring memory", None)
     swap_space: float = arg("memory", "accepted for vLLM's sake and unused: preemption recomputes", 4.0)
@@ -129,6 +136,7 @@ class EngineConfig:
     enable_prefix_caching: bool
     max_logprobs: int
     block_size: int
+    kv_cache_dtype: str
     gpu_memory_utilization: float
     num_blocks_override: int | None
     encoder_cache_bytes: int
@@ -166,11 +174,12 @@ def resolve(args: EngineArgs) -> EngineConfig:
     block_size = args.block_size or BLOCK_SIZES[0]
     if block_size not in BLOCK_SIZES:
         raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")
+    dtype = _dtype(args, spec, quantization, device)
     return EngineConfig(
         spec=spec.for_context(max_model_len),
         tokenizer=args.tokenizer or spec.path,
         device=device,
-        dtype=_dtype(args, spec, quantization, device),
+        dtype=dtype,
         quantization=quantization,
         load_format=args.load_format,
         seed=args.seed,
@@ -184,6 +193,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         enable_prefix_caching=args.enable_prefix_caching,
         max_logprobs=args.max_logprobs,
         block_size=block_size,
+        kv_cache_dtype=_kv_cache_dtype(args, dtype),
         gpu_memory_utilization=args.gpu_memory_utilization,
         num_blocks_override=args.num_gpu_blocks_override,
         encoder_cache_bytes=_encoder_cache_bytes(args),
@@ -239,6 +249,15 @@ def _dtype(args: EngineArgs, spec: ModelSpec, quantization: Quantization | None,
     if args.dtype not in DTYPES:
         raise ConfigError(f"--dtype must be auto, {', '.join(DTYPES)}, got {args.dtype!r}")
     return DTYPES[args.dtype]
+
+
+def _kv_cache_dtype(args: EngineArgs, dtype: str) -> str:
+    if args.kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ConfigError(
+            f"--kv-cache-dtype must be {' or '.join(KV_CACHE_DTYPES)} (there is no cache of 8-bit floats), "
+            f"got {args.kv_cache_dtype!r}"
+        )
+    return dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype
 
 
 def _positive(flag: str, value: int) -> int:

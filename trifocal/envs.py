@@ -88,7 +88,8 @@ ENGINE_ITERATION_TIMEOUT_S = Env(
     "ENGINE_ITERATION_TIMEOUT_S",
     _positive_float,
     600.0,
-    "seconds without an engine step while there is work, after which the engine is replaced",
+    "seconds without an engine step while there is work, or stopped by a signal while it starts, after which the "
+    "engine is replaced",
 )
 ENGINE_READY_TIMEOUT_S = Env(
     "ENGINE_READY_TIMEOUT_S", _positive_float, 600.0, "seconds that an engine may take to start; then it is replaced"

@@ -53,7 +53,7 @@ def floor_seconds(
     rates: Rates, precision: str, weight_bytes: float, *, streams: int, prompt: int, output: int, pictures: int = 0
 ) -> float:
     """Least time for `streams` requests at once: prompts at the rate of products, steps at that or at the memory's."""
-    vision = pictures * picture_flop() / rates.gemm_bf16  # the tower stays in bfloat16 whatever the weights are
+    vision = pictures * picture_flop() / rates.gemm(precision)  # int4 leaves the tower alone, int8 does not
     prefill = streams * prompt_flop(prompt) / rates.gemm(precision)
     step = max(weight_bytes / rates.read, step_flop(streams) / rates.gemm(precision))
     return vision + prefill + output * step

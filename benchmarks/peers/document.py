@@ -95,7 +95,7 @@ def _table(results: Results) -> str:
     rows += ["", "TTFT: from sending a request to its first text, mean over the requests at once. tok/s: of one stream "
              "while it decodes (text1, image1), of all together from first to last byte (the others).", ""]  # fmt: skip
     rows += [f"- {workload.name}: {workload.about}" for workload in WORKLOADS.values() if not workload.is_once]
-    rows += [f"- {AGAIN}: image1's picture once more, under other words"]
+    rows += [f"- {AGAIN}: image1's picture once more, with another question of eight words"]
     for one in results.contenders:
         rows += [f"- {one.name} failed at {workload}: {why}" for workload, why in one.errors.items()]
     return "\n".join(rows)

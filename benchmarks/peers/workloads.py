@@ -50,15 +50,15 @@ WORKLOADS = {
         Workload("text8", _text(8, 105, 64), "8 streams of text, 64 tokens each", is_once=True),
     )
 }
-AGAIN = "again"  # image1's picture once more, under other words
+AGAIN = "again"  # image1's picture once more, under another question
 CONTEXT = "context"
 CONTEXT_STREAMS = 8
 CONTEXT_TOKENS = (1024, 2048, 4096, 8192)
 
 
 def same_picture(question: Question, seed: str) -> Question:
-    """A question about the picture of another one."""
-    [other] = make_questions(Shape(1, 1, 32, 8), seed)
+    """Another question, of eight words, about the picture of `question`."""
+    [other] = make_questions(Shape(1, 1, 8, 8), seed)
     picture = question.messages[0]["content"][0]
     return Question([{"role": "user", "content": [picture, *other.messages[0]["content"]]}], 8)
 

@@ -23,7 +23,7 @@ class Case:
 
     def __init__(
         self, contexts: list[int], query_lens: list[int], *, heads: int = 4, kv_heads: int = 2, size: int = 8,
-        block_size: int = 16, dtype: torch.dtype = torch.float32,
+        block_size: int = 16, dtype: torch.dtype = torch.float32, cache_dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         generator = torch.Generator().manual_seed(sum(contexts))
 
@@ -31,10 +31,11 @@ class Case:
             return torch.randn(tokens, heads, size, generator=generator).to(dtype)
 
         blocks = [-(-context // block_size) for context in contexts]
-        shape = (2, sum(blocks) + 3, block_size, kv_heads, size)
-        self.cache = KVCache.allocate(shape, dtype=dtype, device=torch.device("cpu"))
-        self.cache.keys.fill_(float("nan"))
-        self.cache.values.fill_(float("nan"))
+        shape = (2, sum(blocks) + 3, kv_heads, block_size, size)
+        self.cache = KVCache.allocate(shape, dtype=cache_dtype or dtype, device=torch.device("cpu"))
+        for kept in (self.cache.keys, self.cache.values, self.cache.key_scales, self.cache.value_scales):
+            if kept is not None:
+                kept.fill_(float("nan") if kept.is_floating_point() else 99)
         self.keys = [normal(context, kv_heads) for context in contexts]
         self.values = [normal(context, kv_heads) for context in contexts]
         self.queries = [normal(length, heads) for length in query_lens]
@@ -46,8 +47,8 @@ class Case:
             where = torch.arange(context)
             where = tables[index][where // block_size] * block_size + where % block_size
             old, new = where[: context - length], where[context - length :]
-            self.cache.keys[1].flatten(0, 1)[old] = self.keys[index][: context - length]
-            self.cache.values[1].flatten(0, 1)[old] = self.values[index][: context - length]
+            earlier = slice(context - length)
+            self.cache.write(1, self.cache.rows(old), self.keys[index][earlier], self.values[index][earlier])
             slots.append(new)
         self.batch = AttentionBatch(torch.cat(slots), tables, query_lens, contexts)
 
@@ -61,11 +62,18 @@ class Case:
         return list(torch.split(attention(1, torch.cat(self.queries), k, v), lens))
 
     def expected(self) -> list[Tensor]:
-        """The same in float32, without a cache."""
+        """The same in float32, without a cache; rounded as an int8 one rounds."""
+        rounded = to_int8_and_back if self.cache.keys.dtype == torch.int8 else torch.Tensor.float
         return [
-            _plain(q.float(), k.float(), v.float())
+            _plain(q.float(), rounded(k), rounded(v))
             for q, k, v in zip(self.queries, self.keys, self.values, strict=True)
         ]
+
+
+def to_int8_and_back(x: Tensor) -> Tensor:
+    """Each vector as whole numbers of 1/127 of its largest element."""
+    scale = x.float().abs().amax(-1, keepdim=True) / 127
+    return (x.float() / scale).round() * scale
 
 
 def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -20,6 +20,13 @@ def test_against_a_plain_loop(contexts: list[int], query_lens: list[int], kv_hea
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("contexts", "query_lens"), STEPS)
+def test_int8_against_a_plain_loop(contexts: list[int], query_lens: list[int]) -> None:
+    case = Case(contexts, query_lens, cache_dtype=torch.int8)
+    for ours, expected in zip(case.run(ReferenceAttention), case.expected(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_reads_what_another_sequence_writes_in_the_same_step() -> None:
     """Two sequences share their first block; the first one fills it in this very step."""
     case = Case([20, 20], [20, 4], kv_heads=2, block_size=16)

@@ -405,8 +405,12 @@ async def test_shutdown_while_the_engine_is_replaced(moment: str, start: Start, 
             pass
 
 
-async def test_it_is_killed_before_it_is_up(config: EngineConfig, builder: PromptBuilder) -> None:
-    """Nobody knows of it yet; the next one comes up."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_it_is_killed_or_stopped_before_it_is_up(
+    number: signal.Signals, config: EngineConfig, builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows of it yet; the next one comes up. One that starts slowly is left alone."""
+    monkeypatch.setenv("VLLM_ENGINE_ITERATION_TIMEOUT_S", "0.5")  # less than any start takes
     before = _children()
     starting = asyncio.create_task(AsyncEngine.start(config, lambda: builder.tokenizer))
 
@@ -415,9 +419,9 @@ async def test_it_is_killed_before_it_is_up(config: EngineConfig, builder: Promp
 
     assert await eventually(is_new)
     (pid,) = _children() - before
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
     engine = await starting
-    assert engine.engine_pid != pid
+    assert engine.engine_pid != pid and not is_running(pid)
     await engine.shutdown()
 
 

@@ -150,8 +150,24 @@ def test_memory() -> None:
     with reader_of(decode_memory_bytes=64 << 20) as reader:
         refused(reader, LARGE, "more memory than --decode-memory-gib|makes its decoder fail|broken or cut off")
         assert load(reader).shape == (20, 30, 3)
-    with reader_of(decode_memory_bytes=2 << 30) as reader:  # the default
+    with reader_of(decode_memory_bytes=1 << 30) as reader:  # half of the default
         assert load(reader, LARGE).shape == (10_000, 10_000, 3)
+
+
+def own_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return sum(int(kib) << 10 for kib in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+)", status))
+
+
+def test_memory_is_given_back_after_a_job() -> None:
+    photos = [encoded(PIL.Image.effect_noise(size, 60).convert("RGB"), "JPEG") for size in [(1900, 1400), (900, 700)]]
+    with reader_of() as reader:
+        load(reader, photos[1])
+        [pid] = pids(reader)
+        before = own_bytes(pid)
+        for photo in photos * 3:
+            load(reader, photo)
+        assert pids(reader) == [pid] and own_bytes(pid) < before + (8 << 20)
 
 
 def test_what_the_process_may_do() -> None:

@@ -33,6 +33,17 @@ def ask(url: str, text: str) -> httpx.Response:
     return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120)
 
 
+def test_many_that_spin_delay_nobody_else(url: str) -> None:
+    """There are fewer threads for text than templates that spin, and each may take three seconds of computing."""
+    with ThreadPoolExecutor(5) as pool:
+        spinning = [pool.submit(ask, url, "spin") for _ in range(5)]
+        answers = [ask(url, "hello") for _ in range(3)]
+        num_waiting = sum(not each.done() for each in spinning)
+        assert [answer.status_code for answer in answers] == [200, 200, 200]
+        assert num_waiting >= 4, "they were done one after the other before anybody was answered"
+        assert {each.result().status_code for each in spinning} == {400}
+
+
 def test_the_limit_is_a_clear_error_and_nobody_waits(url: str) -> None:
     with ThreadPoolExecutor(1) as pool:
         spinning = pool.submit(ask, url, "spin")

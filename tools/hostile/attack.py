@@ -31,6 +31,8 @@ DECODE_S = {"image": 5, "video": 10}
 FETCH_S = 2
 ANSWER_S = 60.0  # for any answer: several decoder jobs and their turn in the queue
 AT_ONCE = 4
+_WARM_UP_SHARE = 5  # one of so many cases is sent before memory is looked at: each path has been taken then
+_WARM_UP_SEED = -1
 _SETTLE_S = 20.0
 ENGINE, DECODER = b"trifocal.engine.process", b"trifocal.multimodal.decoder"
 
@@ -86,6 +88,9 @@ async def _attack(
         before = await _answers(client)
         document = (await client.get("/openapi.json")).raise_for_status().json()
         await _warm_up(client)
+        warm_up = Report()
+        await _send_all(client, _calls(cases[::_WARM_UP_SHARE], _WARM_UP_SEED, media, web), warm_up)
+        report.problems += warm_up.problems
         engine, memory = _engine(server.pid), _memory(server.pid)
         end = None if seconds is None else time.monotonic() + seconds
         for seed in seeds:

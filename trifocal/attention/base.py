@@ -11,20 +11,70 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer, each [num_layers, num_blocks, block_size, num_kv_heads, head_dim]."""
+    """Keys and values of every layer, each [num_layers, num_blocks, num_kv_heads, block_size, head_dim].
+
+    A head's tokens of a block lie side by side: decoding then reads long stretches of memory. In int8 each key and each
+    value of a head has a float32 scale, a 127th of its largest element: [num_layers, num_blocks, num_kv_heads,
+    block_size].
+    """
 
     keys: Tensor
     values: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
     @classmethod
     def allocate(cls, shape: tuple[int, int, int, int, int], *, dtype: torch.dtype, device: torch.device) -> KVCache:
         """An uninitialised cache; pages of a CPU cache cost memory only once they are written."""
-        return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+
+        def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        keys, values = empty(shape, dtype), empty(shape, dtype)
+        if dtype != torch.int8:
+            return cls(keys, values)
+        return cls(keys, values, empty(shape[:-1], torch.float32), empty(shape[:-1], torch.float32))
+
+    @staticmethod
+    def bytes_per_head(head_dim: int, dtype: torch.dtype) -> int:
+        """What the key and the value of one token and one kv head take in one layer, scales included."""
+        scale = torch.float32.itemsize if dtype == torch.int8 else 0
+        return 2 * (head_dim * dtype.itemsize + scale)
 
     @property
     def block_size(self) -> int:
         """Tokens per block."""
-        return self.keys.shape[2]
+        return self.keys.shape[3]
+
+    def rows(self, slots: Tensor) -> Tensor:
+        """The vectors of slots (`block_id * block_size + offset`), int64 [n] -> int64 [n * num_kv_heads], head by head,
+        as numbers among all vectors of a layer."""
+        _, _, heads, size, _ = self.keys.shape
+        first = slots // size * (heads * size) + slots % size
+        return (first[:, None] + torch.arange(heads, device=slots.device) * size).flatten()
+
+    def write(self, layer: int, rows: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep k and v [n, num_kv_heads, head_dim] as `rows` of a layer."""
+        for new, kept, scales in ((k, self.keys, self.key_scales), (v, self.values, self.value_scales)):
+            flat = new.flatten(0, 1)
+            if scales is not None:
+                flat = flat.float()
+                scale = flat.abs().amax(-1) / 127
+                scales[layer].flatten().index_copy_(0, rows, scale)
+                flat = (flat / scale.where(scale > 0, 1)[:, None]).round_().to(torch.int8)
+            kept[layer].flatten(0, 2).index_copy_(0, rows, flat)
+
+    def read(self, layer: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """`rows` of a layer in float32: keys and values, each [n, num_kv_heads, head_dim]."""
+        return self._read(layer, rows, self.keys, self.key_scales), self._read(
+            layer, rows, self.values, self.value_scales
+        )
+
+    def _read(self, layer: int, rows: Tensor, kept: Tensor, scales: Tensor | None) -> Tensor:
+        found = kept[layer].flatten(0, 2).index_select(0, rows).float()
+        if scales is not None:
+            found *= scales[layer].flatten().index_select(0, rows)[:, None]
+        return found.view(-1, kept.shape[2], kept.shape[4])
 
 
 @dataclass(frozen=True)

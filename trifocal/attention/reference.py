@@ -1,6 +1,6 @@
 """Paged causal attention in plain torch, for any device: what every other backend is compared with.
 
-Keys and values are gathered out of their blocks token by token (by `index_select`, which is several times faster on
+Keys and values are gathered out of their blocks vector by vector (by `index_select`, which is several times faster on
 a CPU than indexing), then go through torch's fused attention. Query heads that share a kv head are never multiplied
 out: they ride along as rows (decoding) or over a stride of 0 (prefill).
 """
@@ -25,7 +25,7 @@ class _Prefill:
 
     start: int
     length: int
-    tokens: Tensor | None  # int64 [context], where they lie in the cache; None where all of them are in this step
+    cached: Tensor | None  # int64 [context * kv_heads], rows of the cache; None where k and v of this step are all
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Decode:
     """Sequences with one query token each, padded to one context length."""
 
     rows: Tensor  # int64 [b], rows of q
-    tokens: Tensor  # int64 [b * longest]
+    cached: Tensor  # int64 [b * longest * kv_heads], rows of the cache
     bias: Tensor | None  # float32 [b, 1, 1, longest], -inf on padding
 
 
@@ -42,7 +42,8 @@ class ReferenceAttention(AttentionBackend):
 
     def begin(self, batch: AttentionBatch) -> None:
         """Plan the calls of a step; every layer repeats them."""
-        self._slots = batch.slots
+        self._new = self.cache.rows(batch.slots)
+        is_exact = self.cache.key_scales is None  # what is read back is what was written
         self._prefills: list[_Prefill] = []
         decodes: list[tuple[int, int, int]] = []  # (context, sequence, row)
         row = 0
@@ -50,35 +51,33 @@ class ReferenceAttention(AttentionBackend):
             if length == 1:
                 decodes.append((context, index, row))
             else:
-                tokens = None if length == context else self._tokens(batch, [index], [context])
-                self._prefills.append(_Prefill(row, length, tokens))
+                is_all = length == context and is_exact
+                self._prefills.append(_Prefill(row, length, None if is_all else self._rows(batch, [index], [context])))
             row += length
         self._decodes = [self._decode_group(batch, group) for group in _grouped(sorted(decodes))]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]."""
-        keys, values = self.cache.keys[layer].flatten(0, 1), self.cache.values[layer].flatten(0, 1)
-        keys.index_copy_(0, self._slots, k)
-        values.index_copy_(0, self._slots, v)
+        self.cache.write(layer, self._new, k, v)
         out = torch.empty_like(q)
         # In float32 throughout, rounded once at the end: then how a sequence is cut into steps, and what runs beside
         # it, changes half-precision results hardly ever.
         q = q.float()
         for part in self._prefills:
             rows = slice(part.start, part.start + part.length)
-            if part.tokens is None:
+            if part.cached is None:
                 k_context, v_context = k[rows].float(), v[rows].float()
             else:
-                k_context, v_context = _gather(keys, part.tokens), _gather(values, part.tokens)
+                k_context, v_context = self.cache.read(layer, part.cached)
             out[rows] = _prefill(q[rows], k_context, v_context).to(out.dtype)
         for group in self._decodes:
-            k_context, v_context = _gather(keys, group.tokens), _gather(values, group.tokens)
+            k_context, v_context = self.cache.read(layer, group.cached)
             chosen = q.index_select(0, group.rows)
             out.index_copy_(0, group.rows, _decode(chosen, k_context, v_context, group.bias).to(out.dtype))
         return out
 
-    def _tokens(self, batch: AttentionBatch, sequences: list[int], contexts: list[int]) -> Tensor:
-        """Cache rows of whole contexts, int64 [len(sequences) * max(contexts)].
+    def _rows(self, batch: AttentionBatch, sequences: list[int], contexts: list[int]) -> Tensor:
+        """Cache rows of whole contexts, int64 [len(sequences) * max(contexts) * kv_heads].
 
         Padding repeats a sequence's last token: unwritten cache may hold NaN, which no mask would silence.
         """
@@ -86,7 +85,7 @@ class ReferenceAttention(AttentionBackend):
         ends = torch.tensor(contexts, device=tables.device)[:, None]
         positions = torch.arange(max(contexts), device=tables.device).expand(len(contexts), -1).minimum(ends - 1)
         blocks = tables[sequences].gather(1, positions // size)
-        return (blocks * size + positions % size).flatten()
+        return self.cache.rows((blocks * size + positions % size).flatten())
 
     def _decode_group(self, batch: AttentionBatch, group: list[tuple[int, int, int]]) -> _Decode:
         contexts, sequences, rows = (list(column) for column in zip(*group, strict=True))
@@ -96,7 +95,7 @@ class ReferenceAttention(AttentionBackend):
             ends = torch.tensor(contexts, device=device)[:, None, None, None]
             is_padding = torch.arange(max(contexts), device=device) >= ends
             bias = torch.zeros(is_padding.shape, device=device).masked_fill_(is_padding, float("-inf"))
-        return _Decode(torch.tensor(rows, device=device), self._tokens(batch, sequences, contexts), bias)
+        return _Decode(torch.tensor(rows, device=device), self._rows(batch, sequences, contexts), bias)
 
 
 def _grouped(decodes: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
@@ -113,10 +112,6 @@ def _grouped(decodes: list[tuple[int, int, int]]) -> list[list[tuple[int, int, i
         groups.append([item])
         total = item[0]
     return groups
-
-
-def _gather(cached: Tensor, tokens: Tensor) -> Tensor:
-    return cached.index_select(0, tokens).float()
 
 
 def _decode(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

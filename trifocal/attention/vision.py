@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trifocal.kernels.base import TORCH, Kernels
+
 
 @dataclass(frozen=True)
 class _Group:
@@ -23,6 +25,7 @@ class _Group:
 class Segments:
     """How a packed sequence is cut; made once and used by every layer that is cut this way."""
 
+    lengths: Tensor  # int64 [segments], on the CPU
     groups: tuple[_Group, ...]
 
     @classmethod
@@ -36,11 +39,14 @@ class Segments:
             everything = len(chosen) == len(lengths)
             rows = None if everything else (chosen[:, None] + torch.arange(length)).flatten().to(device)
             groups.append(_Group(len(chosen), length, rows))
-        return cls(tuple(groups))
+        return cls(sizes, tuple(groups))
 
 
-def segment_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+def segment_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments, kernels: Kernels = TORCH) -> Tensor:
     """q, k, v [n, heads, head_dim] -> [n, heads, head_dim]; each row attends to its segment, softmax in float32."""
+    by_kernel = kernels.segment_attention(q, k, v, segments.lengths)
+    if by_kernel is not None:
+        return by_kernel
     if len(segments.groups) == 1:
         return _batch(q, k, v, segments.groups[0])
     out = torch.empty_like(q)

@@ -43,7 +43,6 @@ IGNORED = (
     Ignored("runner", "it is the only runner", takes_value=True, harmless=("auto", "generate")),
     Ignored("tokenizer_mode", "it is the only mode", takes_value=True, harmless=("auto",)),
     Ignored("config_format", "it is the only format", takes_value=True, harmless=("auto", "hf")),
-    Ignored("kv_cache_dtype", "the cache has the model's type", takes_value=True, harmless=("auto",)),
     Ignored("scheduling_policy", "it is the only policy", takes_value=True, harmless=("fcfs",)),
     Ignored("cpu_offload_gb", "nothing is offloaded", takes_value=True, harmless=("0",)),
     Ignored("model_impl", "models are Trifocal's own", takes_value=True, harmless=("auto",)),

@@ -7,11 +7,12 @@ import os
 import signal
 import socket
 from asyncio.subprocess import Process
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from trifocal import envs
 from trifocal.config import EngineConfig
@@ -91,12 +92,12 @@ class EngineChild:
     async def ready(self, config: EngineConfig) -> messages.Ready:
         """Configure it and wait until it is ready.
 
-        Raises `ConfigError` or `EngineDeadError` as it says, `VanishedError` if it is killed or hangs.
+        Raises `ConfigError` or `EngineDeadError` as it says, `VanishedError` if it is killed, stopped or too slow.
         """
         limit = envs.ENGINE_READY_TIMEOUT_S.get()
         self._write(messages.encode(config))
         try:
-            message = await asyncio.wait_for(self._receive(), limit)
+            message = await asyncio.wait_for(self._unless_stopped(self._receive()), limit)
         except TimeoutError:
             raise VanishedError(f"the engine was not ready in {limit:g} s (TRIFOCAL_ENGINE_READY_TIMEOUT_S)") from None
         except EOFError:
@@ -107,6 +108,26 @@ class EngineChild:
             raise ConfigError(message.message) if message.is_config else EngineDeadError(message.message)
         assert isinstance(message, messages.Ready)
         return message
+
+    async def _unless_stopped(self, receiving: Coroutine[Any, Any, messages.FromEngine]) -> messages.FromEngine:
+        """What is received while the process starts. Raises `VanishedError` if a signal holds it for too long.
+
+        Its silence tells nothing: a large checkpoint may take minutes to load, on a slow disk without computing.
+        """
+        limit, task = envs.ENGINE_ITERATION_TIMEOUT_S.get(), asyncio.create_task(receiving)
+        last_free = monotonic()
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=min(1.0, limit / 4))
+                if not _is_stopped(self.pid):
+                    last_free = monotonic()
+                elif monotonic() - last_free > limit:
+                    raise VanishedError(
+                        f"the engine was stopped for {limit:g} s while starting (VLLM_ENGINE_ITERATION_TIMEOUT_S)"
+                    )
+            return task.result()
+        finally:
+            task.cancel()
 
     def send(self, message: messages.ToEngine) -> None:
         """Queue a message; there is no limit, so this never waits."""

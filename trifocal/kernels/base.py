@@ -67,5 +67,12 @@ class Kernels:
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
+    def segment_attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor | None:
+        """q, k, v [n, heads, d] -> [n, heads, d]; rows attend within segments of `lengths`, int64 [count] on the CPU.
+
+        None where there is no kernel for it: `attention.vision` knows what torch does best.
+        """
+        return None
+
 
 TORCH = Kernels()

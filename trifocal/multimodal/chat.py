@@ -27,6 +27,7 @@ from trifocal.multimodal.media import Media
 from trifocal.multimodal.messages import MediaRef, MessageParser
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.multimodal.reader import MediaReader
+from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
 from trifocal.multimodal.video import OpenedVideo
 from trifocal.multimodal.watch import timed
@@ -73,6 +74,7 @@ class PromptBuilder:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="media")
         # Text has threads of its own: it must not wait until a hundred pictures of somebody else are decoded.
         self._text_executor = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
+        self._slow_executor = ThreadPoolExecutor(1, thread_name_prefix="slow")
         self._media_at_once = max(threads - 1, 1)  # of one request: another's single picture gets its turn
         self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads)
         self._fetch_policy = fetch_policy or FetchPolicy()
@@ -151,8 +153,9 @@ class PromptBuilder:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        max_seconds: float | None = None,
     ) -> Rendered:
-        """Text and token ids of a chat, without any media work."""
+        """Text and token ids of a chat, without any media work. For `max_seconds` see `ChatTemplate.render`."""
         if self._template is None:
             raise RequestError("the checkpoint has no chat template; start with --chat-template", param="messages")
         if add_generation_prompt and continue_final_message:
@@ -174,6 +177,7 @@ class PromptBuilder:
                 add_generation_prompt=add_generation_prompt,
                 max_chars=self._max_chars,
                 extra=extra,
+                max_seconds=max_seconds,
             )
         except RenderedTooLongError:
             raise self._too_long(self.config.max_model_len + 1, "at least ") from None
@@ -190,7 +194,7 @@ class PromptBuilder:
 
     def close(self) -> None:
         """As `aclose`, for users of the synchronous methods only."""
-        for executor in (self._executor, self._text_executor):
+        for executor in (self._executor, self._text_executor, self._slow_executor):
             executor.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
 
@@ -198,13 +202,13 @@ class PromptBuilder:
 
     async def _chat(
         self,
-        render: Callable[[], Rendered],
+        render: Callable[..., Rendered],
         fetcher: Fetcher,
         mm_processor_kwargs: Mapping[str, Any] | None,
         cache_salt: str | None,
     ) -> Prompt:
         options = self._options(mm_processor_kwargs)
-        rendered = await self._off_loop(render)
+        rendered = await self._rendered(render)
         refs = rendered.media
         if not refs:
             finish = partial(self._finish, rendered.token_ids, [], options, rendered.text, cache_salt)
@@ -220,6 +224,13 @@ class PromptBuilder:
             finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
             [prompt] = await self._run_media([finish])
         return prompt
+
+    async def _rendered(self, render: Callable[..., Rendered]) -> Rendered:
+        """What `render` makes. If it takes long, once more: in a lane of its own, where only its like wait for it."""
+        try:
+            return await self._off_loop(partial(render, max_seconds=QUICK_SECONDS))
+        except RenderTimeoutError:
+            return await asyncio.get_running_loop().run_in_executor(self._slow_executor, render)
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         """Text work."""

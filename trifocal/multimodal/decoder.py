@@ -7,6 +7,7 @@ answers on standard output (`decoder_messages`); it opens no files and no connec
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import select
@@ -15,24 +16,25 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
 
 from trifocal.multimodal import decoder_messages as messages
-from trifocal.multimodal.image import load_image, open_image, refusal, scaled
+from trifocal.multimodal.image import as_array, load_image, open_image, refusal, scaled
 from trifocal.types import RequestError
 
 CPU_PER_SECOND = 4  # computing time allowed for each second of a job's: decoders have so many threads
 _MAX_JOBS = 1000
-_MAX_IDLE_BYTES = 256 << 20  # a process that still holds so much after a job is replaced
+_MAX_IDLE_BYTES = 128 << 20  # a process that still holds so much memory of its own after a job is replaced
 _UNKNOWN_START_BYTES = 1 << 30
 
 
 def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
     """Do jobs until their pipe is closed or the process is worn out."""
+    trim = _trimmer()
     _send(answers, messages.Ready())
     for count in range(1, _MAX_JOBS + 1):
         head = jobs.read(messages.LENGTH_BYTES)
@@ -42,7 +44,8 @@ def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
         _start_clock(job.file.timeout_s)
         message = _do(job, jobs.read(job.file.num_bytes), answers)
         signal.alarm(0)
-        is_spent = count == _MAX_JOBS or _resident_bytes() > _MAX_IDLE_BYTES
+        trim()
+        is_spent = count == _MAX_JOBS or _own_bytes() > _MAX_IDLE_BYTES
         _send(answers, messages.Done(is_spent) if message is None else messages.Refused(message, is_spent))
         if is_spent:
             return
@@ -115,7 +118,7 @@ def _frames(job: messages.LoadVideo, data: bytes) -> Iterator[np.ndarray]:
     else:
         clip = Animation(data, job.file.where, job.file.max_pixels)
     for picture in clip.pictures(np.array(job.indices, np.int64)):
-        yield np.ascontiguousarray(np.asarray(scaled(picture, len(job.indices), lambda *_: job.size)))
+        yield np.ascontiguousarray(as_array(scaled(picture, len(job.indices), lambda *_: job.size)))
 
 
 # ---------------------------------------------------------------------------------------------- the process
@@ -153,8 +156,15 @@ def _address_space() -> int:
     return _statm(0) or _UNKNOWN_START_BYTES
 
 
-def _resident_bytes() -> int:
-    return _statm(1)
+def _own_bytes() -> int:
+    """Resident, and no file's."""
+    return _statm(1) - _statm(2)
+
+
+def _trimmer() -> Callable[[], object]:
+    """What gives freed memory back to the system: glibc keeps tens of megabytes otherwise. Without glibc: nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return lambda: None if trim is None else trim(0)
 
 
 def _statm(column: int) -> int:

@@ -21,6 +21,7 @@ from trifocal.types import Modality, RequestError
 # What browsers and cameras write, told by content. Not in it: EPS and the like, whose decoding starts other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000")
 _ORIENTATION = 0x0112
+_STRIP_BYTES = 16 << 20
 _T = PIL.Image.Transpose
 _TURNS = {
     2: _T.FLIP_LEFT_RIGHT,
@@ -64,6 +65,19 @@ def scaled(picture: PIL.Image.Image, num_frames: int, target: TargetSize | None)
     if picture.size == (width, height):
         return picture
     return picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def as_array(picture: PIL.Image.Image) -> NDArray[np.uint8]:
+    """Pixels of an RGB picture, [height, width, 3]. In strips: what PIL does at once takes their memory twice."""
+    height, width = picture.height, picture.width
+    num_rows = max(_STRIP_BYTES // (3 * width), 1)
+    if num_rows >= height:
+        return np.asarray(picture)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, num_rows):
+        strip = picture.crop((0, top, width, min(top + num_rows, height)))
+        pixels[top : top + num_rows] = np.asarray(strip)
+    return pixels
 
 
 def refusal(where: str, message: str) -> RequestError:
@@ -130,7 +144,7 @@ def load_image(opened: OpenedImage, target: TargetSize | None = None) -> Image:
     """
     assert isinstance(opened.source, PIL.Image.Image)
     try:
-        return Image(np.asarray(scaled(to_rgb(opened.source), 1, target)))
+        return Image(as_array(scaled(to_rgb(opened.source), 1, target)))
     except RequestError as error:
         raise refusal(opened.where, error.message) from None
     except MemoryError:  # not the file's fault alone: the decoder process says what is

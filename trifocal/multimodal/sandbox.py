@@ -20,6 +20,7 @@ from typing import Any
 from trifocal.types import ConfigError, RequestError
 
 MAX_SECONDS = 3.0  # of computing, for one rendering; usual ones take milliseconds
+QUICK_SECONDS = 0.5  # what a rendering gets that others wait for
 _PROGRAM = Path(__file__).with_name("sandbox_process.py")
 
 
@@ -43,18 +44,20 @@ class Sandbox:
         self._lock = threading.Lock()
         atexit.register(self.close)
 
-    def render(self, source: str, context: dict[str, Any], max_chars: int) -> str:
-        """The text of template `source` with the variables `context`.
+    def render(self, source: str, context: dict[str, Any], max_chars: int, *, max_seconds: float | None = None) -> str:
+        """The text of template `source` with the variables `context`, in less than `max_seconds` where these are given.
 
         Raises `ConfigError` for a template that does not compile, `RenderedTooLongError` past `max_chars` characters,
         `RequestError` where the template refuses its variables or takes too much memory, `RenderTimeoutError` where it
         takes too long.
         """
+        seconds = self._max_seconds if max_seconds is None else min(max_seconds, self._max_seconds)
+        asked = {"source": source, "context": context, "max_chars": max_chars, "max_seconds": seconds}
         try:
-            asked = json.dumps({"source": source, "context": context, "max_chars": max_chars}, ensure_ascii=False)
+            line = json.dumps(asked, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"the chat template takes JSON only: {error}", param="messages") from None
-        answer = json.loads(self._ask(asked.encode("utf-8", "surrogatepass")))
+        answer = json.loads(self._ask(line.encode("utf-8", "surrogatepass"), seconds))
         if "text" in answer:
             return str(answer["text"])
         kind, message = answer["error"], answer["message"]
@@ -71,7 +74,7 @@ class Sandbox:
         while self._idle:
             _end(self._idle.pop())
 
-    def _ask(self, line: bytes) -> bytes:
+    def _ask(self, line: bytes, max_seconds: float) -> bytes:
         process = self._take()
         answer = b""
         try:
@@ -91,7 +94,7 @@ class Sandbox:
             return answer
         if status in (-signal.SIGPROF, -signal.SIGALRM):
             raise RenderTimeoutError(
-                f"the chat template was stopped: rendering the messages took more than {self._max_seconds:g} s",
+                f"the chat template was stopped: rendering the messages took more than {max_seconds:g} s",
                 param="messages",
             )
         raise RequestError(f"the process that renders the chat template ended (status {status})", param="messages")

@@ -70,6 +70,7 @@ def _answer(line: bytes) -> dict[str, Any]:
     """`{"text": …}`, or `{"error": kind, "message": …}` with kind syntax, too_long, memory or refused."""
     try:
         asked = json.loads(line)
+        _set_timers(asked["max_seconds"])
         try:
             template = _compile(asked["source"])
         except jinja2.TemplateError as error:
@@ -94,7 +95,8 @@ def _set_timers(max_seconds: float) -> None:
 
 
 def main(max_seconds: float) -> None:
-    """Answer until the input ends; an answer that takes more than `max_seconds` of computing ends the process."""
+    """Answer until the input ends; an answer that takes more than `max_seconds` of computing, or what it was asked to
+    take at most, ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C in a terminal reaches every process; the server decides
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)

@@ -46,18 +46,25 @@ class ChatTemplate:
         self.takes_parts = self._renders([{"type": "text", "text": _PROBE}])
 
     def render(
-        self, messages: list[dict[str, Any]], *, add_generation_prompt: bool, max_chars: int, extra: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        max_chars: int,
+        extra: dict[str, Any],
+        max_seconds: float | None = None,
     ) -> str:
         """The prompt's text. Raises `RequestError` where the template refuses, `RenderedTooLongError` past `max_chars`.
 
-        `extra` are chat_template_kwargs; they cannot replace what the request says elsewhere.
+        `extra` are chat_template_kwargs; they cannot replace what the request says elsewhere. `max_seconds` of
+        computing, if these are less than the sandbox's: `RenderTimeoutError` past them.
         """
         for name in extra:
             if name in _RESERVED:
                 raise RequestError(f"chat_template_kwargs cannot set {name!r}", param="chat_template_kwargs")
         context = {"tools": None, "documents": None, **self._variables, **extra}
         context |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
-        return self._sandbox.render(self._source, context, max_chars)
+        return self._sandbox.render(self._source, context, max_chars, max_seconds=max_seconds)
 
     def _renders(self, content: Any) -> bool:
         """Whether a message with `content` comes out as its text, neither lost nor as Python's print of a list."""

@@ -34,6 +34,7 @@ class Worker:
         self.platform = get_platform(config.device)
         self.device = self.platform.device()
         self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.cache_dtype: torch.dtype = getattr(torch, config.kv_cache_dtype)
         started = perf_counter()
         self.model = load_model(
             config.spec,
@@ -66,8 +67,8 @@ class Worker:
 
     def _cache(self, num_blocks: int) -> KVCache:
         text = self.config.spec.text
-        shape = (text.num_layers, num_blocks, self.config.block_size, text.num_kv_heads, text.head_dim)
-        return KVCache.allocate(shape, dtype=self.dtype, device=self.device)
+        shape = (text.num_layers, num_blocks, text.num_kv_heads, self.config.block_size, text.head_dim)
+        return KVCache.allocate(shape, dtype=self.cache_dtype, device=self.device)
 
     def _num_blocks(self) -> int:
         config, text = self.config, self.config.spec.text
@@ -75,15 +76,16 @@ class Worker:
             return config.num_blocks_override
         activation = self._profile_peak()
         num_bytes = self.platform.kv_cache_bytes(config.gpu_memory_utilization, activation)
-        per_token = 2 * text.num_layers * text.num_kv_heads * text.head_dim * self.dtype.itemsize
-        per_block = per_token * config.block_size
+        per_head = KVCache.bytes_per_head(text.head_dim, self.cache_dtype)
+        per_block = text.num_layers * text.num_kv_heads * per_head * config.block_size
         most = config.max_num_seqs * -(-config.max_model_len // config.block_size)
         num_blocks = min(num_bytes // per_block, most)
         logger.info(
-            "KV cache: %d blocks of %d tokens, %.2f GiB for %d tokens. Measured: peak of activations %.2f GiB, memory "
-            "left for KV %.2f GiB. More or less: --gpu-memory-utilization (now %g)%s",
+            "KV cache: %d blocks of %d tokens in %s, %.2f GiB for %d tokens. Measured: peak of activations %.2f GiB, "
+            "memory left for KV %.2f GiB. More or less: --gpu-memory-utilization (now %g)%s",
             num_blocks,
             config.block_size,
+            config.kv_cache_dtype,
             num_blocks * per_block / _GIB,
             num_blocks * config.block_size,
             activation / _GIB,
@@ -94,7 +96,8 @@ class Worker:
         if num_blocks < 1:
             raise ConfigError(
                 f"no memory is left for the KV cache ({num_bytes} bytes, one block takes {per_block}): raise "
-                "--gpu-memory-utilization, lower --max-num-batched-tokens, or take a smaller model"
+                "--gpu-memory-utilization, lower --max-num-batched-tokens, or take --kv-cache-dtype int8 or a smaller "
+                "model"
             )
         return num_blocks
 

@@ -22,10 +22,21 @@ class AttentionArgs(ctypes.Structure):
     """`tri::Attention` in src/attention.cpp; fields are explained there."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("q", "k", "v", "out", "keys", "values")),
+        *((name, c_void_p) for name in ("q", "k", "v", "out", "keys", "values", "key_scales", "value_scales")),
         *((name, c_void_p) for name in ("slots", "tables", "query_lens", "context_lens")),
         *((name, c_int64) for name in ("q_stride", "k_stride", "v_stride", "num_seqs", "num_tokens", "table_stride")),
         *((name, c_int64) for name in ("block_size", "heads", "kv_heads", "head_dim")),
+        ("scale", c_float),
+        ("threads", c_int32),
+    )
+
+
+class SegmentsArgs(ctypes.Structure):
+    """`tri::Segments` in src/segments.cpp; fields are explained there."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("q", "k", "v", "out", "lengths")),
+        *((name, c_int64) for name in ("q_stride", "k_stride", "v_stride", "count", "heads", "head_dim")),
         ("scale", c_float),
         ("threads", c_int32),
     )
@@ -42,7 +53,8 @@ _SIGNATURES = {
     **{f"rms_norm_{name}": _NORM for name in ("bf16", "f32")},
     **{f"silu_and_mul_{name}": _SILU for name in ("bf16", "f32")},
     **{f"rotate_{name}": _ROTATE for name in ("bf16", "f32")},
-    **{f"attention_{name}": (c_void_p,) for name in ("bf16", "f32")},
+    **{f"attention_{name}": (c_void_p,) for name in ("bf16", "f32", "int8_bf16", "int8_f32")},
+    **{f"segments_{name}": (c_void_p,) for name in ("bf16", "f32")},
 }
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
 from trifocal.kernels.base import Kernels
-from trifocal.kernels.cpu.library import SUFFIX, Library
+from trifocal.kernels.cpu.library import SUFFIX, Library, SegmentsArgs
 from trifocal.kernels.int4 import Int4Weight
 
 # Beyond these the time of a bfloat16 product goes into arithmetic, and oneDNN is the better one there.
@@ -20,6 +22,7 @@ class CpuKernels(Kernels):
         self.name = library.name
         self._linear = library.functions["linear_bf16"]
         self._linear_int4 = library.functions["linear_int4"]
+        self._segments = {dtype: library.functions[f"segments_{suffix}"] for dtype, suffix in SUFFIX.items()}
         self._norm, self._silu, self._rotate, self._linear_int8 = (
             {dtype: library.functions[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
             for name in ("rms_norm", "silu_and_mul", "rotate", "linear_int8")
@@ -127,3 +130,19 @@ class CpuKernels(Kernels):
             torch.get_num_threads(),
         )  # fmt: skip
         return y
+
+    def segment_attention(self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor | None:
+        """Heads of a row must lie side by side, rows may lie apart (parts of a qkv product)."""
+        function = self._segments.get(q.dtype)
+        _, heads, size = q.shape
+        if function is None or not (q.dtype == k.dtype == v.dtype) or size * q.dtype.itemsize % 16:
+            return None
+        q, k, v = (x if x.stride(2) == 1 and x.stride(1) == size else x.contiguous() for x in (q, k, v))
+        out = q.new_empty(q.shape)
+        args = SegmentsArgs(
+            q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(), lengths=lengths.data_ptr(),
+            q_stride=q.stride(0), k_stride=k.stride(0), v_stride=v.stride(0),
+            count=len(lengths), heads=heads, head_dim=size, scale=size**-0.5, threads=torch.get_num_threads(),
+        )  # fmt: skip
+        function(ctypes.byref(args))
+        return out

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trifocal.attention.vision import Segments, segment_attention
+from trifocal.layers.base import Layer
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.layers.mlp import GeluMLP
 from trifocal.layers.norm import RMSNorm
@@ -22,7 +23,7 @@ def _norm(config: VisionConfig) -> nn.Module:
     return nn.LayerNorm(config.hidden_size, config.norm_eps)
 
 
-class VisionAttention(nn.Module):
+class VisionAttention(Layer):
     """Attention within a tile. The norms of q and k, where there are any, span all heads at once."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -38,7 +39,9 @@ class VisionAttention(nn.Module):
         """[rows, hidden_size] -> [rows, hidden_size]."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         heads = (len(x), -1, self.head_dim)
-        attended = segment_attention(self.q_norm(q).view(heads), self.k_norm(k).view(heads), v.view(heads), tiles)
+        attended = segment_attention(
+            self.q_norm(q).view(heads), self.k_norm(k).view(heads), v.view(heads), tiles, self.kernels
+        )
         out: Tensor = self.proj(attended.flatten(1))
         return out
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trifocal.attention.vision import Segments, segment_attention
+from trifocal.layers.base import Layer
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.layers.mlp import GeluMLP
 from trifocal.layers.pixels import PatchEmbed
@@ -66,7 +67,7 @@ def position_ids(h: int, w: int, side: int) -> Tensor:
     return (cells(h)[:, None] * side + cells(w)).flatten()
 
 
-class VisionAttention(nn.Module):
+class VisionAttention(Layer):
     """Attention within slices."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -79,7 +80,7 @@ class VisionAttention(nn.Module):
     def forward(self, x: Tensor, segments: Segments) -> Tensor:
         """[rows, hidden_size] -> [rows, hidden_size]."""
         q, k, v = self.qkv_proj(x).view(len(x), *self.shape).unbind(1)
-        out: Tensor = self.out_proj(segment_attention(q, k, v, segments).flatten(1))
+        out: Tensor = self.out_proj(segment_attention(q, k, v, segments, self.kernels).flatten(1))
         return out
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.attention.vision import Segments, segment_attention
+from trifocal.layers.base import Layer
 from trifocal.layers.linear import Linear
 from trifocal.layers.norm import RMSNorm
 from trifocal.layers.pixels import PatchEmbed
@@ -20,7 +21,7 @@ _NORM_EPS = 1e-6
 _ROTARY_THETA = 10000.0
 
 
-class VisionAttention(nn.Module):
+class VisionAttention(Layer):
     """Attention within segments; rotary in float32."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -35,7 +36,7 @@ class VisionAttention(nn.Module):
         q, k, v = self.qkv(x).view(len(x), *self.shape).unbind(1)
         q = self.rotate(q.float(), cos, sin).to(x.dtype)
         k = self.rotate(k.float(), cos, sin).to(x.dtype)
-        out: Tensor = self.proj(segment_attention(q, k, v, segments).flatten(1))
+        out: Tensor = self.proj(segment_attention(q, k, v, segments, self.kernels).flatten(1))
         return out
 
 

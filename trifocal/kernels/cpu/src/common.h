@@ -184,8 +184,8 @@ inline void transpose(const char* const rows[W], ptrdiff_t offset, vi out[4]) {
 template <class T>
 inline T* scratch(int slot, size_t count) {
     static thread_local struct Buffers {
-        void* data[5] = {};
-        size_t bytes[5] = {};
+        void* data[7] = {};
+        size_t bytes[7] = {};
         ~Buffers() {
             for (void* each : data) std::free(each);
         }

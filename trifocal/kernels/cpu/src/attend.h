@@ -1,0 +1,296 @@
+// Attention of some rows over keys and values that lie anywhere: what paged attention and that of vision towers share.
+//
+// Keys and values of a tile are packed once for all rows; both products then run along memory. Lanes are keys in the first
+// one and elements of values in the second, so that an output is a chain of sums over its own keys in their order: the same
+// for one row or many, and whatever keys that it does not see lie beside them.
+#pragma once
+
+#include "dot.h"
+
+namespace tri {
+
+constexpr ptrdiff_t TILE = 64;          // keys packed at a time, and between two rescalings
+constexpr ptrdiff_t STRETCH = 512;      // keys whose sums are made apart from those of others; a multiple of TILE
+constexpr ptrdiff_t UNIT_ROWS = 256;    // rows that one packing serves
+constexpr int BLOCK = W == 16 ? 8 : 6;  // rows multiplied at a time, by two vectors
+constexpr float LOWEST = -1e30f;        // the maximum of no scores
+constexpr float LOG2_E = 1.44269504f;
+
+enum Slot { OPERAND, ROWS, KEYS, VALUES, SUMS, ITEMS, SHARED };  // of `scratch`
+
+// 2^x to 2e-7 for x <= 0: exactly 1 for 0, exactly 0 below -126 (-infinity is), NaN for NaN.
+inline vf exp2(vf x) {
+#if defined(__AVX512F__)
+    vf whole = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    vf whole = (x + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: sums are rounded to integers
+#endif
+    vf f = x - whole;
+    vf p = splat(0.001326472731307149f);
+    p = p * f + 0.009671512991189957f;
+    p = p * f + 0.05550733581185341f;
+    p = p * f + 0.24022242426872253f;
+    p = p * f + 0.6931470036506653f;
+    p = p * f + 1.0f;
+#if defined(__AVX512F__)
+    __mmask16 is_some = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126), _CMP_NLT_UQ);
+    return (vf)_mm512_maskz_scalef_ps(is_some, (__m512)p, (__m512)whole);
+#else
+    vi exponent = __builtin_convertvector(whole, vi) << 23;
+    return select(x < -126.0f, splat(0.0f), (vf)((vi)p + exponent));
+#endif
+}
+
+#if defined(__AVX512F__)
+inline vf larger(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+inline float largest(vf x) { return _mm512_reduce_max_ps((__m512)x); }
+#else
+inline vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
+inline float largest(vf x) { return max(x); }
+#endif
+
+// acc + x * y, of a float or of two bfloat16s in each lane; x is the same for all lanes.
+inline vf multiply(vf acc, const float* x, vi y) { return acc + *x * (vf)y; }
+#if defined(__AVX512BF16__)
+inline vf multiply(vf acc, const bf16* x, vi y) { return dot_pairs(acc, x, y); }
+#endif
+
+inline void narrow(float* to, vf x) { store(to, x); }
+#if defined(__AVX512BF16__)
+inline void narrow(bf16* to, vf x) { store(to, _mm512_cvtneps_pbh((__m512)x)); }
+#endif
+
+// ------------------------------------------------------------------------------------------------------ packing
+
+// Where the keys and values of a tile lie; behind `count` of them the last one is repeated. Scales are those of int8.
+template <class C>
+struct Place {
+    const C *keys[TILE], *values[TILE];
+    alignas(64) float key_scales[TILE], value_scales[TILE];
+};
+
+// The upper half of W numbers as float, in the lower half of each lane: bfloat16, and whole numbers to 255, exactly.
+inline vu upper(const bf16* from, int lanes) {
+    if (lanes == W) return __builtin_convertvector(load<vh>(from), vu);
+    bf16 padded[W] = {};
+    std::memcpy(padded, from, lanes * sizeof(bf16));
+    return __builtin_convertvector(load<vh>(padded), vu);
+}
+typedef int8_t vb __attribute__((vector_size(W)));
+inline vf load_float(const int8_t* from) {
+    return __builtin_convertvector(__builtin_convertvector(load<vb>(from), vi), vf);
+}
+inline vu upper(const int8_t* from, int) { return (vu)load_float(from) >> 16; }  // lanes == W: rows are whole vectors
+
+// One 32-bit word of each of W keys of type C, as operands of type X.
+template <class C, class X>
+inline vi* unpack(vi word, vi* to) {
+    if constexpr (sizeof(C) == 1) {
+        vf part[4];
+        for (int i = 0; i < 4; i++) part[i] = __builtin_convertvector((word << (24 - 8 * i)) >> 24, vf);
+        if constexpr (sizeof(X) == 4) {
+            for (int i = 0; i < 4; i++) *to++ = (vi)part[i];
+        } else {
+            for (int i = 0; i < 4; i += 2) *to++ = (vi)((vu)part[i] >> 16 | (vu)part[i + 1]);
+        }
+    } else if constexpr (sizeof(C) < sizeof(X)) {
+        *to++ = word << 16;
+        *to++ = word & (int32_t)0xffff0000;
+    } else {
+        *to++ = word;
+    }
+    return to;
+}
+
+// -> [tile / W][words of a key][W]; an even number of vectors.
+template <class C, class X>
+void pack_keys(const C* const keys[TILE], ptrdiff_t count, ptrdiff_t head_dim, vi* to) {
+    for (ptrdiff_t t = 0; t < count; t += 2 * W)
+        for (ptrdiff_t half = t; half < t + 2 * W; half += W)
+            for (ptrdiff_t k = 0; k < head_dim * ptrdiff_t(sizeof(C)); k += 16) {
+                vi word[4];
+                transpose(reinterpret_cast<const char* const*>(keys + half), k, word);
+                for (vi each : word) to = unpack<C, X>(each, to);
+            }
+}
+
+// -> [tile][width] floats, or [tile / 2][width] pairs of bfloat16s that belong to two tokens.
+template <class C, class X>
+void pack_values(const C* const values[TILE], ptrdiff_t count, ptrdiff_t head_dim, ptrdiff_t width, vi* to) {
+    constexpr ptrdiff_t PER = 4 / sizeof(X);
+    for (ptrdiff_t t = 0; t < count; t += PER)
+        for (ptrdiff_t i = 0; i < width; i += W, to++) {
+            const int lanes = lanes_of(head_dim, i);
+            if constexpr (PER == 1 && sizeof(C) == 1) {
+                *to = (vi)load_float(values[t] + i);
+            } else if constexpr (PER == 1) {
+                *to = (vi)get(values[t] + i, lanes);
+            } else {
+                *to = (vi)(upper(values[t] + i, lanes) | upper(values[t + 1] + i, lanes) << 16);
+            }
+        }
+}
+
+// ----------------------------------------------------------------------------------------------------- the sums
+
+// Softmax so far, by row: weighted sum of values [width], sum of weights in W lanes, maximum (times LOG2_E).
+struct Sums {
+    float *values, *total, *most;
+};
+
+inline ptrdiff_t width_of(ptrdiff_t head_dim) { return (head_dim + W - 1) / W * W; }
+inline ptrdiff_t floats_of(ptrdiff_t rows, ptrdiff_t width) { return rows * (width + W) + (rows + 15) / 16 * 16; }
+inline Sums sums_at(float* at, ptrdiff_t rows, ptrdiff_t width) {
+    return {at, at + rows * width, at + rows * (width + W)};
+}
+
+// Rows one after the other; row r sees the keys up to position + r / group.
+template <class X>
+struct Queries {
+    const X* data;
+    ptrdiff_t count, group, position, head_dim, width;
+    float scale;
+    ptrdiff_t seen(ptrdiff_t row) const { return position + row / group + 1; }
+};
+
+template <int R, class X>
+void score(const X* q, ptrdiff_t head_dim, const vi* keys, ptrdiff_t vectors, float* scores) {
+    constexpr ptrdiff_t PER = 4 / sizeof(X);
+    const ptrdiff_t words = head_dim / PER;
+    for (ptrdiff_t n = 0; n < vectors; n += 2, keys += 2 * words, scores += 2 * W) {
+        vf acc[R][2] = {};
+        for (ptrdiff_t k = 0; k < words; k++) {
+            const vi one = keys[k], two = keys[words + k];
+            for (int r = 0; r < R; r++) {
+                acc[r][0] = multiply(acc[r][0], q + r * head_dim + k * PER, one);
+                acc[r][1] = multiply(acc[r][1], q + r * head_dim + k * PER, two);
+            }
+        }
+        for (int r = 0; r < R; r++) store(scores + r * TILE, acc[r][0]), store(scores + r * TILE + W, acc[r][1]);
+    }
+}
+
+// values[r] = values[r] * decay[r] + sum over `count` tokens of weights[r][t] * v[t], for N vectors of R rows.
+template <int R, int N, class X>
+void weigh(const X* weights, const vi* v, ptrdiff_t count, ptrdiff_t width, const float* decay, float* values) {
+    constexpr ptrdiff_t PER = 4 / sizeof(X);
+    vf acc[R][N];
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) acc[r][n] = load<vf>(values + r * width + n * W) * decay[r];
+    for (ptrdiff_t t = 0; t < count; t += PER, v += width / W)
+        for (int r = 0; r < R; r++)
+            for (int n = 0; n < N; n++) acc[r][n] = multiply(acc[r][n], weights + r * TILE + t, v[n]);
+    for (int r = 0; r < R; r++)
+        for (int n = 0; n < N; n++) store(values + r * width + n * W, acc[r][n]);
+}
+
+template <class X, int... R>
+constexpr auto score_of(int rows, std::integer_sequence<int, R...>) {
+    constexpr decltype(&score<1, X>) table[] = {score<R + 1, X>...};
+    return table[rows - 1];
+}
+template <class X, int N, int... R>
+constexpr auto weigh_of(int rows, std::integer_sequence<int, R...>) {
+    constexpr decltype(&weigh<1, N, X>) table[] = {weigh<R + 1, N, X>...};
+    return table[rows - 1];
+}
+
+// Weights of a tile from the scores of rows `row ..`; the first `vectors` of them hold all that these rows see.
+template <class C, class X>
+void soften(const Queries<X>& q, const Place<C>& place, ptrdiff_t tile, ptrdiff_t row, int rows, ptrdiff_t vectors,
+            float* scores, X* weights, Sums sums, float* decay) {
+    alignas(64) float before[W] = {}, after[W] = {};
+    vi lane;
+    for (int i = 0; i < W; i++) lane[i] = i;
+    for (int r = 0; r < rows; r++) {
+        const int seen = int(q.seen(row + r) - tile < TILE ? q.seen(row + r) - tile : TILE);
+        before[r] = sums.most[row + r];
+        vf most = splat(before[r]);
+        for (ptrdiff_t n = 0; n < vectors; n++) {
+            float* at = scores + r * TILE + n * W;
+            vf s = load<vf>(at) * (q.scale * LOG2_E);
+            if constexpr (sizeof(C) == 1) s = s * load<vf>(place.key_scales + n * W);
+            if (seen < (n + 1) * W) s = select(lane + int(n * W) < seen, s, splat(-__builtin_inff()));
+            store(at, s);
+            most = larger(most, s);
+        }
+        after[r] = sums.most[row + r] = largest(most);
+    }
+    vf fade = exp2(load<vf>(before) - load<vf>(after));
+    std::memcpy(decay, &fade, rows * sizeof(float));
+    for (int r = 0; r < rows; r++) {
+        vf total = {};
+        for (ptrdiff_t n = 0; n < vectors; n++) {
+            vf weight = exp2(load<vf>(scores + r * TILE + n * W) - after[r]);
+            total += weight;
+            if constexpr (sizeof(C) == 1) weight = weight * load<vf>(place.value_scales + n * W);
+            narrow(weights + r * TILE + n * W, weight);
+        }
+        float* to = sums.total + (row + r) * W;
+        store(to, load<vf>(to) * decay[r] + total);
+    }
+}
+
+// The sums over keys from .. to; locate(first, count, place) says where those of a tile lie.
+template <class C, class X, class Locate>
+void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& locate, Sums sums) {
+    constexpr auto SIZES = std::make_integer_sequence<int, BLOCK>();
+    constexpr ptrdiff_t PER = 4 / sizeof(X);
+    for (ptrdiff_t r = 0; r < q.count; r++) sums.most[r] = LOWEST;
+    std::memset(sums.values, 0, q.count * (q.width + W) * sizeof(float));  // and the totals behind them
+    vi* keys = scratch<vi>(KEYS, TILE * q.head_dim * sizeof(X) / sizeof(vi) + 1);
+    vi* values = scratch<vi>(VALUES, TILE / PER * q.width / W);
+    alignas(64) float scores[BLOCK * TILE], decay[BLOCK];
+    alignas(64) X weights[BLOCK * TILE];
+    Place<C> place;
+    for (ptrdiff_t tile = from; tile < to; tile += TILE) {
+        const ptrdiff_t count = to - tile < TILE ? to - tile : TILE;
+        locate(tile, count, place);
+        pack_keys<C, X>(place.keys, count, q.head_dim, keys);
+        pack_values<C, X>(place.values, count, q.head_dim, q.width, values);
+        const ptrdiff_t first = tile > q.position ? (tile - q.position) * q.group : 0;  // to see some of the tile
+        for (ptrdiff_t row = first; row < q.count; row += BLOCK) {
+            const int rows = q.count - row < BLOCK ? int(q.count - row) : BLOCK;
+            const ptrdiff_t last = q.seen(row + rows - 1) - tile, visible = last < count ? last : count;
+            const ptrdiff_t vectors = (visible + 2 * W - 1) / (2 * W) * 2;
+            score_of<X>(rows, SIZES)(q.data + row * q.head_dim, q.head_dim, keys, vectors, scores);
+            soften(q, place, tile, row, rows, vectors, scores, weights, sums, decay);
+            float* into = sums.values + row * q.width;
+            ptrdiff_t n = 0;
+            for (; n + 2 <= q.width / W; n += 2)
+                weigh_of<X, 2>(rows, SIZES)(weights, values + n, visible, q.width, decay, into + n * W);
+            if (n < q.width / W)
+                weigh_of<X, 1>(rows, SIZES)(weights, values + n, visible, q.width, decay, into + n * W);
+        }
+    }
+}
+
+// sums += part, of rows that part has seen keys for.
+inline void merge(ptrdiff_t rows, ptrdiff_t width, Sums sums, Sums part) {
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        if (part.most[r] == LOWEST) continue;
+        float most = sums.most[r] < part.most[r] ? part.most[r] : sums.most[r];
+        vf keep = exp2(splat(sums.most[r] - most)), take = exp2(splat(part.most[r] - most));
+        for (ptrdiff_t i = r * width; i < (r + 1) * width; i += W)
+            store(sums.values + i, load<vf>(sums.values + i) * keep + load<vf>(part.values + i) * take);
+        store(sums.total + r * W, load<vf>(sums.total + r * W) * keep + load<vf>(part.total + r * W) * take);
+        sums.most[r] = most;
+    }
+}
+
+// Row r of the result, for a head of its own.
+template <class T>
+void put_row(T* to, ptrdiff_t head_dim, ptrdiff_t width, Sums sums, ptrdiff_t r) {
+    const float total = sum(load<vf>(sums.total + r * W));
+    along(head_dim, [&](ptrdiff_t i, int lanes) { put(to + i, load<vf>(sums.values + r * width + i) / total, lanes); });
+}
+
+// `span` elements of each of `count` tokens, one after the other, as operands.
+template <class T, class X>
+const X* gather(const T* from, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t span) {
+    T* rows = scratch<T>(ROWS, count * span);
+    for (ptrdiff_t i = 0; i < count; i++) std::memcpy(rows + i * span, from + i * stride, span * sizeof(T));
+    return as_operand<T, X>(rows, count * span, OPERAND);
+}
+
+}  // namespace tri
