@@ -42,7 +42,7 @@ def assert_rounded_alike(ours: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("features", [1, 15, 16, 33, 500])
 def test_linear(kernels: CpuKernels, size: int, features: int) -> None:
     weight, bias = normal(features, size, seed=1) / size**0.5, normal(features, seed=2)
-    for rows in range(1, MAX_LINEAR_ROWS + 1):
+    for rows in (*range(1, 24), 32, 41, MAX_LINEAR_ROWS, MAX_LINEAR_ROWS + 1):
         x = normal(rows, size, seed=rows)
         for b in (None, bias):
             assert_rounded_alike(kernels.linear(x, weight, b), TORCH.linear(x, weight, b))
@@ -52,9 +52,9 @@ def test_linear(kernels: CpuKernels, size: int, features: int) -> None:
 def test_a_token_gets_the_same_from_decoding_and_prefill(kernels: CpuKernels, size: int) -> None:
     """Bit for bit among few tokens, whatever the instruction set; and with oneDNN's product for many if it has BF16."""
     weight, bias = normal(77, size, seed=1) / size**0.5, normal(77, seed=2)
-    x = normal(40, size, seed=3)
+    x = normal(MAX_LINEAR_ROWS + 8, size, seed=3)
     many = kernels.linear(x, weight, bias)
-    few = [kernels.linear(x[start : start + 16], weight, bias) for start in (0, 16, 32)]
+    few = [kernels.linear(part, weight, bias) for part in torch.split(x, [16, 17, len(x) - 33])]
     single = [kernels.linear(row, weight, bias) for row in x]
     assert torch.equal(torch.cat(few), torch.stack(single))
     if kernels.name == "avx512_bf16":

@@ -35,13 +35,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
         """x [n, hidden_size], cos and sin [n, 1, head_dim / 2] -> [n, hidden_size]."""
-        qkv = self.qkv_proj(x).view(len(x), -1, self.head_dim)
-        qk, v = torch.split(qkv, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=1)
+        rows, heads, kv_heads = x.shape[0], self.num_heads, self.num_kv_heads
+        qkv = self.qkv_proj(x).view(rows, -1, self.head_dim)
+        qk, v = qkv.narrow(1, 0, heads + kv_heads), qkv.narrow(1, heads + kv_heads, kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = torch.split(qk, [self.num_heads, self.num_kv_heads], dim=1)
+            q, k = qk.narrow(1, 0, heads), qk.narrow(1, heads, kv_heads)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
-        q, k = torch.split(self.rotate(qk, cos, sin), [self.num_heads, self.num_kv_heads], dim=1)
-        out: Tensor = self.o_proj(attention(self.index, q, k, v).reshape(len(x), -1))
+        qk = self.rotate(qk, cos, sin)
+        q, k = qk.narrow(1, 0, heads), qk.narrow(1, heads, kv_heads)
+        out: Tensor = self.o_proj(attention(self.index, q, k, v).reshape(rows, -1))
         return out
 
 

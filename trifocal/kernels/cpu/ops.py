@@ -12,7 +12,7 @@ from trifocal.kernels.cpu.library import SUFFIX, Library, SegmentsArgs
 from trifocal.kernels.int4 import Int4Weight
 
 # Beyond these the time of a bfloat16 product goes into arithmetic, and oneDNN is the better one there.
-MAX_LINEAR_ROWS = 32
+MAX_LINEAR_ROWS = 64
 
 
 class CpuKernels(Kernels):

@@ -40,6 +40,19 @@ inline vf dot_pairs(vf acc, const bf16* pair, vi weights) {
 }
 #endif
 
+// Activations as bfloat16 weights and those of four bits meet them, and how many weights of an output are in 32 bits then.
+using Act = Operand<bf16>::type;
+constexpr int PAIR = 4 / sizeof(Act);
+
+// acc[lane] += PAIR activations . PAIR weights.
+inline vf dot_words(vf acc, const Act* x, vi weights) {
+#if defined(__AVX512BF16__)
+    return dot_pairs(acc, x, weights);
+#else
+    return acc + *x * (vf)weights;
+#endif
+}
+
 // Fetches lines that come soon: those of the W rows at byte `at` and some further on, up to `end` of each row, and `skip`
 // bytes later beyond it, where the next W rows begin.
 inline void fetch(const char* const rows[W], ptrdiff_t at, ptrdiff_t end, ptrdiff_t skip) {

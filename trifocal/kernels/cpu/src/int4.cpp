@@ -9,9 +9,6 @@
 
 namespace tri {
 
-using Act = Operand<bf16>::type;
-constexpr int PAIR = 4 / sizeof(Act);  // weights in 32 bits when they meet activations
-
 struct Int4 {
     const Act* x;            // [m, k]
     const float* sums;       // [m, k / group] of x
@@ -57,14 +54,6 @@ inline vi expand(vi words, int i) {
 #endif
 }
 
-inline vf dot_expanded(vf acc, const Act* x, vi weights) {
-#if defined(__AVX512BF16__)
-    return dot_pairs(acc, x, weights);
-#else
-    return acc + *x * (vf)weights;
-#endif
-}
-
 // B vectors of outputs of R tokens; `weights(b, k, i)` gives those of vector b as `expand` does. Several vectors at once
 // give the few sums of a few tokens something to do while one waits for the other.
 template <int R, int B, class F>
@@ -79,7 +68,7 @@ inline void tokens(const Int4& a, ptrdiff_t token, ptrdiff_t first, F weights) {
                 for (int b = 0; b < B; b++) each[b] = weights(b, k, i);
                 for (int r = 0; r < R; r++)
                     for (int b = 0; b < B; b++)
-                        part[r][b] = dot_expanded(part[r][b], a.x + (token + r) * a.k + k + PAIR * i, each[b]);
+                        part[r][b] = dot_words(part[r][b], a.x + (token + r) * a.k + k + PAIR * i, each[b]);
             }
         for (int b = 0; b < B; b++) {
             const ptrdiff_t at = a.at(tile_output(a.n, first, b), g);
