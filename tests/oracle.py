@@ -155,7 +155,7 @@ class Reference(ABC):
 
 def new_cache(text: TextConfig, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32) -> KVCache:
     """A cache full of NaN, so that reading anything unwritten shows."""
-    shape = (text.num_layers, num_blocks, block_size, text.num_kv_heads, text.head_dim)
+    shape = (text.num_layers, num_blocks, text.num_kv_heads, block_size, text.head_dim)
     cache = KVCache.allocate(shape, dtype=dtype, device=torch.device("cpu"))
     cache.keys.fill_(float("nan"))
     cache.values.fill_(float("nan"))

@@ -40,7 +40,7 @@ class Recorded:
 def attention_over(config: TextConfig, lengths: list[int], dtype: torch.dtype) -> AttentionBackend:
     """Attention of sequences that are computed whole in one step; all layers share the memory of one."""
     block = max(lengths)
-    shape = (1, len(lengths), block, config.num_kv_heads, config.head_dim)
+    shape = (1, len(lengths), config.num_kv_heads, block, config.head_dim)
     one = KVCache.allocate(shape, dtype=dtype, device=torch.device("cpu"))
     cache = KVCache(*(each.expand(config.num_layers, -1, -1, -1, -1) for each in (one.keys, one.values)))
     slots = torch.cat([torch.arange(length) + index * block for index, length in enumerate(lengths)])
