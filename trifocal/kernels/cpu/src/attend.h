@@ -71,14 +71,21 @@ struct Place {
 
 // The upper half of W numbers as float, in the lower half of each lane: bfloat16, and whole numbers to 255, exactly.
 inline vu upper(const bf16* from, int lanes) {
-    if (lanes == W) return __builtin_convertvector(load<vh>(from), vu);
     bf16 padded[W] = {};
-    std::memcpy(padded, from, lanes * sizeof(bf16));
-    return __builtin_convertvector(load<vh>(padded), vu);
+    if (lanes < W) from = static_cast<const bf16*>(std::memcpy(padded, from, lanes * sizeof(bf16)));
+#if defined(__AVX512F__)
+    return (vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#else
+    return (vu)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#endif
 }
 typedef int8_t vb __attribute__((vector_size(W)));
 inline vf load_float(const int8_t* from) {
-    return __builtin_convertvector(__builtin_convertvector(load<vb>(from), vi), vf);
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#endif
 }
 inline vu upper(const int8_t* from, int) { return (vu)load_float(from) >> 16; }  // lanes == W: rows are whole vectors
 
@@ -102,12 +109,18 @@ inline vi* unpack(vi word, vi* to) {
     return to;
 }
 
+// Packing is where memory is waited for. Each step asks for a line of the tile that comes next (`soon`): spread out like this
+// the requests hide behind arithmetic; the processor would not guess them, for blocks lie anywhere.
+inline void fetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
+
 // -> [tile / W][words of a key][W]; an even number of vectors.
 template <class C, class X>
-void pack_keys(const C* const keys[TILE], ptrdiff_t count, ptrdiff_t head_dim, vi* to) {
+void pack_keys(const C* const keys[TILE], const C* const soon[TILE], ptrdiff_t count, ptrdiff_t head_dim, vi* to) {
     for (ptrdiff_t t = 0; t < count; t += 2 * W)
         for (ptrdiff_t half = t; half < t + 2 * W; half += W)
             for (ptrdiff_t k = 0; k < head_dim * ptrdiff_t(sizeof(C)); k += 16) {
+                for (int i = 0; i < W / 4; i++)  // a quarter of the rows: a line is four steps long
+                    fetch(reinterpret_cast<const char*>(soon[half + k / 16 % 4 * (W / 4) + i]) + k / 64 * 64);
                 vi word[4];
                 transpose(reinterpret_cast<const char* const*>(keys + half), k, word);
                 for (vi each : word) to = unpack<C, X>(each, to);
@@ -116,11 +129,13 @@ void pack_keys(const C* const keys[TILE], ptrdiff_t count, ptrdiff_t head_dim, v
 
 // -> [tile][width] floats, or [tile / 2][width] pairs of bfloat16s that belong to two tokens.
 template <class C, class X>
-void pack_values(const C* const values[TILE], ptrdiff_t count, ptrdiff_t head_dim, ptrdiff_t width, vi* to) {
+void pack_values(const C* const values[TILE], const C* const soon[TILE], ptrdiff_t count, ptrdiff_t head_dim,
+                 ptrdiff_t width, vi* to) {
     constexpr ptrdiff_t PER = 4 / sizeof(X);
     for (ptrdiff_t t = 0; t < count; t += PER)
         for (ptrdiff_t i = 0; i < width; i += W, to++) {
             const int lanes = lanes_of(head_dim, i);
+            fetch(soon[t + i / W % PER] + i);
             if constexpr (PER == 1 && sizeof(C) == 1) {
                 *to = (vi)load_float(values[t] + i);
             } else if constexpr (PER == 1) {
@@ -202,8 +217,10 @@ void soften(const Queries<X>& q, const Place<C>& place, ptrdiff_t tile, ptrdiff_
     alignas(64) float before[W] = {}, after[W] = {};
     vi lane;
     for (int i = 0; i < W; i++) lane[i] = i;
-    for (int r = 0; r < rows; r++) {
-        const int seen = int(q.seen(row + r) - tile < TILE ? q.seen(row + r) - tile : TILE);
+    ptrdiff_t sees = q.seen(row) - tile, alike = q.group - row % q.group;  // and how many rows see the same
+    for (int r = 0; r < rows; r++, alike--) {
+        if (alike == 0) sees++, alike = q.group;
+        const int seen = int(sees < TILE ? sees : TILE);
         before[r] = sums.most[row + r];
         vf most = splat(before[r]);
         for (ptrdiff_t n = 0; n < vectors; n++) {
@@ -217,7 +234,7 @@ void soften(const Queries<X>& q, const Place<C>& place, ptrdiff_t tile, ptrdiff_
         after[r] = sums.most[row + r] = largest(most);
     }
     vf fade = exp2(load<vf>(before) - load<vf>(after));
-    std::memcpy(decay, &fade, rows * sizeof(float));
+    store(decay, fade);
     for (int r = 0; r < rows; r++) {
         vf total = {};
         for (ptrdiff_t n = 0; n < vectors; n++) {
@@ -240,14 +257,18 @@ void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& loc
     std::memset(sums.values, 0, q.count * (q.width + W) * sizeof(float));  // and the totals behind them
     vi* keys = scratch<vi>(KEYS, TILE * q.head_dim * sizeof(X) / sizeof(vi) + 1);
     vi* values = scratch<vi>(VALUES, TILE / PER * q.width / W);
-    alignas(64) float scores[BLOCK * TILE], decay[BLOCK];
+    alignas(64) float scores[BLOCK * TILE], decay[W];
     alignas(64) X weights[BLOCK * TILE];
-    Place<C> place;
+    Place<C> places[2];
+    locate(from, to - from < TILE ? to - from : TILE, places[0]);
     for (ptrdiff_t tile = from; tile < to; tile += TILE) {
         const ptrdiff_t count = to - tile < TILE ? to - tile : TILE;
-        locate(tile, count, place);
-        pack_keys<C, X>(place.keys, count, q.head_dim, keys);
-        pack_values<C, X>(place.values, count, q.head_dim, q.width, values);
+        const Place<C>& place = places[tile / TILE % 2];
+        Place<C>& next = places[(tile / TILE + 1) % 2];
+        const ptrdiff_t left = to - tile - count;
+        if (left > 0) locate(tile + TILE, left < TILE ? left : TILE, next);
+        pack_keys<C, X>(place.keys, left > 0 ? next.keys : place.keys, count, q.head_dim, keys);
+        pack_values<C, X>(place.values, left > 0 ? next.values : place.values, count, q.head_dim, q.width, values);
         const ptrdiff_t first = tile > q.position ? (tile - q.position) * q.group : 0;  // to see some of the tile
         for (ptrdiff_t row = first; row < q.count; row += BLOCK) {
             const int rows = q.count - row < BLOCK ? int(q.count - row) : BLOCK;
