@@ -77,7 +77,7 @@ class Run:
     def _context(self, figures: Figures, session: Session) -> None:
         """Prompts are computed first; then their streams decode together, three times."""
         for tokens in workloads.CONTEXT_TOKENS:
-            name, prompts = f"context{tokens}", workloads.long_prompts(tokens)
+            name, prompts = f"context{tokens}", workloads.long_prompts(int(tokens * workloads.WORDS_PER_TOKEN))
             session.ask([Question(prompt.messages, 1) for prompt in prompts], is_cached=True)
             for _ in range(3):
                 _measure(figures, session, name, prompts, is_cached=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -30,10 +31,11 @@ class Absent:
 
 def ours(model: Path, precisions: tuple[Precision, ...]) -> list[Contender]:
     """Trifocal's server with its defaults."""
-    return [_our_server(model, precision) for precision in precisions]
+    sizes = _weight_bytes(model, precisions)
+    return [_our_server(model, precision, sizes.get(precision)) for precision in precisions]
 
 
-def _our_server(model: Path, precision: Precision) -> Contender:
+def _our_server(model: Path, precision: Precision, weight_bytes: int | None) -> Contender:
     words = [str(model), "--served-model-name", "bench", "--host", "127.0.0.1", "--uvicorn-log-level", "warning"]
     words += ["--quantization", precision] if precision != "bf16" else []
 
@@ -43,15 +45,15 @@ def _our_server(model: Path, precision: Precision) -> Contender:
     return Contender(
         f"Trifocal {precision}", "trifocal", trifocal.__version__, precision,
         server(command, {**python_path(), "TRIFOCAL_LOGGING_LEVEL": "warning"}),
-        weight_bytes=_our_weight_bytes(model, precision),
+        weight_bytes=weight_bytes,
     )  # fmt: skip
 
 
-def _our_weight_bytes(model: Path, precision: Precision) -> int | None:
-    command = [sys.executable, "-m", "benchmarks.peers.weight_bytes", str(model)]
-    command += [precision] if precision != "bf16" else []
-    done = subprocess.run(command, capture_output=True, text=True)
-    return None if done.returncode else int(json.loads(done.stdout.splitlines()[-1])["weight_bytes"])
+def _weight_bytes(model: Path, precisions: tuple[Precision, ...]) -> dict[str, int]:
+    """By precision; none where they cannot be counted."""
+    command = [sys.executable, "-m", "benchmarks.peers.weight_bytes", str(model), *precisions]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **python_path()})
+    return {} if done.returncode else dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def find_peers(

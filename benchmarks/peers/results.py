@@ -88,7 +88,7 @@ def describe_machine() -> dict[str, Any]:
         "instructions": [flag for flag in telling if flag in flags],
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory,
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

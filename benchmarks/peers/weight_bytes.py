@@ -1,7 +1,7 @@
-"""Bytes of weights that one decoding step of ours reads: `python -m benchmarks.peers.weight_bytes MODEL [METHOD]`.
+"""Bytes of weights that one decoding step of ours reads: `python -m benchmarks.peers.weight_bytes MODEL bf16 int8 ...`.
 
-The model is loaded as the engine does it, and what its language model holds is counted: all of that is read
-once a step, for the checkpoint's table of embeddings is its head, too.
+The model is built in each format, without memory, and what its language model would hold is counted: all of that is
+read once a step, for the checkpoint's table of embeddings is its head, too.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ import sys
 import torch
 
 from trifocal.config import EngineArgs, resolve
-from trifocal.models.loader import load_model
+from trifocal.models.decoder import Decoder
+from trifocal.models.loader import empty_model
+from trifocal.quant.choose import quantize_layers
 
 
-def main() -> None:
-    """Print a JSON line."""
-    config = resolve(EngineArgs(model=sys.argv[1], quantization=sys.argv[2] if len(sys.argv) > 2 else None))
-    model = load_model(
-        config.spec, dtype=getattr(torch, config.dtype), device=torch.device("cpu"), load_format="auto", seed=0,
-        progress=False, quantization=config.quantization,
-    )  # fmt: skip
-    read = [tensor.nbytes for name, tensor in model.named_parameters() if not name.startswith("visual.")]
-    print(json.dumps({"weight_bytes": sum(read)}))
+def weight_bytes(folder: str, precision: str) -> int:
+    """Of the language model."""
+    config = resolve(EngineArgs(model=folder, quantization=None if precision == "bf16" else precision))
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    model = empty_model(config.spec, dtype)
+    torch.set_default_dtype(dtype)
+    with torch.device("meta"):
+        for path, module in model.named_modules():
+            if config.quantization and isinstance(module, Decoder):
+                quantize_layers(module, path, config.quantization, frozenset())
+    torch.set_default_dtype(torch.float32)
+    return sum(tensor.nbytes for name, tensor in model.named_parameters() if not name.startswith("visual."))
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps({precision: weight_bytes(sys.argv[1], precision) for precision in sys.argv[2:]}))

@@ -43,8 +43,8 @@ WORKLOADS = {
         Workload("image8", _pictures(8), "eight requests at once, each with a picture of its own, 64 tokens"),
         Workload("text16", _text(16, 105, 64), "16 streams of text, 64 tokens each"),
         Workload("text32", _text(32, 105, 64), "32 streams of text, 64 tokens each"),
-        Workload("prefill512", _text(1, 480, 1), "a prompt of about 512 tokens, one token"),
-        Workload("prefill2048", _text(1, 2000, 1), "a prompt of about 2048 tokens, one token"),
+        Workload("prefill512", _text(1, 462, 1), "a prompt of about 512 tokens, one token"),
+        Workload("prefill2048", _text(1, 1915, 1), "a prompt of about 2048 tokens, one token"),
         Workload("text2", _text(2, 105, 64), "2 streams of text, 64 tokens each", is_once=True),
         Workload("text4", _text(4, 105, 64), "4 streams of text, 64 tokens each", is_once=True),
         Workload("text8", _text(8, 105, 64), "8 streams of text, 64 tokens each", is_once=True),
@@ -54,6 +54,7 @@ AGAIN = "again"  # image1's picture once more, under another question
 CONTEXT = "context"
 CONTEXT_STREAMS = 8
 CONTEXT_TOKENS = (1024, 2048, 4096, 8192)
+WORDS_PER_TOKEN = 0.94  # of the words that are drawn, by Qwen's tokenizer
 
 
 def same_picture(question: Question, seed: str) -> Question:
