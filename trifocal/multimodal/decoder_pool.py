@@ -29,7 +29,12 @@ _START_S = 60.0
 _MAX_MESSAGE = 64 << 20  # the index of a clip of a million frames is a third of this
 _PIPE_BYTES = 1 << 20
 _F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", None)
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",  # glibc: fewer heaps to lie about half empty,
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # and what is larger than this goes back as soon as it is freed
+}
 
 
 class DecoderDiedError(Exception):
