@@ -35,7 +35,7 @@ from trifocal.types import Prompt
 ROOT = Path(__file__).parents[1]
 DEFAULT = (ROOT / "trifocal" / "demo" / "model", ROOT / ".cache" / "smollm2" / "model")
 KINDS = ("content", "colour", "count", "position", "word", "several_images")
-LONGEST = 1024
+LONGEST = 4096
 
 
 @dataclass

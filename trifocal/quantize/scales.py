@@ -33,6 +33,9 @@ def search_layer(layer: DecoderLayer, norms: dict[str, Tensor], seen: Recorded, 
     `norms` are the weights of the layer's two norms as the checkpoint has them, whose type decides what they can hold.
     """
     attention, mlp = layer.self_attn, layer.mlp
+    # An error counts beside the residual stream that it is added to: that is what the next norm sees. Otherwise the few
+    # tokens with huge activations that language models have would decide alone.
+    weight = seen.output.norm(dim=-1, keepdim=True).clamp(min=1e-6).reciprocal()
     search = _Search(group)
     kv_heads, group_size = attention.num_kv_heads, attention.num_heads // attention.num_kv_heads
 
@@ -40,15 +43,15 @@ def search_layer(layer: DecoderLayer, norms: dict[str, Tensor], seen: Recorded, 
         out: Tensor = attention(seen.qkv, step.cos, step.sin, step.attention)
         return out
 
-    gate_up_rows, down_rows, o_rows = (thinned(each) for each in (seen.gate_up, seen.down, seen.o))
-    into_qkv = search.best(attention.qkv_proj, magnitude(seen.qkv), attend)
+    gate_up_rows, down_rows, o_rows, few = (thinned(each) for each in (seen.gate_up, seen.down, seen.o, weight))
+    into_qkv = search.best(attention.qkv_proj, magnitude(seen.qkv, weight), attend, weight)
     # Query heads that share a key head share its values, and so their scales.
-    by_head = magnitude(seen.o).view(kv_heads, group_size, -1).mean(1, keepdim=True)
+    by_head = magnitude(seen.o, weight).view(kv_heads, group_size, -1).mean(1, keepdim=True)
     into_o = search.best(
-        attention.o_proj, by_head.expand(-1, group_size, -1).flatten(), lambda: attention.o_proj(o_rows)
+        attention.o_proj, by_head.expand(-1, group_size, -1).flatten(), lambda: attention.o_proj(o_rows), few
     )  # fmt: skip
-    into_gate_up = search.best(mlp.gate_up_proj, magnitude(seen.gate_up), lambda: mlp(gate_up_rows))
-    into_down = search.best(mlp.down_proj, magnitude(seen.down), lambda: mlp.down_proj(down_rows))
+    into_gate_up = search.best(mlp.gate_up_proj, magnitude(seen.gate_up, weight), lambda: mlp(gate_up_rows), few)
+    into_down = search.best(mlp.down_proj, magnitude(seen.down, weight), lambda: mlp.down_proj(down_rows), few)
 
     into_qkv = exact_over(norms["input_layernorm"], into_qkv)
     into_gate_up = exact_over(norms["post_attention_layernorm"], into_gate_up)
@@ -71,7 +74,7 @@ def search_layer(layer: DecoderLayer, norms: dict[str, Tensor], seen: Recorded, 
     for name, rows in inputs.items():
         change = changes[name]
         assert change.times is not None
-        change.limit = find_limit(change.weight(weights[name]), rows / change.times, group)
+        change.limit = find_limit(change.weight(weights[name]), few * rows / change.times, group)
     return Found(changes, search.plain_error, search.error)
 
 
@@ -80,19 +83,18 @@ class _Search:
         self.group = group
         self.plain_error = self.error = 0.0
 
-    def best(self, linear: Linear, size: Tensor, block: Callable[[], Tensor]) -> Tensor:
+    def best(self, linear: Linear, size: Tensor, block: Callable[[], Tensor], weight: Tensor) -> Tensor:
         """The scale [in] of `linear` that changes the output of `block`, which uses it, the least.
 
-        `size` [in] is the magnitude of its inputs, candidates are powers of it.
+        `size` [in] is the magnitude of its inputs, candidates are powers of it; `weight` [rows, 1] that of errors.
         """
-        weight, exact = linear.weight.clone(), block()
+        original, exact = linear.weight.clone(), block()
         errors, candidates = [], [_candidate(size, index / _GRID) for index in range(_GRID + 1)]
-        total = float(exact.square().sum()) or 1.0
         for scale in candidates:
-            linear.weight.copy_(spread(weight, scale, self.group))
-            error = float((block() - exact).square().sum()) / total
+            linear.weight.copy_(spread(original, scale, self.group))
+            error = float(((block() - exact) * weight).square().sum()) / len(weight)
             errors.append(error if error == error else float("inf"))
-        linear.weight.copy_(weight)
+        linear.weight.copy_(original)
         index = min(range(len(errors)), key=errors.__getitem__)
         self.plain_error += errors[0]
         self.error += errors[index]
@@ -104,9 +106,9 @@ def _candidate(size: Tensor, exponent: float) -> Tensor:
     return scale / (scale.max() * scale.min()).sqrt()
 
 
-def magnitude(x: Tensor) -> Tensor:
-    """[tokens, in] -> mean magnitude of each input, [in]."""
-    return x.abs().mean(0)
+def magnitude(x: Tensor, weight: Tensor) -> Tensor:
+    """x [tokens, in], weight [tokens, 1] -> weighted mean magnitude of each input, [in]."""
+    return (x.abs() * weight).sum(0) / weight.sum()
 
 
 def thinned(x: Tensor) -> Tensor:
