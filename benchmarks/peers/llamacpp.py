@@ -52,8 +52,9 @@ def find_program(name: str, home: Path, folder: Path | None) -> Path:
 
 def _version(program: Path) -> str:
     done = subprocess.run([program, "--version"], capture_output=True, text=True)
-    found = re.search(r"build (\d+)|version: (\S+)", done.stdout + done.stderr)
-    return (found[1] or found[2]) if found else "?"
+    words = done.stdout + done.stderr
+    found = re.search(r"build (\d+)", words) or re.search(r"version: (\S+)", words)
+    return found[1] if found else "?"
 
 
 def _contender(
