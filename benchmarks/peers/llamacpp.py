@@ -52,7 +52,8 @@ def find_program(name: str, home: Path, folder: Path | None) -> Path:
 
 def _version(program: Path) -> str:
     done = subprocess.run([program, "--version"], capture_output=True, text=True)
-    found = re.search(r"version: (\S+)", done.stdout + done.stderr)
+    words = done.stdout + done.stderr
+    found = re.search(r"build (\d+)", words) or re.search(r"version: (\S+)", words)
     return found[1] if found else "?"
 
 
