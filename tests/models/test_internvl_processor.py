@@ -118,7 +118,7 @@ def test_defaults_of_the_original_class(tmp_path: Path) -> None:
     spec = ModelSpec.from_checkpoint(str(tiny.write_checkpoint(tmp_path)))
     silent = {name: value for name, value in spec.hf_config.items() if "dynamic" not in name and name != "ps_version"}
     silent.pop("use_thumbnail")
-    spec = replace(spec, hf_config=silent, preprocessor_config={})
+    spec = replace(spec, hf_config=silent, preprocessor_config={"crop_size": 448})
     assert MediaOptions.of_checkpoint(spec) == MediaOptions(1, 6, False, False)
     config = VisionConfig.from_spec(spec)
     assert config.is_transposed and config.image_mean == tiny.IMAGE_MEAN and config.image_std == tiny.IMAGE_STD

@@ -98,10 +98,11 @@ def _load(wanted: str) -> Library | None:
 
 def _share_openmp() -> None:
     """Make symbols of torch's OpenMP runtime visible: kernels then run on torch's threads instead of on their own."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        file = line.partition("/")
-        path = file[1] + file[2]
-        if Path(path).name.startswith(_OPENMP):
-            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-            return
-    raise BuildError("this torch was built without OpenMP")
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    files = {Path("/" + line.partition("/")[2]) for line in lines if "/" in line}
+    runtimes = [file for file in files if file.name.startswith(_OPENMP)]
+    if not runtimes:
+        raise BuildError("this torch was built without OpenMP")
+    # Other packages may have brought one of their own (sentencepiece does).
+    own = [file for file in runtimes if file.is_relative_to(Path(torch.__file__).parent)]
+    ctypes.CDLL(str((own or runtimes)[0]), mode=ctypes.RTLD_GLOBAL)
