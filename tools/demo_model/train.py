@@ -50,9 +50,9 @@ class Recipe:
     """Everything that decides the weights, apart from the code."""
 
     seed: int = 0
-    vision_steps: int = 1500  # first phase: the vision tower alone, on what lies under each token
+    vision_steps: int = 2000  # first phase: the vision tower alone, on what lies under each token
     vision_batch_size: int = 48
-    steps: int = 4100  # both phases
+    steps: int = 4500  # both phases
     decay_steps: int = 900
     warmup_steps: int = 100
     batch_size: int = 32
@@ -60,7 +60,7 @@ class Recipe:
     muon_rate: float = 2e-3
     weight_decay: float = 0.02
     clip_norm: float = 1.0
-    grounding_weight: float = 1.0
+    grounding_weight: float = 2.0
     word_weight: float = 0.25
 
     def rate_at(self, step: int) -> float:
