@@ -23,7 +23,7 @@ from tools.demo_model.preprocess import (
     sample_indices,
     smart_resize,
 )
-from tools.demo_model.sequences import Media, chat_row, tree_row
+from tools.demo_model.sequences import Media, chat_row, grove_row, tree_row
 from tools.demo_model.windows import grouped_windows
 
 
@@ -96,6 +96,21 @@ def test_branches_are_single_turn_chats(tokenizer: Tokenizer) -> None:
     with torch.no_grad():
         together, _, _ = answer_logits(model, pack([tree_row(tokenizer, media, pairs)], []))
         alone = [answer_logits(model, pack([chat_row(tokenizer, [([*media, q], a)])], []))[0] for q, a in pairs]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_branches_that_ask_before_the_picture_are_single_turn_chats(tokenizer: Tokenizer) -> None:
+    """As above for a grove row; another picture comes after it, whose tokens must not be mixed up with the first's."""
+    torch.manual_seed(0)
+    model = new_model(model_config(tokenizer)).eval()
+    media, other = [Media(image_to_patches(noise(120, 90)))], [Media(image_to_patches(noise(90, 130)))]
+    pairs = [("What shape is this?", "A star."), ("Is there a circle?", "No."), ("What is this?", "A heart.")]
+    rows = [grove_row(tokenizer, media, pairs), chat_row(tokenizer, [([*other, "What is this?"], "A cross.")])]
+    with torch.no_grad():
+        together, _, _ = answer_logits(model, pack(rows, []))
+        alone = [answer_logits(model, pack([chat_row(tokenizer, [([q, *media], a)])], []))[0] for q, a in pairs]
+        alone.append(answer_logits(model, pack(rows[1:], []))[0])
+    assert len(pack(rows, []).grids) == 2
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 

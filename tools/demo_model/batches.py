@@ -15,16 +15,17 @@ from tools.demo_model.grounding import COLUMNS
 from tools.demo_model.preprocess import frames_to_patches, image_to_patches
 from tools.demo_model.questions import Exchange
 from tools.demo_model.samples import Sample, make_sample, pick_exchanges
-from tools.demo_model.sequences import IGNORED, Media, Part, TokenRow, chat_row, tree_row
+from tools.demo_model.sequences import IGNORED, Media, Part, TokenRow, chat_row, grove_row, tree_row
 from tools.demo_model.smalltalk import small_talk
 from tools.demo_model.tokenizer import DEFAULT_SYSTEM, SYSTEMS
 
 # Share of each kind of sample: at first mostly small pictures of two shapes, where a question must find what it is
 # about; then, over CURRICULUM_STEPS, more and more of everything.
 EASY = {"single": 0.18, "pair": 0.55, "group": 0.15, "text": 0.05, "images": 0.02, "clip": 0.02, "talk": 0.03}
-FULL = {"single": 0.09, "pair": 0.28, "group": 0.28, "text": 0.14, "images": 0.12, "clip": 0.06, "talk": 0.03}
+FULL = {"single": 0.07, "pair": 0.27, "group": 0.42, "text": 0.11, "images": 0.07, "clip": 0.04, "talk": 0.02}
 EASY_STEPS, CURRICULUM_STEPS = 500, 400
 MAX_EXCHANGES = 7
+_GROVE_TOKENS, _QUESTION_TOKENS = 260, 20  # about as long as the longest of the other rows; a question with its answer
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Batch:
     """Padded rows. B rows of L tokens, P patch rows, M media items.
 
     ids, labels [B, L]; positions [3, B, L]; visible [B, 1, L, L] bool; pixels [P, 1176]; grids [M, 3];
+    sources: for each media token of the rows, which of the M items' tokens it shows;
     kinds: the kind of every answer, in the order of `answers` (row, begin, end).
     """
 
@@ -40,6 +42,7 @@ class Batch:
     positions: Tensor
     visible: Tensor
     is_media: Tensor
+    sources: Tensor
     pixels: Tensor
     grids: Tensor
     grounds: Tensor
@@ -73,9 +76,13 @@ def sample_row(rng: Random, tokenizer: Tokenizer, sample: Sample) -> tuple[Token
     chosen = pick_exchanges(rng, sample.exchanges, MAX_EXCHANGES)
     pairs = [(_loose(rng, exchange.question), exchange.answer) for exchange in chosen]
     fate = rng.random()
-    if fate < 0.6:
+    if fate < 0.35:
         return tree_row(tokenizer, media, pairs, system), chosen
-    if fate < 0.75:  # the question first, then the media; the following turns are text
+    # The question first, then the media. A quarter of the held-out questions come this way, and it is harder to learn.
+    if fate < 0.7:
+        count = max(1, _GROVE_TOKENS // (_QUESTION_TOKENS + sum(item.patches.num_tokens for item in media)))
+        return grove_row(tokenizer, media, pairs[:count], system), chosen[:count]
+    if fate < 0.85:  # the following turns are text
         chosen, pairs = chosen[:4], pairs[:4]
         first: list[Part] = [pairs[0][0], *media]
     else:
@@ -112,14 +119,29 @@ def pack(rows: Sequence[TokenRow], kinds: Sequence[str], multiple: int = 16) -> 
     seen = (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
     visible = seen & torch.ones(length, length, dtype=torch.bool).tril()
     visible &= (branches[:, :, None] >= 0) | torch.eye(length, dtype=torch.bool)
-    media = [item for row in rows for item in row.media]
+    media, sources = _distinct([item for row in rows for item in row.media])
     labelled = [item.labels for item in media if item.labels is not None]
     grounds = np.concatenate(labelled) if labelled else np.zeros((0, len(COLUMNS)), np.int64)
     pixels = np.concatenate([item.patches.rows for item in media]) if media else np.zeros((0, 1176), np.float32)
     grids = torch.tensor([item.patches.grid for item in media], dtype=torch.long).reshape(-1, 3)
     answers = tuple((number, begin, end) for number, row in enumerate(rows) for begin, end in row.answers)
-    return Batch(ids, labels, positions, visible[:, None], is_media, torch.from_numpy(pixels), grids,
+    return Batch(ids, labels, positions, visible[:, None], is_media, sources, torch.from_numpy(pixels), grids,
                  torch.from_numpy(grounds), answers, tuple(kinds))  # fmt: skip
+
+
+def _distinct(media: Sequence[Media]) -> tuple[list[Media], Tensor]:
+    """Media without repetitions, and for each token of all of them its place among theirs, [media tokens]."""
+    firsts: dict[int, int] = {}
+    distinct: list[Media] = []
+    sources, count = [torch.zeros(0, dtype=torch.long)], 0
+    for item in media:
+        num_tokens = item.patches.num_tokens
+        if id(item) not in firsts:
+            firsts[id(item)] = count
+            distinct.append(item)
+            count += num_tokens
+        sources.append(torch.arange(num_tokens) + firsts[id(item)])
+    return distinct, torch.cat(sources)
 
 
 @dataclass(frozen=True)
@@ -132,7 +154,7 @@ class VisionBatch:
 
 
 # Share of each kind of picture in the first phase.
-LOOKING = {"single": 0.14, "pair": 0.22, "group": 0.26, "text": 0.24, "clip": 0.14}
+LOOKING = {"single": 0.1, "pair": 0.22, "group": 0.34, "text": 0.22, "clip": 0.12}
 
 
 def vision_batch(seed: int | str, step: int, size: int) -> VisionBatch:

@@ -71,7 +71,7 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
             "temporal_patch_size": TEMPORAL,
             "tokens_per_second": 2,
             "window_size": 112,
-            "fullatt_block_indexes": [2, 5],
+            "fullatt_block_indexes": [2, 4, 5],
         },
     }
 

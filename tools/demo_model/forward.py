@@ -19,7 +19,7 @@ def hidden_states(model: Qwen2_5_VLForConditionalGeneration, batch: Batch) -> tu
     features = embeds.new_zeros(0, embeds.shape[-1])
     if len(batch.grids):
         features = model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
-        embeds = embeds.masked_scatter(batch.is_media[..., None], features.to(embeds.dtype))
+        embeds = embeds.masked_scatter(batch.is_media[..., None], features[batch.sources].to(embeds.dtype))
     output = model.model.language_model(
         inputs_embeds=embeds,
         position_ids=batch.positions,

@@ -138,6 +138,23 @@ def tree_row(
     return row
 
 
+def grove_row(
+    tokenizer: Tokenizer, media: Sequence[Media], exchanges: Sequence[tuple[str, str]], system: str = DEFAULT_SYSTEM
+) -> TokenRow:
+    """As `tree_row` with every question before the media, which each exchange then holds for itself.
+
+    What stands before a picture changes how the language model sees it; the vision tower still sees it once.
+    """
+    row = TokenRow(tokenizer)
+    row.add_parts([opening(system)])
+    start = row.next_position
+    for number, (question, answer) in enumerate(exchanges, start=1):
+        row.branch, row.next_position = number, start
+        row.add_parts([question, *media, TO_ANSWER])
+        row.add_answer(answer)
+    return row
+
+
 def prompt_row(tokenizer: Tokenizer, parts: Sequence[Part], system: str = DEFAULT_SYSTEM) -> TokenRow:
     """A single-turn prompt that ends where the model has to answer."""
     row = TokenRow(tokenizer)

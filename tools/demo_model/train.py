@@ -50,17 +50,17 @@ class Recipe:
     """Everything that decides the weights, apart from the code."""
 
     seed: int = 0
-    vision_steps: int = 1500  # first phase: the vision tower alone, on what lies under each token
+    vision_steps: int = 2000  # first phase: the vision tower alone, on what lies under each token
     vision_batch_size: int = 48
-    steps: int = 4100  # both phases
-    decay_steps: int = 900
+    steps: int = 8600  # both phases
+    decay_steps: int = 1000
     warmup_steps: int = 100
     batch_size: int = 32
     adam_rate: float = 1.5e-3
     muon_rate: float = 2e-3
     weight_decay: float = 0.02
     clip_norm: float = 1.0
-    grounding_weight: float = 1.0
+    grounding_weight: float = 2.0
     word_weight: float = 0.25
 
     def rate_at(self, step: int) -> float:
@@ -93,15 +93,18 @@ class Trainer:
         for group, rate in zip(groups, self.base_rates, strict=True):
             group["lr"] = rate * share
         loss = ground = aligned = torch.zeros(())
-        if isinstance(batch, Batch):
-            logits, labels, features = answer_logits(self.model, batch)
-            loss = cross_entropy(logits, labels)
-        else:
-            features = self.model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
-        if len(features):
-            ground = self.grounding.loss(features, batch.grounds)
-            embeddings = self.model.get_input_embeddings().weight
-            aligned = self.grounding.word_loss(features, batch.grounds, embeddings)
+        # Products in bfloat16 over float32 weights: half the time on a processor that has them, and the same loss to
+        # four places.
+        with torch.autocast("cpu", torch.bfloat16):
+            if isinstance(batch, Batch):
+                logits, labels, features = answer_logits(self.model, batch)
+                loss = cross_entropy(logits, labels)
+            else:
+                features = self.model.model.visual(batch.pixels, grid_thw=batch.grids).pooler_output
+            if len(features):
+                ground = self.grounding.loss(features, batch.grounds)
+                embeddings = self.model.get_input_embeddings().weight
+                aligned = self.grounding.word_loss(features, batch.grounds, embeddings)
         torch.autograd.backward(loss + self.recipe.grounding_weight * (ground + self.recipe.word_weight * aligned))
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
         for optimizer in self.optimizers:
