@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.quantize import load
 from tests import tiny, tiny_internvl
 from tests.oracle import Runner, load_processor, make_sample
 from trifocal.config import EngineArgs, resolve
 from trifocal.kernels.base import TORCH
 from trifocal.layers.linear import Linear
 from trifocal.llm import LLM
-from trifocal.models.base import Model
-from trifocal.models.loader import _columns, load_model
+from trifocal.models.loader import _columns
 from trifocal.quant.awq import AwqLinear, pack_awq, unpack_awq
 from trifocal.quant.int4 import weight_of
 from trifocal.types import ConfigError, NotAvailableYetError, SamplingParams
@@ -72,14 +72,6 @@ def write_pair(plain: Path, awq: Path, *, group: int = GROUP, nested: str | None
     (config[nested] if nested else config)["quantization_config"] = settings
     (awq / "config.json").write_text(json.dumps(config))
     return count
-
-
-def load(folder: Path) -> Model:
-    config = resolve(EngineArgs(model=str(folder), device="cpu", dtype="float32"))
-    return load_model(
-        config.spec, dtype=torch.float32, device=torch.device("cpu"), load_format="auto", seed=0,
-        quantization=config.quantization,
-    )  # fmt: skip
 
 
 def test_golden_integers() -> None:

@@ -41,7 +41,8 @@ def load_model(
     """
     model = empty_model(spec, dtype)
     if quantization:
-        names = frozenset[str]() if load_format == "dummy" else _packed_names(model, Path(spec.path))
+        is_packed = quantization.method == "awq" and load_format != "dummy"
+        names = _packed_names(model, Path(spec.path)) if is_packed else frozenset[str]()
         with _meta_device(dtype):
             for path, module in model.named_modules():
                 if isinstance(module, Decoder):
@@ -147,7 +148,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
             with safe_open(folder / file, framework="pt") as shard:
                 files |= dict.fromkeys(shard.keys(), file)
         except SafetensorError as error:
-            raise ConfigError(f"{folder.name}/{file} is not a readable safetensors file: {error}") from None
+            raise unreadable(folder / file, error) from None
     return files
 
 
@@ -244,7 +245,7 @@ def _tensors(folder: Path, progress: bool) -> Iterator[tuple[str, str, Tensor]]:
                         _forget(tensor)
                         bar.update()
             except SafetensorError as error:
-                raise ConfigError(f"{where} is not a readable safetensors file: {error}") from None
+                raise unreadable(folder / file, error) from None
 
 
 def _forget(tensor: Tensor) -> None:
@@ -276,8 +277,18 @@ def _files(folder: Path) -> list[str]:
         return ["model.safetensors"]
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"{folder.name} holds no *.safetensors file; other weight formats are not read")
+        raise without_weights(folder)
     return files
+
+
+def unreadable(file: Path, error: Exception) -> ConfigError:
+    """The error for a shard that safetensors, or the system, refuses."""
+    return ConfigError(f"{file.parent.name}/{file.name} is not a readable safetensors file: {error}")
+
+
+def without_weights(folder: Path) -> ConfigError:
+    """The error for a folder that has no shard."""
+    return ConfigError(f"{folder.name} holds no *.safetensors file; other weight formats are not read")
 
 
 def _check_file(path: Path) -> None:

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from trifocal.engine.async_engine import RequestStream
-from trifocal.server.answers import Usage
 from trifocal.server.errors import OverloadedError
+from trifocal.server.responses import Usage
 from trifocal.server.service import Service
 from trifocal.server.visit import Visit
 from trifocal.types import Delta, EngineDeadError, Prompt, SamplingParams, TrifocalError

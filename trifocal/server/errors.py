@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from trifocal.log import discreet, get_logger
-from trifocal.server.answers import ErrorAnswer
+from trifocal.server.responses import ErrorAnswer
 from trifocal.types import EngineDeadError, RequestError
 
 logger = get_logger(__name__)

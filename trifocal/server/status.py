@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from trifocal import __version__
 from trifocal.metrics import CONTENT_TYPE
-from trifocal.server.answers import ModelCard, ModelList, Version
 from trifocal.server.errors import OverloadedError
 from trifocal.server.operations import described
+from trifocal.server.responses import ModelCard, ModelList, Version
 from trifocal.server.service import Service, service_of
 from trifocal.types import EngineDeadError, RequestError
 
