@@ -183,6 +183,13 @@ def test_what_the_process_may_do() -> None:
         assert not [path for path in open_files if not path.startswith(("pipe:", "/dev/null"))]
 
 
+def test_answers_come_before_pictures() -> None:
+    with reader_of() as reader:
+        load(reader)
+        [pid] = pids(reader)
+        assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
 # ------------------------------------------------------------------------------------------------- the pool
 
 

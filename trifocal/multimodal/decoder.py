@@ -28,6 +28,7 @@ from trifocal.types import RequestError
 
 CPU_PER_SECOND = 4  # computing time allowed for each second of a job's: decoders have so many threads
 _MAX_JOBS = 1000
+_NICENESS = 10  # answers that are being written come first where the processors are short
 _MAX_IDLE_BYTES = 128 << 20  # a process that still holds so much memory of its own after a job is replaced
 _UNKNOWN_START_BYTES = 1 << 30
 
@@ -194,6 +195,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not look like an answer
     _end_with_parent()
+    os.nice(_NICENESS)
     _limit(int(sys.argv[1]))
     serve(sys.stdin.buffer, answers)
 
