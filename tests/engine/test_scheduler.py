@@ -295,9 +295,10 @@ def test_a_prompt_of_many_steps_does_not_wait_for_nobody() -> None:
 
 def test_prompts_of_many_steps_fill_one_anothers_rest() -> None:
     scheduler, worker = make(max_num_batched_tokens=4, num_blocks=64)
-    scheduler.add(request("short", [2, 3], max_tokens=100))
+    scheduler.add(request("short", [2, 3], max_tokens=50))
     scheduler.update(plan := plan_of(scheduler), worker.execute(plan))
     for name in "abcd":
         scheduler.add(request(name, [2 + index % 9 for index in range(30)], max_tokens=1))
     steps = steps_of(scheduler, worker, seconds=4.0)
-    assert all(len(step) > 1 for step in steps[:36])
+    is_filled = [len(step) > 1 for step in steps]
+    assert sum(is_filled) > 20 and all(is_filled[: sum(is_filled)])  # one after the other, without a gap

@@ -41,8 +41,7 @@ def load_model(
     """
     model = empty_model(spec, dtype)
     if quantization:
-        is_packed = quantization.method == "awq" and load_format != "dummy"
-        names = _packed_names(model, Path(spec.path)) if is_packed else frozenset[str]()
+        names = frozenset[str]() if load_format == "dummy" else _packed_names(model, Path(spec.path))
         with _meta_device(dtype):
             for path, module in model.named_modules():
                 if isinstance(module, Decoder):
