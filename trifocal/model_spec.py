@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trifocal.types import ConfigError, NotAvailableYetError
+from trifocal.errors import ConfigError, NotAvailableYetError
 
 LLM_KEYS = ("text_config", "llm_config")  # under one of them, config.json of a model of several parts has the text part
 _ROPE_ALIASES = {"mrope": "default", "su": "longrope"}

@@ -12,7 +12,8 @@ from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.scheduler import Scheduler
-from trifocal.types import Request, RequestError, StepPlan, StepResult, TokenOutput
+from trifocal.errors import RequestError
+from trifocal.types import Request, StepPlan, StepResult, TokenOutput
 
 RED, BLUE = b"r" * 16, b"b" * 16
 

@@ -25,9 +25,9 @@ import PIL.Image
 import pytest
 
 from tests.multimodal.samples import LIMITS, clip, encoded, frame_numbers, noise
+from trifocal.errors import RequestError
 from trifocal.multimodal.processor import FrameSample
 from trifocal.multimodal.reader import MediaReader
-from trifocal.types import RequestError
 
 WHERE = "messages[0].content[1].image_url"
 SMALL = encoded(PIL.Image.fromarray(noise(20, 30)), "PNG")

@@ -17,13 +17,14 @@ from benchmarks.quantize import load
 from tests import tiny, tiny_internvl
 from tests.oracle import Runner, load_processor, make_sample
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.kernels.base import TORCH
 from trifocal.layers.linear import Linear
 from trifocal.llm import LLM
 from trifocal.models.loader import _columns
 from trifocal.quant.awq import AwqLinear, pack_awq, unpack_awq
 from trifocal.quant.int4 import weight_of
-from trifocal.types import ConfigError, NotAvailableYetError, SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 COLUMN_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)  # from the low end of an integer: AutoAWQ's order_map
 LANGUAGE = re.compile(r"(?!visual|vision).*layers\..*\.(\w+_proj)\.weight$")

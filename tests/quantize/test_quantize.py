@@ -24,7 +24,7 @@ from trifocal.quantize.awq import Work, quantize
 from trifocal.quantize.samples import Sample, built_in
 from trifocal.quantize.shards import ShardWriter
 from trifocal.quantize.source import Source
-from trifocal.types import SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 NAMES = (
     "qwen2_5_vl", "qwen2_5_vl-kv4-shards", "internvl-qwen2-300M", "internvl-qwen3-300M", "internvl-internlm2-300M",

@@ -16,7 +16,8 @@ from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.in_flight import StepsInFlight
 from trifocal.engine.sequence import Sequence
 from trifocal.engine.turns import Turns
-from trifocal.types import EngineStats, FinishReason, Request, RequestError, StepPlan, StepResult, TokenOutput
+from trifocal.errors import RequestError
+from trifocal.types import EngineStats, FinishReason, Request, StepPlan, StepResult, TokenOutput
 
 
 class Scheduler:

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.model_spec import ModelSpec, Quantization, read_json
 from trifocal.models.base import Model
@@ -24,7 +25,6 @@ from trifocal.models.registry import MODELS
 from trifocal.quant.awq import OUTPUTS_PER_COLUMN
 from trifocal.quant.base import Slot
 from trifocal.quant.choose import quantize_layers, quantize_towers
-from trifocal.types import ConfigError, NotAvailableYetError
 
 _INDEX = "model.safetensors.index.json"
 _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older releases saved with the weights

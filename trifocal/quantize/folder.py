@@ -11,8 +11,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from trifocal.errors import ConfigError
 from trifocal.model_spec import LLM_KEYS, read_json
-from trifocal.types import ConfigError
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".index.json")
 

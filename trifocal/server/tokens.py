@@ -8,6 +8,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from trifocal.errors import RequestError
 from trifocal.server.disconnect import unless_disconnected
 from trifocal.server.limits import check_token_ids, read_json
 from trifocal.server.operations import PREPARING, READING, described
@@ -16,7 +17,6 @@ from trifocal.server.responses import Detokenized, Tokenized
 from trifocal.server.schemas import DetokenizeBody, TokenizeBody
 from trifocal.server.service import Service, service_of
 from trifocal.server.timeouts import preparing
-from trifocal.types import RequestError
 
 router = APIRouter()
 
