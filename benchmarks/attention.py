@@ -10,17 +10,16 @@ machine's neighbours.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 
 import torch
 
-from benchmarks.kernels import TOTAL, Call, medians, reader, row
+from benchmarks.kernels import TOTAL, Call, medians, reader, row, run
 from trifocal.attention.base import AttentionBatch, KVCache
 from trifocal.attention.cpu import CpuAttention
 from trifocal.attention.reference import ReferenceAttention
 from trifocal.attention.vision import Segments, segment_attention
-from trifocal.kernels.cpu.library import Library, load
+from trifocal.kernels.cpu.library import Library
 from trifocal.kernels.cpu.ops import CpuKernels
 
 CPU = torch.device("cpu")
@@ -112,21 +111,5 @@ def rates(times: dict[str, float], operations: float) -> str:
 PARTS = {"decoding": decoding, "prompts": prompts, "pictures": pictures}
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=PARTS)
-    parser.add_argument("--seconds", type=float, default=0.5, help="for each figure")
-    args = parser.parse_args()
-    library = load()
-    if library is None:
-        raise SystemExit("there are no kernels to measure")
-    print(f"kernels: {library.name}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for name, part in PARTS.items():
-        if args.only in (None, name):
-            for line in part(library, args.seconds):
-                print(line, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run(PARTS, __doc__)

@@ -25,6 +25,7 @@ SHAPES = [(9728, 896), (896, 4864), (1152, 896), (151936, 896), (11008, 2048)]  
 TOTAL = 400 << 20  # bytes that a figure is taken over
 
 Call = Callable[[int], object]  # of the i-th copy
+Part = Callable[[Library, float], Iterable[str]]  # seconds for each figure -> lines
 
 
 def medians(calls: dict[str, Call], copies: int, seconds: float) -> dict[str, float]:
@@ -127,21 +128,21 @@ def prefill(library: Library, seconds: float) -> Iterable[str]:
 PARTS = {"linear": linear, "prefill": prefill}
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=PARTS)
+def run(parts: dict[str, Part], description: str | None) -> None:
+    """The command line: measure the parts that are asked for, and print."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=parts)
     parser.add_argument("--seconds", type=float, default=0.5, help="for each figure")
     args = parser.parse_args()
     library = load()
     if library is None:
         raise SystemExit("there are no kernels to measure")
     print(f"kernels: {library.name}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for name, part in PARTS.items():
+    for name, part in parts.items():
         if args.only in (None, name):
             for line in part(library, args.seconds):
                 print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(PARTS, __doc__)

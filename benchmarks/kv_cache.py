@@ -19,7 +19,8 @@ import torch
 
 from trifocal.attention.base import KVCache
 from trifocal.llm import LLM
-from trifocal.types import RequestOutput, SamplingParams
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import RequestOutput
 
 DEMO = Path(__file__).parents[1] / "trifocal" / "demo"
 TEXTS = (

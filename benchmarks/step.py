@@ -19,7 +19,8 @@ import torch
 
 from trifocal.kernels.cpu.library import load
 from trifocal.llm import LLM
-from trifocal.types import SamplingParams, StepPlan, StepResult
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import StepPlan, StepResult
 from trifocal.worker.model_runner import ModelRunner
 
 inside: Counter[str] = Counter()  # seconds by kernel, of the step that runs

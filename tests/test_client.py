@@ -9,7 +9,7 @@ import pytest
 
 from trifocal.client import Client, ServerError, bytes_part, media_part, normalise_url, parse_event
 from trifocal.demo.run import NAME, SAMPLES
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 
 def test_the_content_decides_the_type_not_the_name(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tools import configuration
 from trifocal.config import BLOCK_SIZES, EngineArgs, EngineConfig, resolve
-from trifocal.types import ConfigError, NotAvailableYetError
+from trifocal.errors import ConfigError, NotAvailableYetError
 
 LIMIT = 4096
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from trifocal import envs
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,9 @@ from trifocal.cli import main
 from trifocal.cli.local_server import LocalServer, choose_port
 from trifocal.llm import LLM
 from trifocal.model_spec import ModelSpec, read_json
+from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import Prompt, SamplingParams
+from trifocal.types import Prompt
 
 pytestmark = pytest.mark.slow
 NAME = "smollm2"

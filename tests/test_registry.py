@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from trifocal.errors import ConfigError
 from trifocal.registry import Registry
-from trifocal.types import ConfigError
 
 
 def test_an_entry_is_imported_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

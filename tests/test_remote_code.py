@@ -17,10 +17,11 @@ import pytest
 from tests import tiny
 from tests.server.helpers import image_part, picture
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import ConfigError, RequestError
 from trifocal.llm import LLM
 from trifocal.multimodal.chat import PromptBuilder
+from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError, RequestError, SamplingParams
 
 ROOT = Path(__file__).parents[1]
 TRACE = "from pathlib import Path\nPath({folder!r}, 'ran-' + {name!r}).touch()\n"

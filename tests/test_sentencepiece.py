@@ -14,8 +14,8 @@ from tokenizers import AddedToken
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from trifocal.engine.detokenizer import Detokenizer
+from trifocal.errors import ConfigError
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError
 
 WORDS = (
     "the quick brown fox jumps over lazy dog system user assistant picture image naïve café don't I'll hello world "

@@ -13,9 +13,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from tests import tiny
+from trifocal.errors import ConfigError
 from trifocal.multimodal.template import ChatTemplate
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError
 
 TEXTS = [
     "", " ", "\n", "hello", " hello  world ", "What is 12345?\r\n\n  x", "naïve café", "e\u0301 combining",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trifocal.config import EngineArgs
     from trifocal.llm import LLM
-    from trifocal.types import CompletionOutput, RequestOutput, SamplingParams
+    from trifocal.sampling_params import SamplingParams
+    from trifocal.types import CompletionOutput, RequestOutput
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "CompletionOutput", "EngineArgs", "RequestOutput", "SamplingParams", "__version__"]
@@ -19,7 +20,7 @@ __all__ = ["LLM", "CompletionOutput", "EngineArgs", "RequestOutput", "SamplingPa
 _HOME = {
     "LLM": "trifocal.llm",
     "EngineArgs": "trifocal.config",
-    "SamplingParams": "trifocal.types",
+    "SamplingParams": "trifocal.sampling_params",
     "RequestOutput": "trifocal.types",
     "CompletionOutput": "trifocal.types",
 }

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from trifocal.types import ConfigError, TrifocalError
+from trifocal.errors import ConfigError, TrifocalError
 
 _TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 _SIGNATURES = (  # (offset, bytes at the start of a file, media type)

@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from trifocal import envs
+from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.model_spec import ModelSpec, Quantization
-from trifocal.types import ConfigError, NotAvailableYetError
 
 DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
 QUANTIZATIONS = ("awq", "int8", "int4")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 T = TypeVar("T")
 

@@ -14,10 +14,12 @@ from tqdm import tqdm
 from trifocal.config import EngineArgs, resolve
 from trifocal.engine.engine import Engine
 from trifocal.engine.output import Choice, expand
+from trifocal.errors import RequestError
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.fetch_policy import FetchPolicy
+from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import CompletionOutput, EngineStats, Prompt, RequestError, RequestOutput, SamplingParams
+from trifocal.types import CompletionOutput, EngineStats, Prompt, RequestOutput
 
 PromptInput = str | Sequence[int] | Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]

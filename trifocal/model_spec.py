@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trifocal.types import ConfigError, NotAvailableYetError
+from trifocal.errors import ConfigError, NotAvailableYetError
 
-_LLM_KEYS = ("text_config", "llm_config")
+LLM_KEYS = ("text_config", "llm_config")  # under one of them, config.json of a model of several parts has the text part
 _ROPE_ALIASES = {"mrope": "default", "su": "longrope"}
 _ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 _SCALES_CONTEXT = ("linear", "dynamic", "yarn", "longrope")
@@ -223,7 +223,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 
 
 def _text_dict(hf: dict[str, Any]) -> dict[str, Any]:
-    for key in _LLM_KEYS:
+    for key in LLM_KEYS:
         if isinstance(hf.get(key), dict):
             return dict(hf[key])
     return hf

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Generic, TypeVar, cast
 
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 T = TypeVar("T")
 

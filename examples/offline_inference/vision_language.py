@@ -23,7 +23,7 @@ from PIL import Image
 from trifocal import LLM, EngineArgs, SamplingParams
 from trifocal.cli.flags import Parser, add_flags
 from trifocal.demo.run import MODEL, SAMPLES
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 SAMPLING = SamplingParams(
     max_tokens=64,

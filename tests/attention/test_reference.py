@@ -8,7 +8,7 @@ import torch
 from tests.attention.cases import STEPS, Case
 from trifocal.attention.reference import ReferenceAttention, _grouped
 from trifocal.attention.registry import ATTENTION
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 
 @pytest.mark.parametrize("block_size", [16, 128])

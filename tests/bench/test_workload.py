@@ -14,7 +14,7 @@ from PIL import Image
 from trifocal.bench.serve import chosen_workloads, configure_parser
 from trifocal.bench.workload import PRESETS, Shape, make_questions, parse_size
 from trifocal.cli.flags import Parser
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 SHAPE = Shape(num_prompts=4, concurrency=2, input_words=7, output_tokens=5, num_images=2, image_size=(64, 48))
 

@@ -14,7 +14,7 @@ import pytest
 
 from trifocal.cli.local_server import HOST, LocalServer, choose_port
 from trifocal.demo.run import MODEL
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 PARENT = f"""
 import sys, time

@@ -14,8 +14,8 @@ from tests import tiny
 from trifocal.cli import main
 from trifocal.cli.models import catalogue
 from trifocal.config import DTYPES, EngineArgs, resolve
+from trifocal.errors import ConfigError
 from trifocal.models.registry import FAMILIES, MODELS, PROCESSORS, Check, check_architecture
-from trifocal.types import ConfigError
 
 ROOT = Path(__file__).parents[2]
 CHECKS = [check for family in FAMILIES for check in family.checks]

@@ -14,7 +14,8 @@ from zlib import crc32
 import numpy as np
 
 from trifocal.engine.admission import Limits
-from trifocal.types import MediaItem, Prompt, Request, SamplingParams, ScheduledSeq, Span, StepPlan, StepResult
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import MediaItem, Prompt, Request, ScheduledSeq, Span, StepPlan, StepResult
 
 VOCAB = 97
 PLACEHOLDER = 1

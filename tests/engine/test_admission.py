@@ -6,7 +6,9 @@ import pytest
 
 from tests.engine.fake_worker import PLACEHOLDER, VOCAB, make_limits, media_item
 from trifocal.engine.admission import check
-from trifocal.types import MediaItem, Prompt, RequestError, SamplingParams, Span
+from trifocal.errors import RequestError
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import MediaItem, Prompt, Span
 
 RED, BLUE = b"r" * 16, b"b" * 16
 TEXT = Prompt([2, 3, 4])

@@ -14,9 +14,11 @@ from tests import tiny
 from tests.engine.processes import is_running, open_memory
 from trifocal.config import EngineArgs, EngineConfig, resolve
 from trifocal.engine.async_engine import AsyncEngine
+from trifocal.errors import ConfigError, EngineDeadError, RequestError
 from trifocal.llm import LLM
 from trifocal.multimodal.chat import PromptBuilder
-from trifocal.types import ConfigError, EngineDeadError, Prompt, RequestError, SamplingParams
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import Prompt
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -36,29 +36,29 @@ def test_frames_arrive_whole_however_they_are_cut(ends: tuple[socket.socket, Cha
 
     sender = threading.Thread(target=send)
     sender.start()
-    assert [channel.receive(wait=True) for _ in frames] == frames
+    assert [channel.receive(None) for _ in frames] == frames
     sender.join()
-    assert channel.receive(wait=False) is None
+    assert channel.receive(0.0) is None
 
 
 def test_without_waiting_half_a_frame_is_none(ends: tuple[socket.socket, Channel]) -> None:
     ours, channel = ends
     data = frame(b"hello")
     for byte in data[:-1]:
-        assert channel.receive(wait=False) is None
+        assert channel.receive(0.0) is None
         ours.sendall(bytes([byte]))
-    assert channel.receive(wait=False) is None
+    assert channel.receive(0.0) is None
     ours.sendall(data[-1:])
-    assert channel.receive(wait=False) == b"hello"
+    assert channel.receive(0.0) == b"hello"
 
 
 def test_what_was_sent_before_the_end_is_received_first(ends: tuple[socket.socket, Channel]) -> None:
     ours, channel = ends
     ours.sendall(frame(b"last words") + frame(b"torn")[:-1])
     ours.close()
-    assert channel.receive(wait=True) == b"last words"
+    assert channel.receive(None) == b"last words"
     with pytest.raises(EOFError):
-        channel.receive(wait=False)
+        channel.receive(0.0)
     with pytest.raises(EOFError):
         channel.send(b"nobody")
 

@@ -10,7 +10,8 @@ import pytest
 
 from tests.models.engine_runs import is_idle, tokens
 from trifocal.llm import LLM
-from trifocal.types import EngineStats, SamplingParams
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import EngineStats
 
 DEMO = Path(__file__).parents[2] / "trifocal" / "demo"
 GREEDY = SamplingParams(temperature=0, max_tokens=32)

@@ -11,8 +11,9 @@ import pytest
 from tests import tiny
 from tests.models.engine_runs import GREEDY, is_idle, mixed_prompts, picture, run_together, tokens, turn
 from tests.models.families import ENTRIES
+from trifocal.errors import RequestError
 from trifocal.llm import LLM
-from trifocal.types import RequestError, SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 IMAGE, VIDEO = ENTRIES["qwen2_5_vl"].image, ENTRIES["qwen2_5_vl"].video
 

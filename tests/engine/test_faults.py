@@ -19,8 +19,10 @@ from tests import tiny
 from tests.engine.processes import is_gone_soon, is_running, open_memory
 from trifocal.config import EngineArgs, EngineConfig, resolve
 from trifocal.engine.async_engine import AsyncEngine
+from trifocal.errors import ConfigError, EngineDeadError, RequestError
 from trifocal.multimodal.chat import PromptBuilder
-from trifocal.types import ConfigError, Delta, EngineDeadError, Prompt, RequestError, SamplingParams
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import Delta, Prompt
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -434,7 +436,7 @@ import asyncio, sys
 from trifocal.config import EngineArgs, resolve
 from trifocal.engine.async_engine import AsyncEngine
 from trifocal.multimodal.chat import PromptBuilder
-from trifocal.types import SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 async def main():
     config = resolve(EngineArgs(model=sys.argv[1], max_model_len=512))

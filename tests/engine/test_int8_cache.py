@@ -9,8 +9,10 @@ import pytest
 
 from benchmarks import kv_cache
 from tests.models.engine_runs import is_idle, tokens
+from trifocal.errors import ConfigError
 from trifocal.llm import LLM
-from trifocal.types import ConfigError, RequestOutput, SamplingParams
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import RequestOutput
 
 DEMO = Path(__file__).parents[2] / "trifocal" / "demo" / "model"
 GREEDY = SamplingParams(temperature=0, max_tokens=24, logprobs=0)

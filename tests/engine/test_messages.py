@@ -13,17 +13,8 @@ from tests import tiny
 from tests.engine.fake_worker import make_limits
 from trifocal.config import EngineArgs, resolve
 from trifocal.engine import messages
-from trifocal.types import (
-    EngineStats,
-    MediaItem,
-    Prompt,
-    Request,
-    SamplingParams,
-    SharedPixels,
-    Span,
-    TokenLogprobs,
-    TokenOutput,
-)
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import EngineStats, MediaItem, Prompt, Request, SharedPixels, Span, TokenLogprobs, TokenOutput
 
 EVERY_PARAM = SamplingParams(
     n=2, presence_penalty=-1, frequency_penalty=0.5, repetition_penalty=1.2, temperature=0, top_p=0.9, top_k=0,

@@ -8,8 +8,10 @@ import pytest
 
 from tests import tiny
 from trifocal.engine.output import Choice, expand
+from trifocal.errors import RequestError
+from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import Delta, Prompt, Request, RequestError, SamplingParams, TokenLogprobs, TokenOutput
+from trifocal.types import Delta, Prompt, Request, TokenLogprobs, TokenOutput
 
 
 @pytest.fixture(scope="module")

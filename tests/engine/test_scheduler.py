@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -11,7 +12,8 @@ from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.scheduler import Scheduler
-from trifocal.types import Request, RequestError, StepPlan, StepResult, TokenOutput
+from trifocal.errors import RequestError
+from trifocal.types import Request, StepPlan, StepResult, TokenOutput
 
 RED, BLUE = b"r" * 16, b"b" * 16
 
@@ -261,3 +263,43 @@ def test_bad_logits_of_one_request_leave_its_neighbours_their_picture() -> None:
     assert {output.request_id: output.finish_reason for output in outputs} == {"a": "error", "b": None}
     rest = [output.token_ids[0] for output in finish(scheduler, worker)["b"]]
     assert [good.token_ids["b"], *rest] == oracle(sharing)[0]
+
+
+def steps_of(scheduler: Scheduler, worker: FakeWorker, seconds: float) -> list[list[str]]:
+    """Who computes in each step, until nothing is left; a step with more than two tokens takes `seconds`, others 1."""
+    steps = []
+    while (plan := scheduler.schedule()) is not None:
+        steps.append([seq.request_id for seq in plan.scheduled])
+        is_long = sum(seq.num_tokens for seq in plan.scheduled) > 2
+        scheduler.update(plan, worker.execute(plan), seconds if is_long else 1.0)
+    assert not scheduler.has_work
+    return steps
+
+
+def test_a_prompt_of_many_steps_leaves_most_of_the_time_to_running_answers() -> None:
+    scheduler, worker = make(max_num_batched_tokens=4, num_blocks=64)
+    scheduler.add(request("short", [2, 3], max_tokens=40))
+    scheduler.update(plan := plan_of(scheduler), worker.execute(plan))
+    scheduler.add(request("long", [2 + index % 9 for index in range(30)], max_tokens=1))
+    steps = steps_of(scheduler, worker, seconds=4.0)
+    turns = [index for index, step in enumerate(steps) if "long" in step]
+    assert all("short" in step for step in steps[:39])
+    assert turns[:4] == [0, 1, 2, 3]  # its free steps, and the one after them
+    assert [later - earlier for earlier, later in pairwise(turns[3:7])] == [11, 11, 11]
+
+
+def test_a_prompt_of_many_steps_does_not_wait_for_nobody() -> None:
+    scheduler, worker = make(max_num_batched_tokens=4, num_blocks=64)
+    scheduler.add(request("long", [2 + index % 9 for index in range(30)], max_tokens=1))
+    assert len(steps_of(scheduler, worker, seconds=4.0)) == 8
+
+
+def test_prompts_of_many_steps_fill_one_anothers_rest() -> None:
+    scheduler, worker = make(max_num_batched_tokens=4, num_blocks=64)
+    scheduler.add(request("short", [2, 3], max_tokens=50))
+    scheduler.update(plan := plan_of(scheduler), worker.execute(plan))
+    for name in "abcd":
+        scheduler.add(request(name, [2 + index % 9 for index in range(30)], max_tokens=1))
+    steps = steps_of(scheduler, worker, seconds=4.0)
+    is_filled = [len(step) > 1 for step in steps]
+    assert sum(is_filled) > 20 and all(is_filled[: sum(is_filled)])  # one after the other, without a gap

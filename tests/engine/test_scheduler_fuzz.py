@@ -10,7 +10,9 @@ from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.scheduler import Scheduler
-from trifocal.types import Prompt, Request, RequestError, SamplingParams, StepPlan, StepResult, TokenOutput
+from trifocal.errors import RequestError
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import Prompt, Request, StepPlan, StepResult, TokenOutput
 
 _MAX_MODEL_LEN = 56
 _SHAPES: list[tuple[bool, ...] | int] = [3, 7, (True, True, False, True, False), (False, True, True, True, True), 12]

@@ -19,7 +19,7 @@ from trifocal.kernels.cpu.build import INSTRUCTION_SETS, BuildError, build, choo
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.llm import LLM
 from trifocal.platforms.cpu import CpuPlatform
-from trifocal.types import SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 DEMO = Path(__file__).parents[2] / "trifocal" / "demo" / "model"
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)

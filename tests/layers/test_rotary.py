@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from trifocal.errors import ConfigError
 from trifocal.layers.rotary import RotaryEmbedding, Rotate, inverse_frequencies
 from trifocal.model_spec import RopeConfig, rope_config
-from trifocal.types import ConfigError
 
 HEAD_DIM, MAX_POSITIONS = 64, 512
 SCALINGS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,8 @@ import numpy as np
 
 from trifocal.engine.scheduler import Scheduler
 from trifocal.llm import LLM
-from trifocal.types import EngineStats, MediaItem, RequestOutput, SamplingParams, StepPlan
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import EngineStats, MediaItem, RequestOutput, StepPlan
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests import tiny_internvl as tiny
+from trifocal.errors import ConfigError, RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import VisionConfig
 from trifocal.models.internvl.options import MediaOptions, TileLimits
@@ -19,7 +20,7 @@ from trifocal.models.internvl.processor import InternVLProcessor
 from trifocal.models.internvl.tiling import cut, num_tiles
 from trifocal.multimodal.media import Image, Video
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError, RequestError, Span
+from trifocal.types import Span
 
 RELEASED = TileLimits(1, 12, True)
 IDS = tiny.token_ids()

@@ -10,8 +10,9 @@ import pytest
 
 from tests import tiny_internvl as tiny
 from tests.models.engine_runs import clip, picture, turn
+from trifocal.errors import ConfigError, RequestError
 from trifocal.llm import LLM
-from trifocal.types import ConfigError, RequestError, SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 

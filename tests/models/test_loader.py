@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
+from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
 from trifocal.models.loader import load_model, weight_slots
-from trifocal.types import ConfigError, NotAvailableYetError
 
 INDEX = "model.safetensors.index.json"
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]

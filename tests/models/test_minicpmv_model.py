@@ -10,8 +10,8 @@ import pytest
 
 from tests import tiny_minicpmv as tiny
 from tests.oracle import load_ours
+from trifocal.errors import ConfigError
 from trifocal.models.minicpmv.vision import position_ids
-from trifocal.types import ConfigError
 
 FALLS_SHORT = {  # these rows fall just short of a cell's edge in float32
     25: {5: 13, 10: 27, 15: 41, 20: 55},

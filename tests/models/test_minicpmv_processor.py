@@ -20,14 +20,15 @@ from tests import oracle_minicpmv as oracle
 from tests import tiny_minicpmv as tiny
 from trifocal.config import EngineArgs, resolve
 from trifocal.engine.output import expand
+from trifocal.errors import ConfigError, RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.minicpmv.options import MediaOptions
 from trifocal.models.minicpmv.processor import MiniCPMVProcessor
 from trifocal.models.minicpmv.slicing import Slicer
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.media import Image, Video
+from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError, RequestError, SamplingParams
 
 RELEASED = Slicer(448, 14)
 IDS = tiny.token_ids()

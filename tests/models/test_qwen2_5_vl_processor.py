@@ -14,6 +14,7 @@ import skimage.data
 from numpy.typing import NDArray
 
 from tests import tiny
+from trifocal.errors import RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.qwen2_5_vl.options import MediaOptions, PixelLimits
 from trifocal.models.qwen2_5_vl.preprocess import TokenGrid, mrope_positions, smart_resize
@@ -21,7 +22,7 @@ from trifocal.models.qwen2_5_vl.processor import Qwen2_5_VLProcessor
 from trifocal.multimodal.media import Image, Video
 from trifocal.multimodal.patches import PatchLayout
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import RequestError, Span
+from trifocal.types import Span
 
 RELEASED = PixelLimits(3136, 12845056)
 IDS = tiny.token_ids()

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from tests import tiny
+from trifocal.errors import ConfigError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.loader import load_model
 from trifocal.models.qwen2_5_vl.config import VisionConfig
 from trifocal.models.qwen2_5_vl.windows import pack
-from trifocal.types import ConfigError
 
 
 def spec_of(folder: Path, **vision: Any) -> ModelSpec:

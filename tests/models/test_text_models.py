@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from tests import tiny_internvl as tiny
 from tests.oracle import load_ours
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import ConfigError
 from trifocal.layers.rotary import inverse_frequencies
 from trifocal.model_spec import ModelSpec, rope_config
 from trifocal.models.internlm2 import InternLM2Decoder
 from trifocal.models.llama import LlamaDecoder
 from trifocal.models.phi3 import Phi3Decoder
 from trifocal.models.qwen3 import Qwen3Decoder
-from trifocal.types import ConfigError
 
 
 @pytest.mark.parametrize(

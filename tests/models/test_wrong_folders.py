@@ -22,9 +22,9 @@ from tests.models.families import ENTRIES
 from tests.server.helpers import free_port
 from trifocal.cli import main
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import ConfigError
 from trifocal.models.registry import MODELS, PROCESSORS
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {f"{name}-{spelling}": (entry, spelling) for name, entry in ENTRIES.items() for spelling in entry.in_engine}

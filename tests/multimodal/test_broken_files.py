@@ -9,9 +9,9 @@ import PIL.Image
 import pytest
 
 from tests.multimodal.samples import clip, encoded, noise, numbered
+from trifocal.errors import RequestError
 from trifocal.multimodal.processor import FrameSample
 from trifocal.multimodal.reader import MediaReader
-from trifocal.types import RequestError
 
 NUM_MUTATIONS = 20
 PICTURE = PIL.Image.fromarray(noise(60, 80))

@@ -19,11 +19,11 @@ from tests.multimodal.samples import clip, data_url, encoded, noise
 from tests.multimodal.test_download import dripping, eventually
 from tests.multimodal.web import HERE, ok, serving
 from trifocal.config import EngineArgs, EngineConfig, resolve
+from trifocal.errors import ConfigError, RequestError
 from trifocal.multimodal import fetch
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.media import Image
 from trifocal.multimodal.reader import MediaReader
-from trifocal.types import ConfigError, RequestError
 
 PICTURE = PIL.Image.fromarray(noise(120, 200))
 PNG = data_url(encoded(PICTURE, "PNG"))

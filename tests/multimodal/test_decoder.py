@@ -25,9 +25,9 @@ import PIL.Image
 import pytest
 
 from tests.multimodal.samples import LIMITS, clip, encoded, frame_numbers, noise
+from trifocal.errors import RequestError
 from trifocal.multimodal.processor import FrameSample
 from trifocal.multimodal.reader import MediaReader
-from trifocal.types import RequestError
 
 WHERE = "messages[0].content[1].image_url"
 SMALL = encoded(PIL.Image.fromarray(noise(20, 30)), "PNG")
@@ -181,6 +181,13 @@ def test_what_the_process_may_do() -> None:
         assert int(soft["Max cpu time"]) < 5 * LIMITS.image_decode_timeout
         open_files = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
         assert not [path for path in open_files if not path.startswith(("pipe:", "/dev/null"))]
+
+
+def test_answers_come_before_pictures() -> None:
+    with reader_of() as reader:
+        load(reader)
+        [pid] = pids(reader)
+        assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
 
 
 # ------------------------------------------------------------------------------------------------- the pool

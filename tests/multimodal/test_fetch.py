@@ -15,10 +15,10 @@ import pytest
 
 from tests.multimodal.test_download import dripping, endless
 from tests.multimodal.web import HERE, Page, ok, serving
+from trifocal.errors import ConfigError, RequestError
 from trifocal.multimodal import fetch
 from trifocal.multimodal.fetch import Fetcher
 from trifocal.multimodal.fetch_policy import FetchPolicy
-from trifocal.types import ConfigError, RequestError
 
 WHERE = "messages[0].content[1].image_url"
 POOL = ThreadPoolExecutor(2)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trifocal.errors import ConfigError
 from trifocal.multimodal.fetch_policy import FetchPolicy, ForbiddenError, host_of
-from trifocal.types import ConfigError
 
 PUBLIC = """
     1.1.1.1 8.8.8.8 93.184.216.34 100.63.255.255 100.128.0.0 172.15.255.255 172.32.0.0 192.167.255.255

@@ -17,8 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.multimodal.samples import LIMITS, encoded, noise
+from trifocal.errors import RequestError
 from trifocal.multimodal.reader import MediaReader
-from trifocal.types import RequestError
 
 WHERE = "messages[0].content[1].image_url"
 Load = Callable[[Any], NDArray[np.uint8]]

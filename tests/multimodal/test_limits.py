@@ -15,10 +15,10 @@ import pytest
 from tests import tiny
 from tests.multimodal.samples import LIMITS, clip, data_url, encoded, noise
 from trifocal.config import EngineArgs, EngineConfig, resolve
+from trifocal.errors import ConfigError, RequestError
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.limits import MAX_DECODED_BYTES
 from trifocal.multimodal.reader import MediaReader
-from trifocal.types import ConfigError, RequestError
 
 PNG = encoded(PIL.Image.fromarray(noise(100, 200)), "PNG")
 MP4 = clip(20, 10, size=(96, 64))

@@ -10,10 +10,10 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
+from trifocal.errors import ConfigError, RequestError
 from trifocal.multimodal.messages import Conversation, MessageParser
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError, RequestError
 
 PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 PARTS_ONLY = "{% for m in messages %}{% for c in m.content %}{{ c['text'] }}{% endfor %}{% endfor %}"

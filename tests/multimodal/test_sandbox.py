@@ -15,10 +15,10 @@ import pytest
 
 from tests import tiny
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import ConfigError, RequestError
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.sandbox import RenderedTooLongError, RenderTimeoutError, Sandbox
 from trifocal.multimodal.template import ChatTemplate
-from trifocal.types import ConfigError, RequestError
 
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 ON_DEMAND = "{% if 'spin' in messages[0].content %}" + ENDLESS + "{% endif %}{{ messages[0].content }}"

@@ -15,13 +15,13 @@ import PIL.Image
 import pytest
 
 from tests.multimodal.samples import LIMITS, clip, encoded, frame_numbers, noise, numbered
+from trifocal.errors import RequestError
 from trifocal.multimodal import video_file
 from trifocal.multimodal.media import Video
 from trifocal.multimodal.processor import FrameSample
 from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.video import OpenedVideo, Sampler
 from trifocal.multimodal.video_file import VideoFile, VideoIndex
-from trifocal.types import RequestError
 
 WHERE = "messages[0].content[0].video_url"
 

@@ -11,10 +11,10 @@ import torch
 
 from trifocal import platforms
 from trifocal.attention.registry import ATTENTION
+from trifocal.errors import ConfigError
 from trifocal.platforms import PLATFORMS, cpu, detect_device, get_platform, load_plugins
 from trifocal.platforms.cpu import CpuPlatform
 from trifocal.registry import Registry
-from trifocal.types import ConfigError
 
 _GIB = 1 << 30
 

@@ -13,17 +13,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.quantize import load
 from tests import tiny, tiny_internvl
 from tests.oracle import Runner, load_processor, make_sample
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.kernels.base import TORCH
 from trifocal.layers.linear import Linear
 from trifocal.llm import LLM
-from trifocal.models.base import Model
-from trifocal.models.loader import _columns, load_model
+from trifocal.models.loader import _columns
 from trifocal.quant.awq import AwqLinear, pack_awq, unpack_awq
 from trifocal.quant.int4 import weight_of
-from trifocal.types import ConfigError, NotAvailableYetError, SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 COLUMN_OF_NIBBLE = (0, 2, 4, 6, 1, 3, 5, 7)  # from the low end of an integer: AutoAWQ's order_map
 LANGUAGE = re.compile(r"(?!visual|vision).*layers\..*\.(\w+_proj)\.weight$")
@@ -72,14 +73,6 @@ def write_pair(plain: Path, awq: Path, *, group: int = GROUP, nested: str | None
     (config[nested] if nested else config)["quantization_config"] = settings
     (awq / "config.json").write_text(json.dumps(config))
     return count
-
-
-def load(folder: Path) -> Model:
-    config = resolve(EngineArgs(model=str(folder), device="cpu", dtype="float32"))
-    return load_model(
-        config.spec, dtype=torch.float32, device=torch.device("cpu"), load_format="auto", seed=0,
-        quantization=config.quantization,
-    )  # fmt: skip
 
 
 def test_golden_integers() -> None:

@@ -18,7 +18,7 @@ from trifocal.models.loader import load_model
 from trifocal.quant.base import PLAIN
 from trifocal.quant.int4 import Int4Linear, round_to_int4, weight_of
 from trifocal.quant.int8 import INT8
-from trifocal.types import SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 DEMO = Path(__file__).parents[2] / "trifocal" / "demo" / "model"
 

@@ -12,7 +12,7 @@ from tools.demo_model.items import Item, held_out_items
 from trifocal.llm import LLM
 from trifocal.quantize.awq import quantize
 from trifocal.quantize.samples import built_in
-from trifocal.types import SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.slow
 DEMO = Path(__file__).parents[2] / "trifocal" / "demo" / "model"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.quantize import load
 from tests import tiny, tiny_internvl
 from tests.models.families import ENTRIES
 from tests.oracle import Runner, load_processor, make_sample, relative_error
@@ -17,14 +18,13 @@ from tests.quantize.formula import all_tensors, unpacked, write_dequantized
 from trifocal.cli import main
 from trifocal.config import EngineArgs, resolve
 from trifocal.llm import LLM
-from trifocal.models.base import Model
-from trifocal.models.loader import empty_model, load_model
+from trifocal.models.loader import empty_model
 from trifocal.quantize import awq, scales
 from trifocal.quantize.awq import Work, quantize
 from trifocal.quantize.samples import Sample, built_in
 from trifocal.quantize.shards import ShardWriter
 from trifocal.quantize.source import Source
-from trifocal.types import SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 NAMES = (
     "qwen2_5_vl", "qwen2_5_vl-kv4-shards", "internvl-qwen2-300M", "internvl-qwen3-300M", "internvl-internlm2-300M",
@@ -32,14 +32,6 @@ NAMES = (
 )  # fmt: skip
 KEPT = {"qwen2_5_vl": ["visual"], "internvl": ["vision_model", "mlp1"], "minicpmv": ["vpm", "resampler"]}
 TOKENS = 300
-
-
-def load(folder: Path) -> Model:
-    config = resolve(EngineArgs(model=str(folder), device="cpu", dtype="float32"))
-    return load_model(
-        config.spec, dtype=torch.float32, device=torch.device("cpu"), load_format="auto", seed=0,
-        quantization=config.quantization,
-    )  # fmt: skip
 
 
 def few_samples() -> list[Sample]:

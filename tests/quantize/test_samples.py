@@ -11,10 +11,10 @@ from PIL import Image
 
 from tests import tiny
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import ConfigError
 from trifocal.quantize.drawing import drawn_pictures
 from trifocal.quantize.inputs import build_prompts
 from trifocal.quantize.samples import built_in, read_samples
-from trifocal.types import ConfigError
 
 
 def test_the_built_in_set() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from trifocal.errors import ConfigError
 from trifocal.server.admission import Admission
 from trifocal.server.args import ServerArgs
 from trifocal.server.errors import OverloadedError
-from trifocal.types import ConfigError
 
 
 def admission(**limits: Any) -> Admission:

@@ -14,10 +14,11 @@ from fastapi import FastAPI
 from starlette.responses import Response, StreamingResponse
 
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import EngineDeadError, RequestError
 from trifocal.log import DiscreetFormatter
 from trifocal.server.app import create_app
 from trifocal.server.args import ServerArgs
-from trifocal.types import EngineDeadError, EngineStats, RequestError
+from trifocal.types import EngineStats
 
 SECRET = "the prompt"
 

@@ -19,8 +19,10 @@ from schemathesis import Case, GenerationMode, openapi
 from tests import tiny
 from tests.server.helpers import HELLO, MODEL
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import RequestError
 from trifocal.multimodal.messages import MessageParser
 from trifocal.multimodal.template import ChatTemplate
+from trifocal.sampling_params import SAMPLING_BOUNDS
 from trifocal.server import chat, completions, status, tokens
 from trifocal.server.app import create_app
 from trifocal.server.args import ServerArgs
@@ -29,7 +31,6 @@ from trifocal.server.openapi import document
 from trifocal.server.operations import operation_of
 from trifocal.server.schemas import ChatBody, CompletionBody, GenerationBody
 from trifocal.tokenizer import Guard
-from trifocal.types import SAMPLING_BOUNDS, RequestError
 
 CHAT = "/v1/chat/completions"
 ROUTES = [cast(APIRoute, route) for module in (chat, completions, tokens, status) for route in module.router.routes]

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from trifocal.errors import RequestError
 from trifocal.server.timeouts import moment, timed_out, until, within
-from trifocal.types import RequestError
 
 
 async def test_in_time() -> None:

@@ -15,9 +15,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.datastructures import Headers
 
+from trifocal.errors import ConfigError
+from trifocal.sampling_params import SamplingParams
 from trifocal.server.tracing import Tracer
 from trifocal.server.visit import Visit
-from trifocal.types import ConfigError, SamplingParams
 
 
 def visit(headers: Mapping[str, str] | None = None, **facts: Any) -> Visit:

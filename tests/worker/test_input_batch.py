@@ -7,7 +7,8 @@ import random
 import numpy as np
 import torch
 
-from trifocal.types import MediaItem, Prompt, Request, SamplingParams, ScheduledNew, ScheduledSeq, Span, StepPlan
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import MediaItem, Prompt, Request, ScheduledNew, ScheduledSeq, Span, StepPlan
 from trifocal.worker.input_batch import ForwardBatch, SequenceState, build_batch
 
 BLOCK_SIZE, ROWS = 4, 3

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from trifocal.types import Prompt, Request, SamplingParams, ScheduledNew
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import Prompt, Request, ScheduledNew
 from trifocal.worker.input_batch import SequenceState
 from trifocal.worker.sampler import Sampler, _top_k_top_p
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from tools.demo_model.items import KINDS, Item, held_out_items
 from trifocal.demo.run import MODEL
 from trifocal.llm import LLM
-from trifocal.types import SamplingParams
+from trifocal.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=80)
 SWITCH = "TRIFOCAL_CPU_KERNELS"

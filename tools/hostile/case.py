@@ -87,3 +87,10 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
         for _ in range(chance.randrange(1, 16)):
             broken[chance.randrange(reach)] = chance.randrange(256)
     return bytes(broken)
+
+
+def ruined(data: bytes, chance: random.Random) -> bytes:
+    """`data` mutated once or twice, never down to nothing."""
+    for _ in range(chance.randrange(1, 3)):
+        data = mutated(data, chance) or b"\0"
+    return data

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tools.hostile.case import Call, Case, ask_about_bytes, mutated
+from tools.hostile.case import Call, Case, ask_about_bytes, ruined
 from tools.hostile.pictures import gif_flood
 
 CONTAINERS = {
@@ -33,9 +33,7 @@ def cases() -> Iterator[Case]:
 
 
 def _mutated(container: str, chance: random.Random) -> Call:
-    data = sample(container)
-    for _ in range(chance.randrange(1, 3)):
-        data = mutated(data, chance) or b"\0"
+    data = ruined(sample(container), chance)
     return ask_about_bytes(data, chance.choice(["video_url", "video_url", "image_url"]), "video/mp4")
 
 

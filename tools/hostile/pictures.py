@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from tools.hostile.case import Call, Case, ask_about_bytes, mutated
+from tools.hostile.case import Call, Case, ask_about_bytes, ruined
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "PCX", "ICNS", "DDS")
 MUTATIONS = 9
@@ -30,9 +30,7 @@ def cases() -> Iterator[Case]:
 
 
 def _mutated(kind: str, chance: random.Random) -> Call:
-    data = sample(kind)
-    for _ in range(chance.randrange(1, 3)):
-        data = mutated(data, chance) or b"\0"
+    data = ruined(sample(kind), chance)
     return ask_about_bytes(data, chance.choice(["image_url", "image_url", "video_url"]))
 
 

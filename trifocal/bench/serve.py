@@ -21,7 +21,7 @@ from trifocal.bench.workload import PRESETS, Shape, make_questions, parse_size
 from trifocal.cli.flags import Parser
 from trifocal.cli.local_server import LocalServer
 from trifocal.client import Client, ServerError
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 DESCRIPTION = "Measure a server under load: time to first token, time per token, throughput."
 _DEFAULT = Shape(num_prompts=32, concurrency=8, input_words=64, output_tokens=64)

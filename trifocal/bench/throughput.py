@@ -13,7 +13,9 @@ from trifocal import __version__
 from trifocal.bench.workload import Shape, make_questions, parse_size
 from trifocal.cli.flags import Parser, add_flags, build
 from trifocal.config import EngineArgs
-from trifocal.types import ConfigError, RequestOutput, SamplingParams
+from trifocal.errors import ConfigError
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import RequestOutput
 
 DESCRIPTION = "Measure the engine offline: LLM.chat over many prompts at once."
 _DEFAULT = Shape(num_prompts=32, concurrency=32, input_words=64, output_tokens=64)

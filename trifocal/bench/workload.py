@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 _WORDS = (
     "harbor violet engine marble quiet signal copper garden window thunder paper silver orbit candle river maple "

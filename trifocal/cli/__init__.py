@@ -9,7 +9,7 @@ from importlib import import_module
 
 from trifocal import __version__
 from trifocal.cli.flags import Parser
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 
 @dataclass(frozen=True)

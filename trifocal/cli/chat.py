@@ -11,7 +11,7 @@ from trifocal.cli.local_server import DEFAULT_PORT, HOST, LocalServer
 from trifocal.cli.serve import add_model, engine_args
 from trifocal.client import Client, ServerError, media_part
 from trifocal.config import EngineArgs
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 DESCRIPTION = (
     "Talk to a running server (--url), or to a model folder: a server is then started for as long as you talk."

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from trifocal.cli.flags import Parser
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 DESCRIPTION = (
     "Write a checkpoint's language model in int4 by AWQ, for this and other engines; pictures' part stays as it is."

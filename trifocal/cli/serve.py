@@ -11,8 +11,8 @@ from trifocal import envs, log
 from trifocal.cli.flags import Parser, add_flags, build
 from trifocal.cli.ignored import add_ignored_flags, notes
 from trifocal.config import EngineArgs, resolve
+from trifocal.errors import ConfigError
 from trifocal.server.args import ServerArgs
-from trifocal.types import ConfigError
 
 DESCRIPTION = "Serve a model folder over the OpenAI API: images, video and text in, text out."
 

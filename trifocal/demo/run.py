@@ -15,7 +15,7 @@ from typing import Any
 from trifocal.cli.flags import Parser
 from trifocal.cli.local_server import LocalServer
 from trifocal.client import Client, ServerError, media_part
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 DESCRIPTION = "Start the server on the built-in model, ask it the sample questions and leave it running."
 MODEL = Path(__file__).parent / "model"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trifocal.types import MediaItem, Prompt, RequestError, SamplingParams
+from trifocal.errors import RequestError
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import MediaItem, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)

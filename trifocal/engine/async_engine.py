@@ -18,9 +18,11 @@ from trifocal.engine.output import Choice, expand
 from trifocal.engine.replay import Flights, InFlight
 from trifocal.engine.stream import RequestStream
 from trifocal.engine.supervisor import State, Supervisor
+from trifocal.errors import EngineDeadError, RequestError
 from trifocal.log import get_logger
+from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import EngineDeadError, EngineStats, Prompt, RequestError, SamplingParams, TokenOutput
+from trifocal.types import EngineStats, Prompt, TokenOutput
 
 __all__ = ["AsyncEngine", "Integrity", "RequestStream"]
 

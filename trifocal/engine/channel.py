@@ -34,10 +34,10 @@ class Channel:
         except (BrokenPipeError, ConnectionResetError):
             raise EOFError("the server process is gone") from None
 
-    def receive(self, *, wait: bool) -> bytes | None:
-        """The next frame; None if there is none now and `wait` is false."""
+    def receive(self, timeout_s: float | None) -> bytes | None:
+        """The next frame, None if nothing comes for so long; without a time it waits for it."""
         while (data := self._take()) is None:
-            if not self._poll.poll(None if wait else 0):
+            if not self._poll.poll(None if timeout_s is None else timeout_s * 1000):
                 return None
             try:
                 received = self._socket.recv(_CHUNK)

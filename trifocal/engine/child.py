@@ -19,8 +19,8 @@ from trifocal.config import EngineConfig
 from trifocal.engine import messages
 from trifocal.engine.channel import LENGTH_BYTES, frame
 from trifocal.engine.step_note import StepNote
+from trifocal.errors import ConfigError, EngineDeadError
 from trifocal.parent import python_module, python_path
-from trifocal.types import ConfigError, EngineDeadError
 
 _END_GRACE_S = 1.0  # between saying that it failed and being gone
 _STOP_GRACE_S = 5.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from time import monotonic
 
 from trifocal.config import EngineConfig
 from trifocal.engine.admission import Limits
@@ -41,6 +42,7 @@ class Engine:
         )
         self.scheduler = Scheduler(self.limits, blocks, EncoderCache(config.encoder_cache_bytes))
         self._in_flight: tuple[StepPlan, Future[StepResult]] | None = None
+        self._step_began = 0.0  # the one in flight, by the clock
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises `RequestError` if it can never run."""
@@ -61,9 +63,12 @@ class Engine:
         running = self._in_flight
         self._in_flight = None if plan is None else (plan, self.executor.submit(plan))
         if running is None:
+            self._step_began = monotonic()
             return []
         plan_before, future = running
-        return self.scheduler.update(plan_before, future.result())
+        result = future.result()
+        began, self._step_began = self._step_began, monotonic()
+        return self.scheduler.update(plan_before, result, self._step_began - began)
 
     def stats(self) -> EngineStats:
         """Counters and gauges now."""

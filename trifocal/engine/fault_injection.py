@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 
 from trifocal import envs
-from trifocal.types import ConfigError, ScheduledSeq, StepPlan
+from trifocal.errors import ConfigError
+from trifocal.types import ScheduledSeq, StepPlan
 
 
 def _exit() -> None:

@@ -12,17 +12,8 @@ import numpy as np
 
 from trifocal.config import EngineConfig
 from trifocal.engine.admission import Limits
-from trifocal.types import (
-    EngineStats,
-    MediaItem,
-    Modality,
-    Prompt,
-    Request,
-    SamplingParams,
-    SharedPixels,
-    Span,
-    TokenOutput,
-)
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import EngineStats, MediaItem, Modality, Prompt, Request, SharedPixels, Span, TokenOutput
 
 
 class WireMedia(msgspec.Struct, array_like=True, frozen=True):

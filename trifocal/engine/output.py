@@ -9,8 +9,9 @@ from functools import lru_cache
 from trifocal.engine.detokenizer import Detokenizer
 from trifocal.engine.stop import StopStrings
 from trifocal.log import get_logger
+from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import Delta, Prompt, Request, SamplingParams, TokenLogprobs, TokenOutput
+from trifocal.types import Delta, Prompt, Request, TokenLogprobs, TokenOutput
 
 _log = get_logger(__name__)
 

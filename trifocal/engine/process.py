@@ -20,10 +20,13 @@ from trifocal.engine.engine import Engine
 from trifocal.engine.fault_injection import injected_fault
 from trifocal.engine.media_store import map_pixels
 from trifocal.engine.step_note import StepNote
+from trifocal.errors import ConfigError, RequestError
 from trifocal.executor.base import EXECUTORS
+from trifocal.memory import few_heaps, give_back
 from trifocal.parent import end_with_parent
-from trifocal.types import ConfigError, EngineStats, RequestError, StepPlan, TokenOutput
+from trifocal.types import EngineStats, StepPlan, TokenOutput
 
+_IDLE_S = 1.0  # without work for so long, there is time to tidy up
 logger = log.get_logger(__name__)
 
 
@@ -39,7 +42,7 @@ class EngineProcess:
     def run(self) -> None:
         """Serve until told to stop. Raises `ConfigError` if the engine cannot start."""
         EXECUTORS.get("uni")  # imports torch, while the server still reads the tokenizer
-        config = messages.decode_config(self._channel.receive(wait=True) or b"")
+        config = messages.decode_config(self._channel.receive(None) or b"")
         engine = Engine(config, self._begin_step)
         self._send(messages.Ready(engine.limits))
         while self._take_messages(engine):
@@ -57,9 +60,12 @@ class EngineProcess:
         while True:
             if not engine.has_work:
                 self._note.write([])
-            data = self._channel.receive(wait=not engine.has_work)
+            data = self._channel.receive(0.0 if engine.has_work else _IDLE_S)
             if data is None:
-                return True
+                if engine.has_work:
+                    return True
+                give_back()
+                data = self._channel.receive(None) or b""
             message = messages.decode_to_engine(data)
             if isinstance(message, messages.Stop):
                 return False
@@ -101,6 +107,7 @@ def main(socket: str, note: str) -> int:
         signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     log.configure()
+    few_heaps()
     channel = Channel(int(socket))
     try:
         EngineProcess(channel, StepNote(int(note))).run()

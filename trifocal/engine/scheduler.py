@@ -15,7 +15,9 @@ from trifocal.engine.draft import Draft
 from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.in_flight import StepsInFlight
 from trifocal.engine.sequence import Sequence
-from trifocal.types import EngineStats, FinishReason, Request, RequestError, StepPlan, StepResult, TokenOutput
+from trifocal.engine.turns import Turns
+from trifocal.errors import RequestError
+from trifocal.types import EngineStats, FinishReason, Request, StepPlan, StepResult, TokenOutput
 
 
 class Scheduler:
@@ -30,6 +32,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._forget: list[str] = []  # what the workers are to drop with the next plan
         self._in_flight = StepsInFlight(blocks.block_size)
+        self._turns = Turns(limits.max_num_batched_tokens)
         self._num_steps = 0
         self._num_preemptions = 0
         self._num_prompt_tokens = 0
@@ -74,6 +77,7 @@ class Scheduler:
             return None
         self._num_steps += 1
         self._in_flight.add(self._num_steps, draft.planned)
+        self._turns.begin(draft.planned.values())
         forget, self._forget = self._forget, []
         plan = draft.plan(self._num_steps, forget)
         self._num_media_encoded += len(plan.encode)
@@ -83,7 +87,8 @@ class Scheduler:
         limits = self.limits
         draft = Draft(limits, self.blocks, self.encoder_cache)
         for seq in sorted(self._running, key=lambda seq: (seq.num_remaining > 1, seq.order)):  # decodes first, by age
-            self._schedule_running(seq, draft)
+            if not (draft and self._turns.is_resting(seq)):
+                self._schedule_running(seq, draft)
         while self._waiting and draft.budget and not draft.has_preempted and len(self._running) < limits.max_num_seqs:
             if not self._schedule_waiting(self._waiting[0], draft):
                 break
@@ -152,15 +157,17 @@ class Scheduler:
         """Back to nothing computed; tokens generated so far are kept."""
         self.blocks.release(seq)
         self.encoder_cache.release(seq)
+        self._turns.forget(seq)
         seq.num_computed_tokens = 0
         seq.is_new_to_workers = True
 
     # ------------------------------------------------------------------------------------------ results
 
-    def update(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
-        """Advance by what a step produced; finished sequences give everything back."""
+    def update(self, plan: StepPlan, result: StepResult, seconds: float = 0.0) -> list[TokenOutput]:
+        """Advance by what a step of `seconds` produced; finished sequences give everything back."""
         outputs = self._fail(plan, result) if result.errors else []
         planned = self._in_flight.remove(plan.step_id)
+        self._turns.end(planned.values(), seconds)
         self._media_encode_s += result.encode_s
         for request_id, token_id in result.token_ids.items():
             if request_id in planned and self._is_alive(planned[request_id].seq):

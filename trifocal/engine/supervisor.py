@@ -18,8 +18,8 @@ from trifocal import envs
 from trifocal.config import EngineConfig
 from trifocal.engine import messages
 from trifocal.engine.child import Death, EngineChild, VanishedError
+from trifocal.errors import EngineDeadError, TrifocalError
 from trifocal.log import get_logger
-from trifocal.types import EngineDeadError, TrifocalError
 
 logger = get_logger(__name__)
 _MAX_BACKOFF_S = 30.0

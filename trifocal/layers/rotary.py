@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from trifocal.errors import ConfigError
 from trifocal.layers.base import Layer
 from trifocal.model_spec import RopeConfig
-from trifocal.types import ConfigError
 
 
 class RotaryEmbedding(nn.Module):

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.attention.base import AttentionBackend
+from trifocal.errors import ConfigError
 from trifocal.layers.activation import SiluAndMul
 from trifocal.layers.embedding import Embedding
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.layers.norm import RMSNorm
 from trifocal.layers.rotary import RotaryEmbedding, Rotate
 from trifocal.model_spec import TextConfig
-from trifocal.types import ConfigError
 
 
 class SelfAttention(nn.Module):

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from trifocal.errors import ConfigError
 from trifocal.models.llama import LlamaDecoder
-from trifocal.types import ConfigError
 
 _NAMES = {
     "tok_embeddings": "embed_tokens",

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.model_spec import ModelSpec, Quantization, read_json
 from trifocal.models.base import Model
@@ -24,7 +25,6 @@ from trifocal.models.registry import MODELS
 from trifocal.quant.awq import OUTPUTS_PER_COLUMN
 from trifocal.quant.base import Slot
 from trifocal.quant.choose import quantize_layers, quantize_towers
-from trifocal.types import ConfigError, NotAvailableYetError
 
 _INDEX = "model.safetensors.index.json"
 _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older releases saved with the weights
@@ -147,7 +147,7 @@ def tensor_files(folder: Path) -> dict[str, str]:
             with safe_open(folder / file, framework="pt") as shard:
                 files |= dict.fromkeys(shard.keys(), file)
         except SafetensorError as error:
-            raise ConfigError(f"{folder.name}/{file} is not a readable safetensors file: {error}") from None
+            raise unreadable(folder / file, error) from None
     return files
 
 
@@ -244,7 +244,7 @@ def _tensors(folder: Path, progress: bool) -> Iterator[tuple[str, str, Tensor]]:
                         _forget(tensor)
                         bar.update()
             except SafetensorError as error:
-                raise ConfigError(f"{where} is not a readable safetensors file: {error}") from None
+                raise unreadable(folder / file, error) from None
 
 
 def _forget(tensor: Tensor) -> None:
@@ -276,8 +276,18 @@ def _files(folder: Path) -> list[str]:
         return ["model.safetensors"]
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
-        raise ConfigError(f"{folder.name} holds no *.safetensors file; other weight formats are not read")
+        raise without_weights(folder)
     return files
+
+
+def unreadable(file: Path, error: Exception) -> ConfigError:
+    """The error for a shard that safetensors, or the system, refuses."""
+    return ConfigError(f"{file.parent.name}/{file.name} is not a readable safetensors file: {error}")
+
+
+def without_weights(folder: Path) -> ConfigError:
+    """The error for a folder that has no shard."""
+    return ConfigError(f"{folder.name} holds no *.safetensors file; other weight formats are not read")
 
 
 def _check_file(path: Path) -> None:

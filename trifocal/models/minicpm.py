@@ -6,10 +6,10 @@ import math
 
 from torch import Tensor
 
+from trifocal.errors import ConfigError
 from trifocal.layers.embedding import Embedding
 from trifocal.model_spec import TextConfig
 from trifocal.models.decoder import Decoder, DecoderLayer
-from trifocal.types import ConfigError
 
 
 class ScaledEmbedding(Embedding):

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from trifocal.errors import NotAvailableYetError
 from trifocal.model_spec import TextConfig
 from trifocal.models.decoder import split_rows
 from trifocal.models.llama import LlamaDecoder
-from trifocal.types import NotAvailableYetError
 
 
 class Phi3Decoder(LlamaDecoder):

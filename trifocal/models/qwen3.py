@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from trifocal.errors import NotAvailableYetError
 from trifocal.model_spec import TextConfig
 from trifocal.models.decoder import Decoder
-from trifocal.types import NotAvailableYetError
 
 
 class Qwen3Decoder(Decoder):

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trifocal.errors import ConfigError
 from trifocal.registry import Registry
-from trifocal.types import ConfigError, Modality
+from trifocal.types import Modality
 
 if TYPE_CHECKING:
     from trifocal.models.base import Model

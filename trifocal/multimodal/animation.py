@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from trifocal.errors import RequestError
 from trifocal.multimodal.image import check_size, open_bytes, refusal, to_rgb
-from trifocal.types import RequestError
 
 MAX_ANIMATION_PIXELS = 500_000_000  # of all frames: each must be decoded, some seconds in all
 _MAX_FPS = 1000.0

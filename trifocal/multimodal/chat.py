@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from trifocal import envs
 from trifocal.config import EngineConfig
+from trifocal.errors import ConfigError, RequestError
 from trifocal.models.registry import PROCESSORS
 from trifocal.multimodal.fetch import Fetcher, fetch_all, run_all
 from trifocal.multimodal.fetch_policy import FetchPolicy
@@ -32,7 +33,7 @@ from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, rea
 from trifocal.multimodal.video import OpenedVideo
 from trifocal.multimodal.watch import timed
 from trifocal.tokenizer import Tokenizer, valid_text
-from trifocal.types import ConfigError, Modality, Prompt, RequestError
+from trifocal.types import Modality, Prompt
 
 _MAX_THREADS = 8
 _TEXT_THREADS = 2

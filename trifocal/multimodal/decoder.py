@@ -7,7 +7,6 @@ answers on standard output (`decoder_messages`); it opens no files and no connec
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import select
@@ -16,25 +15,26 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
 
+from trifocal.errors import RequestError
+from trifocal.memory import few_heaps, give_back, no_large_leftovers
 from trifocal.multimodal import decoder_messages as messages
 from trifocal.multimodal.image import as_array, load_image, open_image, refusal, scaled
-from trifocal.types import RequestError
 
 CPU_PER_SECOND = 4  # computing time allowed for each second of a job's: decoders have so many threads
 _MAX_JOBS = 1000
+_NICENESS = 10  # answers that are being written come first where the processors are short
 _MAX_IDLE_BYTES = 128 << 20  # a process that still holds so much memory of its own after a job is replaced
 _UNKNOWN_START_BYTES = 1 << 30
 
 
 def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
     """Do jobs until their pipe is closed or the process is worn out."""
-    trim = _trimmer()
     _send(answers, messages.Ready())
     for count in range(1, _MAX_JOBS + 1):
         head = jobs.read(messages.LENGTH_BYTES)
@@ -44,7 +44,7 @@ def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
         _start_clock(job.file.timeout_s)
         message = _do(job, jobs.read(job.file.num_bytes), answers)
         signal.alarm(0)
-        trim()
+        give_back()
         is_spent = count == _MAX_JOBS or _own_bytes() > _MAX_IDLE_BYTES
         _send(answers, messages.Done(is_spent) if message is None else messages.Refused(message, is_spent))
         if is_spent:
@@ -161,12 +161,6 @@ def _own_bytes() -> int:
     return _statm(1) - _statm(2)
 
 
-def _trimmer() -> Callable[[], object]:
-    """What gives freed memory back to the system: glibc keeps tens of megabytes otherwise. Without glibc: nothing."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return lambda: None if trim is None else trim(0)
-
-
 def _statm(column: int) -> int:
     try:
         with open("/proc/self/statm") as file:
@@ -194,6 +188,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not look like an answer
     _end_with_parent()
+    os.nice(_NICENESS)
+    few_heaps()
+    no_large_leftovers()
     _limit(int(sys.argv[1]))
     serve(sys.stdin.buffer, answers)
 

@@ -17,10 +17,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from trifocal.errors import RequestError
 from trifocal.log import get_logger
 from trifocal.multimodal import decoder_messages as messages
 from trifocal.parent import python_module, python_path
-from trifocal.types import RequestError
 
 logger = get_logger(__name__)
 T = TypeVar("T")
@@ -32,8 +32,6 @@ _F_SETPIPE_SZ = getattr(fcntl, "F_SETPIPE_SZ", None)
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "2",  # glibc: fewer heaps to lie about half empty,
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),  # and what is larger than this goes back as soon as it is freed
 }
 
 

@@ -10,12 +10,13 @@ from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from trifocal import envs
+from trifocal.errors import RequestError
 from trifocal.multimodal.download import Downloader, DownloadError, Resolver, TooLargeError
 from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.multimodal.local_file import FileRefusedError, FileTooLargeError, read_file
 from trifocal.multimodal.messages import MediaRef
 from trifocal.multimodal.watch import watching
-from trifocal.types import Modality, RequestError
+from trifocal.types import Modality
 
 T = TypeVar("T")
 MAX_BYTES: dict[Modality, int] = {"image": 128 << 20, "video": 512 << 20}

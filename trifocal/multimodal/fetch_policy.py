@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network

@@ -15,8 +15,9 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from trifocal.errors import RequestError
 from trifocal.multimodal.media import Image
-from trifocal.types import Modality, RequestError
+from trifocal.types import Modality
 
 # What browsers and cameras write, told by content. Not in it: EPS and the like, whose decoding starts other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000")

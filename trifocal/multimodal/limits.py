@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trifocal.config import EngineConfig
-from trifocal.types import Modality, RequestError
+from trifocal.errors import RequestError
+from trifocal.types import Modality
 
 MAX_DECODED_BYTES = 2 << 30  # of all pictures and frames of one request, scaled as the model's family wants them
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trifocal.errors import RequestError
 from trifocal.multimodal.template import ChatTemplate
 from trifocal.tokenizer import Guard, valid_text
-from trifocal.types import Modality, RequestError
+from trifocal.types import Modality
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 TEXT_TYPES = ("text", "input_text", "output_text", "refusal")

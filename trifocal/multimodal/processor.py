@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trifocal.errors import ConfigError
 from trifocal.model_spec import ModelSpec
 from trifocal.multimodal.media import Media
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError, Modality, Prompt
+from trifocal.types import Modality, Prompt
 
 
 @dataclass(frozen=True, slots=True)

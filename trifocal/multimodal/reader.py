@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from trifocal.multimodal.video import EncodedVideo, OpenedVideo, Sampler, load_f
 from trifocal.types import Modality
 
 T = TypeVar("T")
+A = TypeVar("A", bound=messages.Answer)
 
 
 class MediaReader:
@@ -33,14 +35,7 @@ class MediaReader:
         if not isinstance(source, bytes):
             return open_image(source, where, self.limits.max_image_pixels)
         job = messages.OpenImage(self._file("image", source, where))
-
-        def ask(decoder: Decoder) -> messages.ImageHeader:
-            decoder.send(job, source)
-            header = decoder.receive(messages.ImageHeader)
-            decoder.receive(messages.Done)
-            return header
-
-        header = self._run("image", where, ask)
+        header = self._run("image", where, partial(_ask, job, source, messages.ImageHeader))
         return OpenedImage(source, header.height, header.width, where)
 
     def load_image(self, opened: OpenedImage, target: TargetSize | None = None) -> Image:
@@ -101,14 +96,7 @@ class MediaReader:
 
     def _open_file(self, data: bytes, sampler: Sampler, where: str) -> OpenedVideo:
         job = messages.OpenVideo(self._file("video", data, where))
-
-        def ask(decoder: Decoder) -> messages.VideoHeader:
-            decoder.send(job, data)
-            header = decoder.receive(messages.VideoHeader)
-            decoder.receive(messages.Done)
-            return header
-
-        found = self._run("video", where, ask)
+        found = self._run("video", where, partial(_ask, job, data, messages.VideoHeader))
         sample = sampler(found.num_frames, found.fps)
         source = EncodedVideo(data, found.index)
         return OpenedVideo(source, found.num_frames, found.fps, found.height, found.width, sample, where)
@@ -125,3 +113,11 @@ class MediaReader:
             seconds = self.limits.timeout(modality)
             message = f"the {modality} takes longer than {seconds:g} s to decode (--{modality}-decode-timeout)"
             raise refusal(where, message) from None
+
+
+def _ask(job: messages.Job, data: bytes, kind: type[A], decoder: Decoder) -> A:
+    """Have a job done that one message answers."""
+    decoder.send(job, data)
+    answer = decoder.receive(kind)
+    decoder.receive(messages.Done)
+    return answer

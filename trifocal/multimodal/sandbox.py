@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trifocal.types import ConfigError, RequestError
+from trifocal.errors import ConfigError, RequestError
 
 MAX_SECONDS = 3.0  # of computing, for one rendering; usual ones take milliseconds
 QUICK_SECONDS = 0.5  # what a rendering gets that others wait for

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from trifocal.errors import ConfigError, RequestError
 from trifocal.multimodal.sandbox import SANDBOX, RenderedTooLongError, RenderTimeoutError, Sandbox
-from trifocal.types import ConfigError, RequestError
 
 __all__ = ["ChatTemplate", "RenderedTooLongError", "read_chat_template"]
 

@@ -18,8 +18,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from trifocal.errors import RequestError
 from trifocal.multimodal.image import check_size, refusal
-from trifocal.types import RequestError
 
 MAX_FRAMES = 1_000_000  # nine hours at 30 a second: an index of more would take hundreds of megabytes
 _FALLBACK_FPS = 25.0  # ffmpeg's own guess for a stream that does not say

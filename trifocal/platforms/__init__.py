@@ -15,8 +15,8 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from trifocal import envs
+from trifocal.errors import ConfigError
 from trifocal.registry import Registry
-from trifocal.types import ConfigError
 
 if TYPE_CHECKING:
     from trifocal.platforms.interface import Platform

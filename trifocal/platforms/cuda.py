@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from trifocal.errors import ConfigError
 from trifocal.platforms.interface import MemoryInfo, PeakMemory, Platform
-from trifocal.types import ConfigError
 
 
 class CudaPlatform(Platform):

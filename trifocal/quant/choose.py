@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from trifocal.errors import ConfigError
 from trifocal.layers.embedding import Embedding
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.model_spec import Quantization
@@ -13,7 +14,6 @@ from trifocal.quant.awq import AwqLinear
 from trifocal.quant.base import PLAIN, LinearMethod
 from trifocal.quant.int4 import GROUPS, Int4Linear
 from trifocal.quant.int8 import INT8
-from trifocal.types import ConfigError
 
 _Choice = Callable[[str, Linear], LinearMethod]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trifocal.config import EngineArgs, EngineConfig, resolve
+from trifocal.errors import ConfigError
 from trifocal.models.base import Model
 from trifocal.models.decoder import Decoder, DecoderLayer
 from trifocal.models.loader import empty_model, output_rows
@@ -24,7 +25,6 @@ from trifocal.quantize.samples import Sample
 from trifocal.quantize.scales import search_layer
 from trifocal.quantize.shards import ShardWriter
 from trifocal.quantize.source import Source, release
-from trifocal.types import ConfigError
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 

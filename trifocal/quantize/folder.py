@@ -11,11 +11,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from trifocal.model_spec import read_json
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
+from trifocal.model_spec import LLM_KEYS, read_json
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".index.json")
-_TEXT_KEYS = ("text_config", "llm_config")
 
 
 def check_places(source: Path, target: Path) -> None:
@@ -68,7 +67,7 @@ def write_config(source: Path, folder: Path, group: int, kept: list[str]) -> Non
     in the files, what is not quantized keeps the type it had.
     """
     config = deepcopy(read_json(source / "config.json", required=True))
-    parts: list[dict[str, Any]] = [config, *(config[key] for key in _TEXT_KEYS if isinstance(config.get(key), dict))]
+    parts: list[dict[str, Any]] = [config, *(config[key] for key in LLM_KEYS if isinstance(config.get(key), dict))]
     for part in parts:
         for name in ("dtype", "torch_dtype"):
             if part.get(name) is not None:

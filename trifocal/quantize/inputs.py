@@ -11,11 +11,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trifocal.config import EngineConfig
+from trifocal.errors import ConfigError, RequestError
 from trifocal.models.base import Model
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.quantize.samples import Sample
-from trifocal.types import ConfigError, Prompt, RequestError
+from trifocal.types import Prompt
 
 _LONGEST_TEXT = 512  # tokens of one sample without media; a longer one is cut
 _LEAST_ROOM = 16

@@ -11,8 +11,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from trifocal.errors import ConfigError
 from trifocal.quantize.drawing import drawn_pictures
-from trifocal.types import ConfigError
 
 _TEXTS = Path(__file__).parent / "texts.jsonl"
 _MEDIA = Path(__file__).parents[1] / "demo" / "samples"

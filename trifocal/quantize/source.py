@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.models.base import Model
-from trifocal.models.loader import fill, materialize, tensor_files, weight_slots
-from trifocal.types import ConfigError
+from trifocal.models.loader import fill, materialize, tensor_files, unreadable, weight_slots, without_weights
 
 
 class Source:
@@ -22,7 +21,7 @@ class Source:
         self.folder = folder
         self.files = tensor_files(folder)
         if not self.files:
-            raise ConfigError(f"{folder.name} holds no *.safetensors file; other weight formats are not read")
+            raise without_weights(folder)
         self._stack = ExitStack()
         self._shards: dict[str, Any] = {}
 
@@ -44,7 +43,7 @@ class Source:
                 self._shards[file] = self._stack.enter_context(safe_open(self.folder / file, framework="pt"))
             tensor: Tensor = self._shards[file].get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise ConfigError(f"{self.folder.name}/{file} is not a readable safetensors file: {error}") from None
+            raise unreadable(self.folder / file, error) from None
         return tensor
 
     def fill(self, model: Model, module: nn.Module, names: list[str], prefix: str = "") -> None:

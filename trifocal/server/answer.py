@@ -11,11 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from trifocal.engine.async_engine import RequestStream
-from trifocal.server.answers import Usage
+from trifocal.errors import EngineDeadError, TrifocalError
+from trifocal.sampling_params import SamplingParams
 from trifocal.server.errors import OverloadedError
+from trifocal.server.responses import Usage
 from trifocal.server.service import Service
 from trifocal.server.visit import Visit
-from trifocal.types import Delta, EngineDeadError, Prompt, SamplingParams, TrifocalError
+from trifocal.types import Delta, Prompt
 
 DeltaStream = RequestStream | AsyncGenerator[Delta, None]
 _serial = itertools.count()

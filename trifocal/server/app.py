@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from trifocal.config import EngineConfig
 from trifocal.engine.async_engine import AsyncEngine
+from trifocal.errors import EngineDeadError
 from trifocal.log import get_logger
+from trifocal.memory import few_heaps, no_large_leftovers
 from trifocal.server.args import ServerArgs
-from trifocal.types import EngineDeadError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -95,6 +96,8 @@ async def serve(config: EngineConfig, args: ServerArgs) -> None:
     """
     from trifocal.server.listen import bind
 
+    few_heaps()
+    no_large_leftovers()
     try:
         with _stop_event() as told:
             async with AsyncExitStack() as scope:

@@ -6,7 +6,7 @@ import ssl
 from dataclasses import dataclass, fields
 
 from trifocal.config import arg
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 _LEVELS = ["critical", "error", "warning", "info", "debug", "trace"]
 _MAY_BE_ZERO = ("port", "ssl_cert_reqs", "max_logit_bias", "max_stop_strings")

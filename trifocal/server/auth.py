@@ -8,8 +8,8 @@ from hashlib import sha256
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from trifocal.errors import RequestError
 from trifocal.server.visit import visit_in
-from trifocal.types import RequestError
 
 OPEN_PATHS = frozenset({"/health", "/live", "/ready", "/ping"})
 

@@ -8,12 +8,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from trifocal.server.answers import ChatChoice, ChatCompletion, ChatLogprobs
 from trifocal.server.generation import Generation
 from trifocal.server.limits import read_json
 from trifocal.server.logprobs import chat_logprobs
 from trifocal.server.operations import PREPARING, described
 from trifocal.server.prompts import build_chat_prompt
+from trifocal.server.responses import ChatChoice, ChatCompletion, ChatLogprobs
 from trifocal.server.schemas import ChatBody
 from trifocal.server.service import Service, service_of
 from trifocal.types import Delta, Prompt, TokenLogprobs

@@ -8,14 +8,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from trifocal.server.answers import CompletionChoice, CompletionLogprobs, TextCompletion
+from trifocal.errors import RequestError
 from trifocal.server.generation import Generation
 from trifocal.server.limits import read_json
 from trifocal.server.logprobs import completion_logprobs
 from trifocal.server.operations import PREPARING, described
+from trifocal.server.responses import CompletionChoice, CompletionLogprobs, TextCompletion
 from trifocal.server.schemas import CompletionBody
 from trifocal.server.service import Service, service_of
-from trifocal.types import Delta, Prompt, RequestError, TokenLogprobs
+from trifocal.types import Delta, Prompt, TokenLogprobs
 
 router = APIRouter()
 

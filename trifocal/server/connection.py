@@ -10,8 +10,8 @@ import h11
 import msgspec
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
+from trifocal.errors import RequestError
 from trifocal.server.errors import error_body
-from trifocal.types import RequestError
 
 _HEADERS_S = 30.0  # from the first moment of a connection, or of a further request on it, to the end of its headers
 

@@ -9,9 +9,9 @@ import msgspec
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from trifocal.errors import EngineDeadError, RequestError
 from trifocal.log import discreet, get_logger
-from trifocal.server.answers import ErrorAnswer
-from trifocal.types import EngineDeadError, RequestError
+from trifocal.server.responses import ErrorAnswer
 
 logger = get_logger(__name__)
 _MAX_SHOWN = 60  # characters of a refused number

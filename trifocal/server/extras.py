@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trifocal.errors import RequestError
 from trifocal.log import get_logger
-from trifocal.types import RequestError
 
 logger = get_logger(__name__)
 

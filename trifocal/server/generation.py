@@ -12,6 +12,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from trifocal.errors import RequestError
+from trifocal.sampling_params import SamplingParams
 from trifocal.server.answer import Answer
 from trifocal.server.disconnect import unless_disconnected
 from trifocal.server.limits import check_params
@@ -20,7 +22,7 @@ from trifocal.server.service import Service
 from trifocal.server.sse import EventStream
 from trifocal.server.timeouts import moment, preparing, timed_out, until, within
 from trifocal.server.visit import visit_of
-from trifocal.types import Delta, Prompt, RequestError, SamplingParams, TokenLogprobs
+from trifocal.types import Delta, Prompt, TokenLogprobs
 
 
 class Generation(ABC):

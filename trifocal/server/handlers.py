@@ -7,9 +7,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from trifocal.errors import EngineDeadError, RequestError
 from trifocal.server.errors import to_error
 from trifocal.server.visit import CLIENT_CLOSED, CLIENT_CLOSED_REQUEST, visit_of
-from trifocal.types import EngineDeadError, RequestError
 
 
 def install(app: FastAPI) -> None:

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from trifocal.config import EngineConfig
+from trifocal.errors import RequestError
+from trifocal.sampling_params import SamplingParams
 from trifocal.server.args import ServerArgs
 from trifocal.server.errors import explain
 from trifocal.server.extras import check_extras
@@ -17,7 +19,6 @@ from trifocal.server.schemas import Body
 from trifocal.server.service import service_of
 from trifocal.server.timeouts import within
 from trifocal.server.visit import Visit, visit_of
-from trifocal.types import RequestError, SamplingParams
 
 B = TypeVar("B", bound=Body)
 

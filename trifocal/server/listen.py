@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from trifocal.errors import ConfigError
 from trifocal.log import get_logger
 from trifocal.server.args import ServerArgs
 from trifocal.server.connection import Connection
-from trifocal.types import ConfigError
 
 logger = get_logger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from trifocal.server.answers import ChatLogprobs, ChosenToken, CompletionLogprobs, Token
+from trifocal.server.responses import ChatLogprobs, ChosenToken, CompletionLogprobs, Token
 from trifocal.types import TokenLogprobs
 
 _LOWEST = -9999.0  # stands for minus infinity, which JSON cannot write; vLLM's number

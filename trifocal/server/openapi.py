@@ -14,9 +14,9 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
 from trifocal import __version__
-from trifocal.server.answers import ErrorAnswer
 from trifocal.server.auth import OPEN_PATHS
 from trifocal.server.operations import Operation, operation_of
+from trifocal.server.responses import ErrorAnswer
 
 Json = dict[str, Any]
 _SCHEMAS = "#/components/schemas/"

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
+from trifocal.errors import RequestError
 from trifocal.multimodal.message_schema import message_schema
+from trifocal.sampling_params import BIAS_BOUNDS, SAMPLING_BOUNDS, TOKEN_ID_BOUNDS, Bounds, SamplingParams
 from trifocal.server.extras import extras_schema
-from trifocal.types import BIAS_BOUNDS, SAMPLING_BOUNDS, TOKEN_ID_BOUNDS, Bounds, RequestError, SamplingParams
 
 
 def _flag(value: object) -> object:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 
 from trifocal.config import EngineConfig
 from trifocal.engine.async_engine import AsyncEngine
+from trifocal.errors import RequestError
 from trifocal.metrics import Metrics
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.server.access_log import AccessLog
@@ -16,7 +17,6 @@ from trifocal.server.args import ServerArgs
 from trifocal.server.progress import Progress
 from trifocal.server.tracing import Tracer
 from trifocal.server.visit import CLIENT_CLOSED_REQUEST, Visit
-from trifocal.types import RequestError
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from trifocal import __version__
+from trifocal.errors import EngineDeadError, RequestError
 from trifocal.metrics import CONTENT_TYPE
-from trifocal.server.answers import ModelCard, ModelList, Version
 from trifocal.server.errors import OverloadedError
 from trifocal.server.operations import described
+from trifocal.server.responses import ModelCard, ModelList, Version
 from trifocal.server.service import Service, service_of
-from trifocal.types import EngineDeadError, RequestError
 
 router = APIRouter()
 _STARTED = int(time.time())

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from time import perf_counter
 
+from trifocal.errors import RequestError
 from trifocal.server.args import ServerArgs
-from trifocal.types import RequestError
 
 
 def timed_out(what: str, flag: str, seconds: float, status: int = 504) -> RequestError:

@@ -8,15 +8,15 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from trifocal.server.answers import Detokenized, Tokenized
+from trifocal.errors import RequestError
 from trifocal.server.disconnect import unless_disconnected
 from trifocal.server.limits import check_token_ids, read_json
 from trifocal.server.operations import PREPARING, READING, described
 from trifocal.server.prompts import build_chat_prompt
+from trifocal.server.responses import Detokenized, Tokenized
 from trifocal.server.schemas import DetokenizeBody, TokenizeBody
 from trifocal.server.service import Service, service_of
 from trifocal.server.timeouts import preparing
-from trifocal.types import RequestError
 
 router = APIRouter()
 

@@ -15,11 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trifocal.errors import RequestError
 from trifocal.log import request_id
 from trifocal.multimodal.watch import watching
+from trifocal.sampling_params import SamplingParams
 from trifocal.server.admission import Holding
 from trifocal.server.errors import code_of, error_response, to_error
-from trifocal.types import MediaItem, Prompt, RequestError, SamplingParams, SharedPixels
+from trifocal.types import MediaItem, Prompt, SharedPixels
 
 HEADER = "x-request-id"
 CLIENT_CLOSED = "client_closed"  # stands for an error where there was nobody left to tell one

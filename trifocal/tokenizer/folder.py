@@ -14,10 +14,10 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from trifocal.errors import ConfigError
 from trifocal.log import get_logger
 from trifocal.model_spec import read_json
 from trifocal.tokenizer import sentencepiece
-from trifocal.types import ConfigError
 
 _log = get_logger(__name__)
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import tokenizers
 
+from trifocal.errors import ConfigError, RequestError
 from trifocal.log import get_logger
 from trifocal.tokenizer.folder import class_of
 from trifocal.tokenizer.guard import any_of, reveal, valid_text
 from trifocal.tokenizer.spelling import sentencepiece_bytes
 from trifocal.tokenizer.tokenizer import Tokenizer
-from trifocal.types import ConfigError, RequestError
 
 _log = get_logger(__name__)
 

@@ -21,7 +21,7 @@ from typing import Literal
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from trifocal.types import ConfigError
+from trifocal.errors import ConfigError
 
 Prefix = Literal["never", "first", "always"]
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trifocal.types import SamplingParams, TokenLogprobs
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import TokenLogprobs
 from trifocal.worker.input_batch import SequenceState
 
 _KEY_MASK = (1 << 64) - 1

@@ -9,12 +9,13 @@ import torch
 from trifocal.attention.base import AttentionBatch, KVCache
 from trifocal.attention.registry import ATTENTION
 from trifocal.config import EngineConfig
+from trifocal.errors import ConfigError
 from trifocal.executor.base import Capacity
 from trifocal.layers.base import use_kernels
 from trifocal.log import get_logger
 from trifocal.models.loader import load_model
 from trifocal.platforms import get_platform
-from trifocal.types import ConfigError, StepPlan, StepResult
+from trifocal.types import StepPlan, StepResult
 from trifocal.worker.model_runner import ModelRunner
 from trifocal.worker.sampler import Sampler
 

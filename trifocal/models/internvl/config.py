@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trifocal.errors import ConfigError
 from trifocal.model_spec import ModelSpec, numbers, positive_int, positive_number
-from trifocal.types import ConfigError
 
 NATIVE = "InternVLForConditionalGeneration"
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.attention.base import AttentionBackend
+from trifocal.errors import ConfigError
 from trifocal.layers.linear import Linear
 from trifocal.model_spec import ModelSpec, TextConfig
 from trifocal.models.base import Model
@@ -23,7 +24,7 @@ from trifocal.models.loader import tensor_names
 from trifocal.models.phi3 import Phi3Decoder
 from trifocal.models.qwen2 import Qwen2Decoder
 from trifocal.models.qwen3 import Qwen3Decoder
-from trifocal.types import ConfigError, MediaItem, Span
+from trifocal.types import MediaItem, Span
 
 _TILES_AT_ONCE = 8  # 8200 rows: enough to keep a device busy, and what a picture of 40 tiles takes stays bounded
 

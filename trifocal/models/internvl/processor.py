@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trifocal.errors import RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import NATIVE, VisionConfig
 from trifocal.models.internvl.options import MediaOptions
@@ -17,7 +18,7 @@ from trifocal.multimodal.media import Image, Media
 from trifocal.multimodal.patches import PatchLayout, resize
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import MediaItem, Modality, Prompt, RequestError, Span
+from trifocal.types import MediaItem, Modality, Prompt, Span
 
 _START, _END, _CONTEXT, _VIDEO = "<img>", "</img>", "<IMG_CONTEXT>", "<video>"
 _TURN_ENDS = ("<|im_end|>", "<|end|>", "<|eot_id|>")

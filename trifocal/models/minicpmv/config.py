@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from trifocal.errors import ConfigError
 from trifocal.model_spec import ModelSpec, numbers, positive_int, positive_number, section
-from trifocal.types import ConfigError
 
 Version = tuple[int, int]
 VERSIONS: tuple[Version, ...] = ((2, 0), (2, 5), (2, 6))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trifocal.types import RequestError
+from trifocal.errors import RequestError
 
 MAX_FRAMES = 64
 VIDEO_MAX_SLICES = 2

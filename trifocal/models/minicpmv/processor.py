@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trifocal.errors import RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.minicpmv.config import MiniCPMVConfig, Version
 from trifocal.models.minicpmv.options import VIDEO_MAX_SLICES, MediaOptions
@@ -22,7 +23,7 @@ from trifocal.multimodal.hashing import content_hash
 from trifocal.multimodal.media import Image, Media
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import MediaItem, Modality, Prompt, RequestError, Span
+from trifocal.types import MediaItem, Modality, Prompt, Span
 
 _SPELLINGS: dict[Modality, str] = {"image": "(<image>./</image>)", "video": "(<video>./</video>)"}
 _STOP_TOKENS: dict[Version, tuple[str, ...]] = {

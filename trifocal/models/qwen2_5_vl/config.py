@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+from trifocal.errors import ConfigError
 from trifocal.model_spec import ModelSpec, numbers, positive_int, positive_number, section
-from trifocal.types import ConfigError
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trifocal.errors import RequestError
 from trifocal.model_spec import positive_int
-from trifocal.types import RequestError
 
 # Class defaults of transformers' Qwen2VLImageProcessor, for a folder that says nothing.
 DEFAULT_MIN_PIXELS = 56 * 56

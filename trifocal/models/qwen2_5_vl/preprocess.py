@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from trifocal.errors import RequestError
 from trifocal.models.qwen2_5_vl.options import PixelLimits
-from trifocal.types import RequestError
 
 MAX_ASPECT_RATIO = 200
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trifocal.errors import ConfigError, RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.qwen2_5_vl.config import VisionConfig
 from trifocal.models.qwen2_5_vl.options import MediaOptions, PixelLimits
@@ -18,7 +19,7 @@ from trifocal.multimodal.media import Image, Media
 from trifocal.multimodal.patches import PatchLayout, resize
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import ConfigError, MediaItem, Modality, Prompt, RequestError, Span
+from trifocal.types import MediaItem, Modality, Prompt, Span
 
 _PAD_TOKENS: dict[Modality, str] = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
 
