@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=100)
     parser.add_argument("--size", type=int, default=140, help="pixels along each side of a picture")
     parser.add_argument("--clients", type=int, default=4)
-    parser.add_argument("--questions", type=int, default=96, help="text requests in each half")
+    parser.add_argument("--questions", type=int, default=400, help="text requests in each half")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     text = Shape(args.questions, args.clients, input_words=32, output_tokens=64)
