@@ -127,7 +127,7 @@ class GroundingHead(nn.Module):
         return logits
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Weighted mean over the label columns of two cross entropies: over all tokens, and over those that show something.
+        """Weighted mean over the columns of two cross entropies: over all tokens, and over those that show something.
 
         features [tokens, hidden], labels [tokens, columns]. Most of a picture is background: without the second term
         the few tokens that matter would hardly count.

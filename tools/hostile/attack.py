@@ -32,7 +32,6 @@ FETCH_S = 2
 ANSWER_S = 60.0  # for any answer: several decoder jobs and their turn in the queue
 AT_ONCE = 4
 _WARM_UP_SHARE = 5  # one of so many cases is sent before memory is looked at: each path has been taken then
-_WARM_UP_SEED = -1
 _SETTLE_S = 20.0
 ENGINE, DECODER = b"trifocal.engine.process", b"trifocal.multimodal.decoder"
 
@@ -43,7 +42,8 @@ class Report:
 
     statuses: Counter[int] = field(default_factory=Counter)
     slowest: tuple[float, str] = (0.0, "")
-    growth: dict[str, int] = field(default_factory=dict)  # bytes by kind of process
+    filling: dict[str, int] = field(default_factory=dict)  # bytes by kind of process, over the warm-up
+    growth: dict[str, int] = field(default_factory=dict)  # the same, over what came after it
     problems: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -52,15 +52,23 @@ class Report:
         lines = [
             f"{sum(self.statuses.values())} answers: {statuses}",
             f"slowest: {seconds:.1f} s ({name}; limit {ANSWER_S:g} s)",
-            f"memory: {', '.join(f'{name} {b / 2**20:+.1f} MiB' for name, b in self.growth.items())} "
+            f"memory: while warming up {_told(self.filling)}; since then {_told(self.growth)} "
             f"(limit {MAX_GROWTH >> 20} together)",
             *(self.problems or ["every promise kept"]),
         ]
         return "\n".join(lines)
 
 
-def attack(cases: Sequence[Case], seeds: Iterable[int], *, generated: int = 0, seconds: float | None = None) -> Report:
+def _told(memory: dict[str, int]) -> str:
+    return ", ".join(f"{name} {number / 2**20:+.1f} MiB" for name, number in memory.items())
+
+
+def attack(
+    cases: Sequence[Case], seeds: Iterable[int], *, generated: int = 0, seconds: float | None = None, warm_up: int = 0
+) -> Report:
     """Start a server, send every case with each seed (until `seconds` are over), look after it.
+
+    Memory is looked at after `warm_up` rounds of everything; after some of everything if that is 0.
 
     With each seed also come up to `generated` requests for each operation and mode of the server's OpenAPI document.
     """
@@ -74,12 +82,13 @@ def attack(cases: Sequence[Case], seeds: Iterable[int], *, generated: int = 0, s
             "--image-decode-timeout", str(DECODE_S["image"]), "--video-decode-timeout", str(DECODE_S["video"]),
         ]  # fmt: skip
         with LocalServer(words) as server:
-            return asyncio.run(_attack(server, media, cases, seeds, generated, seconds))
+            return asyncio.run(_attack(server, media, cases, seeds, generated, seconds, warm_up))
 
 
 async def _attack(
-    server: LocalServer, media: Path, cases: Sequence[Case], seeds: Iterable[int], generated: int, seconds: float | None
-) -> Report:
+    server: LocalServer, media: Path, cases: Sequence[Case], seeds: Iterable[int], generated: int,
+    seconds: float | None, warm_up: int,
+) -> Report:  # fmt: skip
     report = Report()
     limits = httpx.Limits(max_connections=2 * AT_ONCE)
     async with (
@@ -89,10 +98,13 @@ async def _attack(
         before = await _answers(client)
         document = (await client.get("/openapi.json")).raise_for_status().json()
         await _warm_up(client)
-        warm_up = Report()
-        await _send_all(client, _calls(cases[::_WARM_UP_SHARE], _WARM_UP_SEED, media, web), warm_up)
-        report.problems += warm_up.problems
         engine, memory = _engine(server.pid), _memory(server.pid)
+        first = Report()
+        for seed in range(-1, -1 - max(warm_up, 1), -1):
+            await _send_all(client, _calls(cases[:: 1 if warm_up else _WARM_UP_SHARE], seed, media, web), first)
+        report.problems += first.problems
+        report.filling = await _settled_growth(server.pid, memory)
+        memory = _memory(server.pid)
         end = None if seconds is None else time.monotonic() + seconds
         for seed in seeds:
             if end is not None and time.monotonic() > end:
