@@ -27,6 +27,7 @@ BASE = {
     "log",
     "metrics",
     "parent",
+    "memory",
 }
 CLIENT = {"client", "cli.flags", "cli.local_server"}
 
