@@ -53,7 +53,7 @@ def test_the_config_is_the_recipe(tokenizer: Tokenizer) -> None:
 
 def test_the_reference_loads_every_tensor(backend: TransformersBackend) -> None:
     assert backend.model.config.text_config.rope_parameters["mrope_section"] == [4, 6, 6]
-    assert backend.model.config.vision_config.fullatt_block_indexes == [2, 5]
+    assert backend.model.config.vision_config.fullatt_block_indexes == [2, 4, 5]
     with safe_open(MODEL / "model.safetensors", "pt") as file:
         stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     loaded = original_tensors(backend.model, torch.bfloat16)
