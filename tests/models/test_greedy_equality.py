@@ -144,7 +144,7 @@ def test_a_second_round_hits_the_prefix_cache_and_encodes_nothing(case: Case) ->
     assert second.stats.prefix_hits >= first.stats.prefix_hits + full_blocks * BLOCK
 
 
-@pytest.mark.parametrize("budget", [None, 24])
+@pytest.mark.parametrize("budget", [None, 20])
 def test_preemption(case: Case, budget: int | None) -> None:
     """A pool that holds the longest request but not all of them; with small steps also while a picture is computed."""
     pool = case.blocks_of_the_longest + 1

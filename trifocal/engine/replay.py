@@ -1,8 +1,8 @@
 """Replay: what every request in flight needs to outlive the engine, and the order in which a new engine gets them.
 
 As a rule the engine is given everything at once. After a crash it may be one of the requests that kills it, so those
-that were being computed are tried first: each alone, until it has produced a token and is above suspicion. Who is in
-the batch of two crashes in a row, the second time alone, is guilty. Being killed from outside is half as suspicious as
+that were being computed are tried first: each alone, until it has got past where the engine died and is above suspicion.
+Who is in the batch of two crashes in a row, the second time alone, is guilty. Being killed from outside is half as suspicious as
 a crash: an operator may do it again and again, but so may a guard against memory hogs that we do not know of.
 """
 
@@ -18,6 +18,7 @@ from trifocal.types import Request, TokenOutput
 
 _CRASH, _KILL = 2, 1
 _IS_SUSPECT, _IS_GUILTY = 2, 4
+_PROOF_TOKENS = 2  # one more than a crash loses: the step before is on its way to us when the one that crashes begins
 
 
 @dataclass(eq=False)
@@ -34,6 +35,7 @@ class InFlight:
     output_token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int | None = None  # as the first engine that gave it a token counted them
     suspicion: int = 0
+    num_tokens_at_crash: int = 0
     num_sent: int = 0
     wire_id: str | None = None  # what the engine of now calls it; None if it was not given it
 
@@ -101,14 +103,16 @@ class Flights:
             return None
         if output.token_ids:
             flight.output_token_ids += output.token_ids
-            flight.suspicion = 0
             if flight.num_cached_tokens is None:
                 flight.num_cached_tokens = output.num_cached_tokens
-            if flight is self._on_trial:
+            if flight.suspicion and len(flight.output_token_ids) >= flight.num_tokens_at_crash + _PROOF_TOKENS:
                 self._acquit(flight)
         return flight
 
     def _acquit(self, flight: InFlight) -> None:
+        flight.suspicion = 0
+        if flight is not self._on_trial:
+            return
         self._on_trial = None
         if self._suspects:  # they are to be alone as well; what was computed for it stays in the engine's caches
             self._take_back(flight)
@@ -118,6 +122,7 @@ class Flights:
         batch = [flight for wire_id, flight in self._sent.items() if death.batch is None or wire_id in death.batch]
         for flight in batch:
             flight.suspicion += _KILL if death.is_from_outside else _CRASH
+            flight.num_tokens_at_crash = len(flight.output_token_ids)
         was_alone = len(self._sent if death.batch is None else death.batch) == 1
         self.num_replays += len(self._sent)
         for flight in self._sent.values():
