@@ -1,9 +1,10 @@
 """Replay: what every request in flight needs to outlive the engine, and the order in which a new engine gets them.
 
 As a rule the engine is given everything at once. After a crash it may be one of the requests that kills it, so those
-that were being computed are tried first: each alone, until it has got past where the engine died and is above suspicion.
-Who is in the batch of two crashes in a row, the second time alone, is guilty. Being killed from outside is half as suspicious as
-a crash: an operator may do it again and again, but so may a guard against memory hogs that we do not know of.
+that were being computed are tried first: each alone, until it has got past where the engine died and is above
+suspicion. Who is in the batch of two crashes in a row, the second time alone, is guilty. Being killed from outside is
+half as suspicious as a crash: an operator may do it again and again, but so may a guard against memory hogs that we do
+not know of.
 """
 
 from __future__ import annotations
