@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import httpx
 import pytest
@@ -37,7 +38,9 @@ def test_once() -> None:
 
 def test_it_stays_until_ctrl_c() -> None:
     words = [sys.executable, "-u", "-m", "trifocal", "demo"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as demo:
+    # Whatever started us in the background of a shell may have made us deaf to Ctrl-C, and children inherit that.
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=hear) as demo:
         assert demo.stdout is not None
         url = ""
         for line in demo.stdout:
