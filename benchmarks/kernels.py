@@ -49,7 +49,7 @@ def reader(library: Library) -> tuple[Call, int]:
     """A call that reads a part of a gigabyte, and the bytes it reads."""
     part, count = 32 << 20, 16
     memory = torch.ones(part * count, dtype=torch.uint8)
-    read = library.functions["read"]
+    read = library.read
     return lambda i: read(memory.data_ptr() + i % count * part, part, torch.get_num_threads()), part
 
 

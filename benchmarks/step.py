@@ -73,16 +73,24 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--enforce-eager", action="store_true", help="no replay: kernels are told apart")
     args = parser.parse_args()
     library = load()
     if library is None:
         raise SystemExit("there are no kernels to measure")
-    read = library.functions["read"]
-    library.functions = {name: timed(name, function) for name, function in library.functions.items()}  # type: ignore[misc]
+    read = library.read
+    for name, kernel in library.kernels.items():
+        kernel.function = timed(name, kernel.function)
+    library.replay = timed("replay", library.replay)
     watch_steps()
     started = time.perf_counter()
     with LLM(
-        args.folder, dtype="bfloat16", quantization=args.quantization, load_format=args.load_format, max_model_len=4096
+        args.folder,
+        dtype="bfloat16",
+        quantization=args.quantization,
+        load_format=args.load_format,
+        max_model_len=4096,
+        enforce_eager=args.enforce_eager,
     ) as llm:
         print(f"ready in {time.perf_counter() - started:.1f} s")
         prompts = [{"prompt_token_ids": torch.randint(0, 256, (args.context,)).tolist()} for _ in range(args.batch)]

@@ -19,6 +19,7 @@ QUANTIZATIONS = ("awq", "int8", "int4")
 KV_CACHE_DTYPES = ("auto", "int8")
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
+DEFAULT_CAPTURE_SIZES = range(1, 33)  # beyond, Python's part of a step is small
 DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU = 512  # a step of more would make running answers wait for seconds
 _MODALITIES = ("image", "video")
 _DEFAULT_MEDIA_LIMIT = 999  # as in vLLM: many enough to mean "as many as fit the context"
@@ -93,8 +94,13 @@ class EngineArgs:
     distributed_executor_backend: str | None = arg(
         "devices", "how workers run: uni (this process), mp, ray", None, choices=["uni", "mp", "ray"]
     )
-    enforce_eager: bool = arg("devices", "never capture graphs (on a CPU there are none)", False)
-    compilation_config: dict[str, Any] = arg("devices", 'JSON, e.g. {"cudagraph_capture_sizes": [1, 2, 4]}', {})
+    enforce_eager: bool = arg("devices", "never capture a step to replay it, let Python run every layer", False)
+    compilation_config: dict[str, Any] = arg(
+        "devices",
+        'JSON: {"cudagraph_capture_sizes": [1, 2, 4]} are the tokens of steps to capture, "cudagraph_mode": "NONE" is '
+        "--enforce-eager; other keys concern torch.compile, which is not used",
+        {},
+    )
     limit_mm_per_prompt: dict[str, Any] = arg("media", 'JSON, e.g. {"image": 4, "video": 1}', {})
     mm_processor_kwargs: dict[str, Any] = arg("media", 'JSON for the processor, e.g. {"max_pixels": 401408}', {})
     max_image_pixels: int = arg("media", "most pixels of a picture or of a video's frame, by its header", 128_000_000)
@@ -141,8 +147,7 @@ class EngineConfig:
     num_blocks_override: int | None
     encoder_cache_bytes: int
     executor: str
-    enforce_eager: bool
-    compilation_config: dict[str, Any]
+    capture_sizes: tuple[int, ...]  # tokens of steps that may be captured and replayed
     limit_mm_per_prompt: dict[str, int]
     mm_processor_kwargs: dict[str, Any]
     max_image_pixels: int
@@ -198,8 +203,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         num_blocks_override=args.num_gpu_blocks_override,
         encoder_cache_bytes=_encoder_cache_bytes(args),
         executor=args.distributed_executor_backend or "uni",
-        enforce_eager=args.enforce_eager,
-        compilation_config=dict(args.compilation_config),
+        capture_sizes=_capture_sizes(args),
         limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt),
         mm_processor_kwargs=dict(args.mm_processor_kwargs),
         max_image_pixels=_positive("--max-image-pixels", args.max_image_pixels),
@@ -296,6 +300,18 @@ def _max_num_batched_tokens(args: EngineArgs, max_model_len: int, device: str) -
             "chunked prefill on (--enable-chunked-prefill)"
         )
     return value
+
+
+def _capture_sizes(args: EngineArgs) -> tuple[int, ...]:
+    wanted = args.compilation_config
+    sizes = wanted.get("cudagraph_capture_sizes")
+    if sizes is None:
+        sizes = list(DEFAULT_CAPTURE_SIZES)
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise ConfigError(
+            f"--compilation-config: cudagraph_capture_sizes must be a list of integers above 0, got {sizes!r}"
+        )
+    return () if args.enforce_eager or wanted.get("cudagraph_mode") in ("NONE", 0) else tuple(sizes)
 
 
 def _encoder_cache_bytes(args: EngineArgs) -> int:

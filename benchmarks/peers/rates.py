@@ -42,7 +42,7 @@ def read_rate() -> float:
     pieces = READ_BYTES // PIECE
     library = load()
     if library is not None:
-        read, threads = library.functions["read"], torch.get_num_threads()
+        read, threads = library.read, torch.get_num_threads()
         return PIECE / seconds(lambda i: read(memory.data_ptr() + i % pieces * PIECE, PIECE, threads), 2 * pieces)
     words = memory.view(torch.int64).view(pieces, -1)
     return PIECE / seconds(lambda i: words[i % pieces].sum(), 2 * pieces)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +101,8 @@ class AttentionBackend(ABC):
     another one fills in the same step.
     """
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
+        """Steps of `capture_sizes` rows may be captured, see `through`."""
         self.cache = cache
 
     @abstractmethod
@@ -110,3 +112,11 @@ class AttentionBackend(ABC):
     @abstractmethod
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]; scale head_dim ** -0.5."""
+
+    def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """`layers(*inputs)`: the layers of a decoder, which call this backend, between its embeddings and its output.
+
+        A backend may capture what they do for a number of rows and repeat that for other steps of as many rows: what
+        layers do must depend on their inputs and on what `begin` got alone. The result holds until the next call.
+        """
+        return layers(*inputs)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
 from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
 from trifocal.attention.reference import ReferenceAttention
-from trifocal.kernels.cpu.library import SUFFIX, AttentionArgs, load
+from trifocal.kernels.cpu.library import SUFFIX, AttentionStep, load
+from trifocal.kernels.cpu.replay import Replay
 
 
 class CpuAttention(AttentionBackend):
@@ -19,64 +21,57 @@ class CpuAttention(AttentionBackend):
     Caches and queries that the kernel cannot read go to the reference.
     """
 
-    def __init__(self, cache: KVCache) -> None:
-        super().__init__(cache)
+    def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
+        super().__init__(cache, capture_sizes)
         self._reference = ReferenceAttention(cache)
         library = load()
         head_bytes = cache.keys.shape[-1] * cache.keys.dtype.itemsize
-        self._functions = {}
+        self._kernels = {}
+        self.replay = None
         if library is not None and head_bytes % 16 == 0:
             prefix = "attention_int8" if cache.keys.dtype == torch.int8 else "attention"
-            self._functions = {
-                dtype: library.functions[f"{prefix}_{suffix}"]
+            self._kernels = {
+                dtype: library.kernels[f"{prefix}_{suffix}"]
                 for dtype, suffix in SUFFIX.items()
                 if cache.keys.dtype in (dtype, torch.int8)
             }
+            self.replay = Replay(library, capture_sizes)
+        self._step = AttentionStep()  # where all recorded calls look
 
     def begin(self, batch: AttentionBatch) -> None:
         """Take the layout of the step."""
         self._batch = batch
         self._is_reference_ready = False
-        if not self._functions:
+        if not self._kernels:
             return
         lens = torch.tensor([batch.query_lens, batch.context_lens])
         tables = batch.block_tables.contiguous()
-        self._kept = lens, tables  # addresses below point into them
-        _, _, kv_heads, block_size, head_dim = self.cache.keys.shape
-        self._args = AttentionArgs(
-            slots=batch.slots.data_ptr(),
-            tables=tables.data_ptr(),
-            query_lens=lens[0].data_ptr(),
-            context_lens=lens[1].data_ptr(),
-            num_seqs=len(batch.query_lens),
-            num_tokens=len(batch.slots),
-            table_stride=tables.shape[1],
-            block_size=block_size,
-            kv_heads=kv_heads,
-            head_dim=head_dim,
-            scale=head_dim**-0.5,
-            threads=torch.get_num_threads(),
-        )
+        self._kept = batch.slots, lens, tables  # addresses below point into them
+        step = self._step
+        step.slots, step.tables = batch.slots.data_ptr(), tables.data_ptr()
+        step.query_lens, step.context_lens = lens[0].data_ptr(), lens[1].data_ptr()
+        step.num_seqs, step.num_tokens, step.table_stride = len(batch.query_lens), len(batch.slots), tables.shape[1]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]."""
-        function = self._functions.get(q.dtype)
-        if function is None:
+        kernel = self._kernels.get(q.dtype)
+        if kernel is None:
             return self._by_reference(layer, q, k, v)
         q, k, v = (_heads_together(x) for x in (q, k, v))
         out = torch.empty(q.shape, dtype=q.dtype)
-        args, cache = self._args, self.cache
-        args.heads = q.shape[1]
-        args.q, args.k, args.v, args.out = q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr()
-        args.keys, args.values = cache.keys[layer].data_ptr(), cache.values[layer].data_ptr()
-        if cache.key_scales is not None and cache.value_scales is not None:
-            args.key_scales, args.value_scales = (
-                cache.key_scales[layer].data_ptr(),
-                cache.value_scales[layer].data_ptr(),
-            )
-        args.q_stride, args.k_stride, args.v_stride = q.stride(0), k.stride(0), v.stride(0)
-        function(ctypes.byref(args))
+        cached = (self.cache.keys, self.cache.values, self.cache.key_scales, self.cache.value_scales)
+        _, _, kv_heads, block_size, head_dim = self.cache.keys.shape
+        kernel(
+            ctypes.addressof(self._step), q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(),
+            *(None if each is None else each.data_ptr() + layer * each.stride(0) * each.itemsize for each in cached),
+            q.stride(0), k.stride(0), v.stride(0), block_size, q.shape[1], kv_heads, head_dim, head_dim**-0.5,
+            torch.get_num_threads(),
+        )  # fmt: skip
         return out
+
+    def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Steps of as many rows as one before are replayed."""
+        return layers(*inputs) if self.replay is None else self.replay(layers, *inputs)
 
     def _by_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self._is_reference_ready:

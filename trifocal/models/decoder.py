@@ -118,12 +118,15 @@ class Decoder(nn.Module):
 
     def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
         """embeds [n, hidden_size], positions int64 [rows, n] -> hidden states after the last norm."""
-        cos, sin = self.rotary(positions, embeds.dtype)
-        x, made = embeds, None
-        for layer in self.layers:
-            x, made = layer(x, made, cos, sin, attention)
-        assert made is not None, "there is a layer"
-        return self.norm.add(x, made, self.residual_scale)[1]
+
+        def layers(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            made = None
+            for layer in self.layers:
+                x, made = layer(x, made, cos, sin, attention)
+            assert made is not None, "there is a layer"
+            return self.norm.add(x, made, self.residual_scale)[1]
+
+        return attention.through(layers, embeds, *self.rotary(positions, embeds.dtype))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden_size] -> float32 [m, vocab_size]."""

@@ -56,7 +56,7 @@ class Worker:
             bytes_per_embed=config.spec.text.hidden_size * self.dtype.itemsize,
         )
         cache = self._cache(num_blocks)
-        attention = ATTENTION.get(self.platform.default_attention)(cache)
+        attention = ATTENTION.get(self.platform.default_attention)(cache, config.capture_sizes)
         self.runner = ModelRunner(self.model, attention, Sampler(config.num_vocab), self.platform)
 
     @torch.inference_mode()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int32, c_int64, c_void_p
+import threading
+from ctypes import byref, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -18,58 +20,87 @@ logger = get_logger(__name__)
 _OPENMP = ("libgomp", "libomp", "libiomp5")
 
 
-class AttentionArgs(ctypes.Structure):
-    """`tri::Attention` in src/attention.cpp; fields are explained there."""
+class Args(ctypes.Structure):
+    """What a kernel takes: the struct of the same fields in its source, where they are explained."""
+
+
+def _struct(name: str, pointers: str, sizes: str, floats: str = "") -> type[Args]:
+    """Pointers first, then sizes, floats, and last the number of threads: as every kernel has them."""
+    fields = [(field, kind) for names, kind in ((pointers, c_void_p), (sizes, c_int64), (floats, c_float))
+              for field in names.split()]  # fmt: skip
+    return type(name, (Args,), {"_fields_": (*fields, ("threads", c_int32))})
+
+
+class AttentionStep(ctypes.Structure):
+    """`tri::Step` in src/attention.cpp."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("q", "k", "v", "out", "keys", "values", "key_scales", "value_scales")),
         *((name, c_void_p) for name in ("slots", "tables", "query_lens", "context_lens")),
-        *((name, c_int64) for name in ("q_stride", "k_stride", "v_stride", "num_seqs", "num_tokens", "table_stride")),
-        *((name, c_int64) for name in ("block_size", "heads", "kv_heads", "head_dim")),
-        ("scale", c_float),
-        ("threads", c_int32),
+        *((name, c_int64) for name in ("num_seqs", "num_tokens", "table_stride")),
     )
 
 
-class SegmentsArgs(ctypes.Structure):
-    """`tri::Segments` in src/segments.cpp; fields are explained there."""
-
-    _fields_ = (
-        *((name, c_void_p) for name in ("q", "k", "v", "out", "lengths")),
-        *((name, c_int64) for name in ("q_stride", "k_stride", "v_stride", "count", "heads", "head_dim")),
-        ("scale", c_float),
-        ("threads", c_int32),
-    )
-
-
-_NORM = (c_void_p, c_int64, c_void_p, c_float, c_void_p, c_float, c_void_p, c_void_p, c_int64, c_int64, c_int32)
-_SILU = (c_void_p, c_void_p, c_int64, c_int64, c_int32)
-_ROTATE = (c_void_p, c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32)
-_SIGNATURES = {
-    "linear_bf16": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int32),
-    **{f"linear_int8_{name}": (*(c_void_p,) * 5, c_int64, c_int64, c_int64, c_int32) for name in ("bf16", "f32")},
-    "read": (c_void_p, c_int64, c_int32),
-    "linear_int4": (*(c_void_p,) * 6, c_int64, c_int64, c_int64, c_int64, c_int32),
+_LINEAR = _struct("Linear", "x weight bias y", "m n k")
+_INT8 = _struct("Int8", "x weight scale bias y", "m n k")
+_INT4 = _struct("Int4", "x weight scale zero bias y", "m n k group")
+_NORM = _struct("Norm", "x delta weight total y", "stride rows size", "scale eps")
+_SILU = _struct("Silu", "x y", "rows size")
+_ROTATE = _struct("Rotate", "x cosines sines y", "stride rows heads half")
+_SEGMENTS = _struct("Segments", "q k v out lengths", "q_stride k_stride v_stride count heads head_dim", "scale")
+_ATTENTION = _struct(
+    "Attention",
+    "step q k v out keys values key_scales value_scales",
+    "q_stride k_stride v_stride block_size heads kv_heads head_dim",
+    "scale",
+)
+_KERNELS: dict[str, type[Args]] = {
+    "linear_bf16": _LINEAR,
+    "linear_int4": _INT4,
+    **{f"linear_int8_{name}": _INT8 for name in ("bf16", "f32")},
     **{f"rms_norm_{name}": _NORM for name in ("bf16", "f32")},
     **{f"silu_and_mul_{name}": _SILU for name in ("bf16", "f32")},
     **{f"rotate_{name}": _ROTATE for name in ("bf16", "f32")},
-    **{f"attention_{name}": (c_void_p,) for name in ("bf16", "f32", "int8_bf16", "int8_f32")},
-    **{f"segments_{name}": (c_void_p,) for name in ("bf16", "f32")},
+    **{f"attention_{name}": _ATTENTION for name in ("bf16", "f32", "int8_bf16", "int8_f32")},
+    **{f"segments_{name}": _SEGMENTS for name in ("bf16", "f32")},
 }
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
+class Kernel:
+    """One compiled function. A call takes its struct's fields in order and releases the interpreter's lock."""
+
+    def __init__(self, function: Any, args: type[Args], recording: Recording) -> None:
+        function.argtypes, function.restype = (c_void_p,), None
+        self.function, self.address = function, ctypes.cast(function, c_void_p).value
+        self._args, self._recording = args, recording
+
+    def __call__(self, *values: float | None) -> None:
+        """Run it."""
+        args = self._args(*values)
+        if self._recording.calls is not None:
+            self._recording.calls.append((self.address, args))
+        self.function(byref(args))
+
+
+class Recording(threading.local):
+    """Where this thread notes the calls it makes, if it does."""
+
+    calls: list[tuple[int | None, Args]] | None = None
+
+
 class Library:
-    """Functions of one compiled library, `tri_` left out of their names. Calls release the interpreter's lock."""
+    """The kernels of one compiled library by name, `tri_` left out."""
 
     def __init__(self, chosen: InstructionSet, path: Path) -> None:
         self.name = chosen.name
+        self.recording = Recording()
         _share_openmp()
         library = ctypes.CDLL(str(path))
-        self.functions = {name: library[f"tri_{name}"] for name in _SIGNATURES}
-        for name, argtypes in _SIGNATURES.items():
-            self.functions[name].argtypes = argtypes
-            self.functions[name].restype = None
+        self.kernels = {name: Kernel(library[f"tri_{name}"], args, self.recording) for name, args in _KERNELS.items()}
+        self.read = library["tri_read"]  # (address, bytes, threads)
+        self.read.argtypes = (c_void_p, c_int64, c_int32)
+        self.replay = library["tri_replay"]  # (array of Call, count)
+        self.replay.argtypes, self.replay.restype = (c_void_p, c_int64), None
 
 
 def load() -> Library | None:

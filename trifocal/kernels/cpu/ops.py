@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from trifocal.kernels.base import Kernels
-from trifocal.kernels.cpu.library import SUFFIX, Library, SegmentsArgs
+from trifocal.kernels.cpu.library import SUFFIX, Library
 from trifocal.kernels.int4 import Int4Weight
 
 # Beyond these the time of a bfloat16 product goes into arithmetic, and oneDNN is the better one there.
@@ -20,11 +18,11 @@ class CpuKernels(Kernels):
 
     def __init__(self, library: Library) -> None:
         self.name = library.name
-        self._linear = library.functions["linear_bf16"]
-        self._linear_int4 = library.functions["linear_int4"]
-        self._segments = {dtype: library.functions[f"segments_{suffix}"] for dtype, suffix in SUFFIX.items()}
+        self._linear = library.kernels["linear_bf16"]
+        self._linear_int4 = library.kernels["linear_int4"]
+        self._segments = {dtype: library.kernels[f"segments_{suffix}"] for dtype, suffix in SUFFIX.items()}
         self._norm, self._silu, self._rotate, self._linear_int8 = (
-            {dtype: library.functions[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
+            {dtype: library.kernels[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
             for name in ("rms_norm", "silu_and_mul", "rotate", "linear_int8")
         )
 
@@ -83,7 +81,7 @@ class CpuKernels(Kernels):
         if x.stride(1) != 1:
             x = x.contiguous()
         function(
-            x.data_ptr(), x.stride(0), None, 0.0, weight.data_ptr(), eps, None, y.data_ptr(), len(x), size,
+            x.data_ptr(), None, weight.data_ptr(), None, y.data_ptr(), x.stride(0), len(x), size, 0.0, eps,
             torch.get_num_threads(),
         )  # fmt: skip
         return y
@@ -99,8 +97,8 @@ class CpuKernels(Kernels):
         rows, size = x.shape
         total, y = torch.empty_like(x), torch.empty_like(x)
         function(
-            x.data_ptr(), size, delta.data_ptr(), scale, weight.data_ptr(), eps, total.data_ptr(), y.data_ptr(),
-            rows, size, torch.get_num_threads(),
+            x.data_ptr(), delta.data_ptr(), weight.data_ptr(), total.data_ptr(), y.data_ptr(), size, rows, size,
+            scale, eps, torch.get_num_threads(),
         )  # fmt: skip
         return total, y
 
@@ -126,7 +124,7 @@ class CpuKernels(Kernels):
         cos, sin = cos.contiguous(), sin.contiguous()
         y = x.new_empty((rows, heads, size))
         function(
-            x.data_ptr(), x.stride(0), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), rows, heads, size // 2,
+            x.data_ptr(), cos.data_ptr(), sin.data_ptr(), y.data_ptr(), x.stride(0), rows, heads, size // 2,
             torch.get_num_threads(),
         )  # fmt: skip
         return y
@@ -139,10 +137,8 @@ class CpuKernels(Kernels):
             return None
         q, k, v = (x if x.stride(2) == 1 and x.stride(1) == size else x.contiguous() for x in (q, k, v))
         out = q.new_empty(q.shape)
-        args = SegmentsArgs(
-            q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(), out=out.data_ptr(), lengths=lengths.data_ptr(),
-            q_stride=q.stride(0), k_stride=k.stride(0), v_stride=v.stride(0),
-            count=len(lengths), heads=heads, head_dim=size, scale=size**-0.5, threads=torch.get_num_threads(),
+        function(
+            q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), lengths.data_ptr(),
+            q.stride(0), k.stride(0), v.stride(0), len(lengths), heads, size, size**-0.5, torch.get_num_threads(),
         )  # fmt: skip
-        function(ctypes.byref(args))
         return out

@@ -6,17 +6,22 @@
 
 namespace tri {
 
+// What changes from step to step; all layers of a step share it.
+struct Step {
+    const int64_t* slots;         // [tokens], block * block_size + offset
+    const int64_t* tables;        // [seqs, table_stride]
+    const int64_t* query_lens;    // [seqs]
+    const int64_t* context_lens;  // [seqs]
+    int64_t num_seqs, num_tokens, table_stride;
+};
+
 struct Attention {
-    const void *q, *k, *v;              // [tokens, heads or kv_heads, head_dim], the strides of tokens in elements below
-    void* out;                          // [tokens, heads, head_dim]
-    void *keys, *values;                // of one layer, [blocks, kv_heads, block_size, head_dim]
-    float *key_scales, *value_scales;   // [blocks, kv_heads, block_size], of an int8 cache
-    const int64_t* slots;               // [tokens], block * block_size + offset
-    const int64_t* tables;              // [seqs, table_stride]
-    const int64_t* query_lens;          // [seqs]
-    const int64_t* context_lens;        // [seqs]
-    int64_t q_stride, k_stride, v_stride;
-    int64_t num_seqs, num_tokens, table_stride, block_size, heads, kv_heads, head_dim;
+    const Step* step;
+    const void *q, *k, *v;             // [tokens, heads or kv_heads, head_dim], the strides of tokens in elements below
+    void* out;                         // [tokens, heads, head_dim]
+    void *keys, *values;               // of one layer, [blocks, kv_heads, block_size, head_dim]
+    float *key_scales, *value_scales;  // [blocks, kv_heads, block_size], of an int8 cache
+    int64_t q_stride, k_stride, v_stride, block_size, heads, kv_heads, head_dim;
     float scale;
     int32_t threads;
 };
@@ -39,7 +44,7 @@ inline ptrdiff_t row_of(const Attention& a, int64_t block, ptrdiff_t head, ptrdi
 // See `Place`; memory behind `count` positions from `first` on may be unwritten (NaN).
 template <class C>
 void locate(const Attention& a, const Item& item, ptrdiff_t first, ptrdiff_t count, Place<C>& place) {
-    const int64_t* table = a.tables + item.seq * a.table_stride + first / a.block_size;
+    const int64_t* table = a.step->tables + item.seq * a.step->table_stride + first / a.block_size;
     ptrdiff_t inside = first % a.block_size, t = 0;
     for (; t < count; table++, inside = 0) {
         ptrdiff_t row = row_of(a, *table, item.kv_head, inside);
@@ -70,8 +75,8 @@ ptrdiff_t plan(const Attention& a, Item* items, ptrdiff_t* parts) {
     const ptrdiff_t most = UNIT_ROWS / group < 1 ? 1 : UNIT_ROWS / group;  // queries in an item
     ptrdiff_t count = 0, token = 0;
     *parts = 0;
-    for (ptrdiff_t seq = 0; seq < a.num_seqs; seq++) {
-        const ptrdiff_t length = a.query_lens[seq], start = a.context_lens[seq] - length;
+    for (ptrdiff_t seq = 0; seq < a.step->num_seqs; seq++) {
+        const ptrdiff_t length = a.step->query_lens[seq], start = a.step->context_lens[seq] - length;
         for (ptrdiff_t query = 0; query < length; query += most) {
             const ptrdiff_t queries = length - query < most ? length - query : most, rows = queries * group;
             const ptrdiff_t stretches = (start + query + queries + STRETCH - 1) / STRETCH;
@@ -112,7 +117,7 @@ template <class T, class C>
 void write_token(const Attention& a, ptrdiff_t token) {
     const ptrdiff_t d = a.head_dim;
     for (ptrdiff_t head = 0; head < a.kv_heads; head++) {
-        const ptrdiff_t row = row_of(a, a.slots[token] / a.block_size, head, a.slots[token] % a.block_size);
+        const ptrdiff_t row = row_of(a, a.step->slots[token] / a.block_size, head, a.step->slots[token] % a.block_size);
         write(static_cast<const T*>(a.k) + token * a.k_stride + head * d, d, static_cast<C*>(a.keys) + row * d,
               a.key_scales + row);
         write(static_cast<const T*>(a.v) + token * a.v_stride + head * d, d, static_cast<C*>(a.values) + row * d,
@@ -162,7 +167,7 @@ void attention(const Attention& a) {
 #pragma omp parallel num_threads(a.threads)
     {
 #pragma omp for schedule(static)
-        for (ptrdiff_t token = 0; token < a.num_tokens; token++) write_token<T, C>(a, token);
+        for (ptrdiff_t token = 0; token < a.step->num_tokens; token++) write_token<T, C>(a, token);
 #pragma omp for schedule(dynamic)
         for (ptrdiff_t i = 0; i < parts; i++) {
             const ptrdiff_t part = parts - 1 - i;  // the last ones of a prompt take longest
@@ -185,7 +190,7 @@ void attention(const Attention& a) {
 }  // namespace tri
 
 // head_dim times the size of a cached element is a multiple of 16, heads of kv_heads.
-EXPORT void tri_attention_bf16(const tri::Attention* a) { tri::attention<tri::bf16, tri::bf16>(*a); }
-EXPORT void tri_attention_f32(const tri::Attention* a) { tri::attention<float, float>(*a); }
-EXPORT void tri_attention_int8_bf16(const tri::Attention* a) { tri::attention<tri::bf16, int8_t>(*a); }
-EXPORT void tri_attention_int8_f32(const tri::Attention* a) { tri::attention<float, int8_t>(*a); }
+KERNEL(attention_bf16, tri::Attention, (tri::attention<tri::bf16, tri::bf16>))
+KERNEL(attention_f32, tri::Attention, (tri::attention<float, float>))
+KERNEL(attention_int8_bf16, tri::Attention, (tri::attention<tri::bf16, int8_t>))
+KERNEL(attention_int8_f32, tri::Attention, (tri::attention<float, int8_t>))

@@ -21,52 +21,75 @@ inline vf as(const float*, vf x) { return x; }
 
 // y = norm(x) * weight; with `delta`, sum = x + scale * delta is stored and normed instead.
 template <class T>
-void rms_norm(const T* x, ptrdiff_t stride, const T* delta, float scale, const T* weight, float eps, T* total, T* y,
-              ptrdiff_t rows, ptrdiff_t size, int threads) {
-    for_rows(rows, size, threads, [&](ptrdiff_t row) {
-        const T* from = x + row * stride;
+struct NormArgs {
+    const T *x, *delta, *weight;
+    T *total, *y;
+    int64_t stride, rows, size;  // of x: elements from one row to the next
+    float scale, eps;
+    int32_t threads;
+};
+
+template <class T>
+void rms_norm(const NormArgs<T>& a) {
+    for_rows(a.rows, a.size, a.threads, [&](ptrdiff_t row) {
+        const T* from = a.x + row * a.stride;
         vf squares = {};
-        along(size, [&](ptrdiff_t i, int lanes) {
+        along(a.size, [&](ptrdiff_t i, int lanes) {
             vf v = get(from + i, lanes);
-            if (delta) {
-                v = as(x, v + as(x, get(delta + row * size + i, lanes) * scale));
-                put(total + row * size + i, v, lanes);
+            if (a.delta) {
+                v = as(a.x, v + as(a.x, get(a.delta + row * a.size + i, lanes) * a.scale));
+                put(a.total + row * a.size + i, v, lanes);
             }
             squares += v * v;
         });
-        if (delta) from = total + row * size;
-        const float factor = 1 / __builtin_sqrtf(sum(squares) / float(size) + eps);
-        along(size, [&](ptrdiff_t i, int lanes) {
-            put(y + row * size + i, as(x, get(from + i, lanes) * factor) * get(weight + i, lanes), lanes);
+        if (a.delta) from = a.total + row * a.size;
+        const float factor = 1 / __builtin_sqrtf(sum(squares) / float(a.size) + a.eps);
+        along(a.size, [&](ptrdiff_t i, int lanes) {
+            put(a.y + row * a.size + i, as(a.x, get(from + i, lanes) * factor) * get(a.weight + i, lanes), lanes);
         });
     });
 }
 
 // [rows, 2 * size], gates first -> silu(gate) * up.
 template <class T>
-void silu_and_mul(const T* x, T* y, ptrdiff_t rows, ptrdiff_t size, int threads) {
-    for_rows(rows, size, threads, [&](ptrdiff_t row) {
-        const T *gate = x + row * 2 * size, *up = gate + size;
-        along(size, [&](ptrdiff_t i, int lanes) {
+struct SiluArgs {
+    const T* x;
+    T* y;
+    int64_t rows, size;
+    int32_t threads;
+};
+
+template <class T>
+void silu_and_mul(const SiluArgs<T>& a) {
+    for_rows(a.rows, a.size, a.threads, [&](ptrdiff_t row) {
+        const T *gate = a.x + row * 2 * a.size, *up = gate + a.size;
+        along(a.size, [&](ptrdiff_t i, int lanes) {
             vf g = get(gate + i, lanes);
-            put(y + row * size + i, as(x, g / (1.0f + exp(-g))) * get(up + i, lanes), lanes);
+            put(a.y + row * a.size + i, as(a.x, g / (1.0f + exp(-g))) * get(up + i, lanes), lanes);
         });
     });
 }
 
 // The halves of each head turned against each other; cos and sin [rows, half].
 template <class T>
-void rotate(const T* x, ptrdiff_t stride, const T* cosines, const T* sines, T* y, ptrdiff_t rows, ptrdiff_t heads,
-            ptrdiff_t half, int threads) {
-    for_rows(rows, heads * half, threads, [&](ptrdiff_t row) {
-        for (ptrdiff_t head = 0; head < heads; head++) {
-            const T* from = x + row * stride + head * 2 * half;
-            T* to = y + (row * heads + head) * 2 * half;
-            along(half, [&](ptrdiff_t i, int lanes) {
-                vf first = get(from + i, lanes), second = get(from + half + i, lanes);
-                vf c = get(cosines + row * half + i, lanes), s = get(sines + row * half + i, lanes);
-                put(to + i, as(x, first * c) - as(x, second * s), lanes);
-                put(to + half + i, as(x, second * c) + as(x, first * s), lanes);
+struct RotateArgs {
+    const T *x, *cosines, *sines;
+    T* y;
+    int64_t stride, rows, heads, half;
+    int32_t threads;
+};
+
+template <class T>
+void rotate(const RotateArgs<T>& a) {
+    for_rows(a.rows, a.heads * a.half, a.threads, [&](ptrdiff_t row) {
+        for (ptrdiff_t head = 0; head < a.heads; head++) {
+            const T* from = a.x + row * a.stride + head * 2 * a.half;
+            T* to = a.y + (row * a.heads + head) * 2 * a.half;
+            along(a.half, [&](ptrdiff_t i, int lanes) {
+                vf first = get(from + i, lanes), second = get(from + a.half + i, lanes);
+                vf c = get(a.cosines + row * a.half + i, lanes), s = get(a.sines + row * a.half + i, lanes);
+                put(to + i, as(a.x, first * c) - as(a.x, second * s), lanes);
+                put(to + a.half + i, as(a.x, second * c) + as(a.x, first * s), lanes);
             });
         }
     });
@@ -74,23 +97,13 @@ void rotate(const T* x, ptrdiff_t stride, const T* cosines, const T* sines, T* y
 
 }  // namespace tri
 
-using tri::bf16;
+#define KERNELS(NAME, ARGS, CALL)           \
+    KERNEL(NAME##_bf16, ARGS<tri::bf16>, CALL) \
+    KERNEL(NAME##_f32, ARGS<float>, CALL)
 
-#define KERNELS(T, NAME)                                                                                               \
-    EXPORT void tri_rms_norm_##NAME(const T* x, int64_t stride, const T* delta, float scale, const T* weight,        \
-                                    float eps, T* total, T* y, int64_t rows, int64_t size, int32_t threads) {        \
-        tri::rms_norm(x, stride, delta, scale, weight, eps, total, y, rows, size, threads);                           \
-    }                                                                                                                  \
-    EXPORT void tri_silu_and_mul_##NAME(const T* x, T* y, int64_t rows, int64_t size, int32_t threads) {              \
-        tri::silu_and_mul(x, y, rows, size, threads);                                                                  \
-    }                                                                                                                  \
-    EXPORT void tri_rotate_##NAME(const T* x, int64_t stride, const T* cosines, const T* sines, T* y, int64_t rows,  \
-                                  int64_t heads, int64_t half, int32_t threads) {                                     \
-        tri::rotate(x, stride, cosines, sines, y, rows, heads, half, threads);                                        \
-    }
-
-KERNELS(bf16, bf16)
-KERNELS(float, f32)
+KERNELS(rms_norm, tri::NormArgs, tri::rms_norm)
+KERNELS(silu_and_mul, tri::SiluArgs, tri::silu_and_mul)
+KERNELS(rotate, tri::RotateArgs, tri::rotate)
 
 // Reads memory and does next to nothing with it: what benchmarks call the memory's speed. `bytes` is a multiple of 4096.
 EXPORT int32_t tri_read(const char* from, int64_t bytes, int32_t threads) {

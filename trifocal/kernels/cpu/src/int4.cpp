@@ -107,7 +107,22 @@ void many_tokens(const Int4& a, ptrdiff_t first) {
     });
 }
 
-void linear_int4(Int4 a, const bf16* x, int threads) {
+// `group` is a multiple of 16.
+struct Int4Args {
+    const bf16* x;
+    const uint32_t* weight;
+    const uint16_t* scale;
+    const uint8_t* zero;
+    const bf16* bias;
+    bf16* y;
+    int64_t m, n, k, group;
+    int32_t threads;
+};
+
+void linear_int4(const Int4Args& args) {
+    const bf16* x = args.x;
+    const int threads = args.threads;
+    Int4 a{nullptr, nullptr, args.weight, args.scale, args.zero, args.bias, args.y, args.m, args.n, args.k, args.group};
     const ptrdiff_t groups = a.k / a.group;
     float* sums = scratch<float>(1, a.m * groups);
 #pragma omp parallel for schedule(static) num_threads(a.m < 16 ? 1 : threads)
@@ -128,11 +143,4 @@ void linear_int4(Int4 a, const bf16* x, int threads) {
 
 }  // namespace tri
 
-using namespace tri;
-
-// `group` is a multiple of 16.
-EXPORT void tri_linear_int4(const bf16* x, const uint32_t* weight, const uint16_t* scale, const uint8_t* zero,
-                            const bf16* bias, bf16* y, int64_t m, int64_t n, int64_t k, int64_t group,
-                            int32_t threads) {
-    linear_int4(Int4{nullptr, nullptr, weight, scale, zero, bias, y, m, n, k, group}, x, threads);
-}
+KERNEL(linear_int4, tri::Int4Args, tri::linear_int4)

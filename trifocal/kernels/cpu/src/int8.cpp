@@ -155,32 +155,36 @@ void many_tokens(const Int8<T>& a, ptrdiff_t first) {
     for_tokens<TILE_ROWS>(a.m, [&](ptrdiff_t token, auto rows) { tile_tokens<rows>(a, tile, moved, token, first); });
 }
 
+// x [m, k], weight [n, k], scale [n], bias [n] or null -> y [m, n].
 template <class T>
-void linear_int8(const T* x, const int8_t* weight, const float* scale, const T* bias, T* y, ptrdiff_t m, ptrdiff_t n,
-                 ptrdiff_t k, int threads) {
-    const ptrdiff_t stride = (k + 15) / 16 * 16;
+struct Int8Args {
+    const T* x;
+    const int8_t* weight;
+    const float* scale;
+    const T* bias;
+    T* y;
+    int64_t m, n, k;
+    int32_t threads;
+};
+
+template <class T>
+void linear_int8(const Int8Args<T>& args) {
+    const ptrdiff_t m = args.m, k = args.k, stride = (k + 15) / 16 * 16;
+    const T* x = args.x;
     int8_t* q = scratch<int8_t>(1, m * stride);
     float* x_scale = scratch<float>(2, m);
-#pragma omp parallel for schedule(static) num_threads(m < 16 ? 1 : threads)
+#pragma omp parallel for schedule(static) num_threads(m < 16 ? 1 : args.threads)
     for (ptrdiff_t row = 0; row < m; row++) x_scale[row] = quantize_row(x + row * k, q + row * stride, k, stride);
-    const Int8<T> a{q, weight, x_scale, scale, bias, y, m, n, k, stride};
+    const Int8<T> a{q, args.weight, x_scale, args.scale, args.bias, args.y, m, args.n, k, stride};
     if (m > MAX_ROWS)
-        for_outputs(n, PART_BYTES, TILE * W, threads, [&](ptrdiff_t first) { many_tokens(a, first); });
+        for_outputs(a.n, PART_BYTES, TILE * W, args.threads, [&](ptrdiff_t first) { many_tokens(a, first); });
     else
-        for_outputs(n, k, W, threads, [&](ptrdiff_t first) {
+        for_outputs(a.n, k, W, args.threads, [&](ptrdiff_t first) {
             for_tokens<MAX_ROWS>(m, [&](ptrdiff_t token, auto rows) { few_tokens<rows>(a, token, first); });
         });
 }
 
 }  // namespace tri
 
-using namespace tri;
-
-#define INT8(T, NAME)                                                                                                 \
-    EXPORT void tri_linear_int8_##NAME(const T* x, const int8_t* weight, const float* scale, const T* bias, T* y,    \
-                                       int64_t m, int64_t n, int64_t k, int32_t threads) {                            \
-        linear_int8(x, weight, scale, bias, y, m, n, k, threads);                                                     \
-    }
-
-INT8(bf16, bf16)
-INT8(float, f32)
+KERNEL(linear_int8_bf16, tri::Int8Args<tri::bf16>, tri::linear_int8)
+KERNEL(linear_int8_f32, tri::Int8Args<float>, tri::linear_int8)

@@ -89,18 +89,25 @@ void many_tokens(const Linear& a, ptrdiff_t first) {
     for_tokens<TILE_ROWS>(a.m, [&](ptrdiff_t token, auto rows) { tile_tokens<rows>(a, tile, token, first); });
 }
 
-}  // namespace tri
-
-using namespace tri;
-
 // x [m, k], weight [n, k], bias [n] or null -> y [m, n]; k is a multiple of 8.
-EXPORT void tri_linear_bf16(const bf16* x, const bf16* weight, const bf16* bias, bf16* y, int64_t m, int64_t n,
-                            int64_t k, int32_t threads) {
-    const Linear a{as_operand<bf16, Act>(x, m * k, 0), weight, bias, y, m, n, k};
-    if (m > MAX_ROWS)
-        for_outputs(n, PART_BYTES, TILE * W, threads, [&](ptrdiff_t first) { many_tokens(a, first); });
+struct LinearArgs {
+    const bf16 *x, *weight, *bias;
+    bf16* y;
+    int64_t m, n, k;
+    int32_t threads;
+};
+
+void linear(const LinearArgs& args) {
+    const Act* x = as_operand<bf16, Act>(args.x, args.m * args.k, 0);
+    const Linear a{x, args.weight, args.bias, args.y, args.m, args.n, args.k};
+    if (a.m > MAX_ROWS)
+        for_outputs(a.n, PART_BYTES, TILE * W, args.threads, [&](ptrdiff_t first) { many_tokens(a, first); });
     else
-        for_outputs(n, k * ptrdiff_t(sizeof(bf16)), W, threads, [&](ptrdiff_t first) {
-            for_tokens<MAX_ROWS>(m, [&](ptrdiff_t token, auto rows) { few_tokens<rows>(a, token, first); });
+        for_outputs(a.n, a.k * ptrdiff_t(sizeof(bf16)), W, args.threads, [&](ptrdiff_t first) {
+            for_tokens<MAX_ROWS>(a.m, [&](ptrdiff_t token, auto rows) { few_tokens<rows>(a, token, first); });
         });
 }
+
+}  // namespace tri
+
+KERNEL(linear_bf16, tri::LinearArgs, tri::linear)

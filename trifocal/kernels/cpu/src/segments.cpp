@@ -62,5 +62,5 @@ void segments(const Segments& a) {
 }  // namespace tri
 
 // head_dim times the size of an element is a multiple of 16.
-EXPORT void tri_segments_bf16(const tri::Segments* a) { tri::segments<tri::bf16>(*a); }
-EXPORT void tri_segments_f32(const tri::Segments* a) { tri::segments<float>(*a); }
+KERNEL(segments_bf16, tri::Segments, tri::segments<tri::bf16>)
+KERNEL(segments_f32, tri::Segments, tri::segments<float>)

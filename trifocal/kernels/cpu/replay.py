@@ -1,0 +1,168 @@
+"""Replay: what Python did once for the layers of a step is done again by one call, as CUDA graphs do it on a GPU.
+
+A step of a few tokens is two hundred kernels of which many take less time than Python takes to call them. But in all
+steps with as many rows layers pass the same to kernels: sizes, weights, and, if activations lie where they lay before,
+addresses. So the calls of one step are recorded, and made again from a list.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Sequence
+from ctypes import c_void_p
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trifocal.kernels.cpu.library import Args, Library
+from trifocal.log import get_logger
+
+logger = get_logger(__name__)
+_EMPTY = (torch.ops.aten.empty, torch.ops.aten.new_empty, torch.ops.aten.empty_like)
+_ALIGNMENT = 64
+
+Layers = Callable[..., Tensor]
+
+
+class Replay:
+    """Runs `layers` for steps of `sizes` rows: by Python the first time, from the recording afterwards."""
+
+    def __init__(self, library: Library, sizes: Collection[int]) -> None:
+        self._library = library
+        self._sizes = frozenset(sizes)
+        self._tapes: dict[tuple[Any, ...], _Tape] = {}
+        self.num_replayed = 0
+
+    def __call__(self, layers: Layers, *inputs: Tensor) -> Tensor:
+        """`layers(*inputs)`; all have a step's rows first. The result holds until the next call.
+
+        Layers must depend on nothing else that changes but through memory whose address does not.
+        """
+        if len(inputs[0]) not in self._sizes:
+            return layers(*inputs)
+        key = (torch.get_num_threads(), *((x.shape, x.dtype) for x in inputs))
+        tape = self._tapes.get(key)
+        if tape is not None:
+            self.num_replayed += 1
+            return tape.play(inputs)
+        with _Recorder(self._library) as recorder:
+            output = layers(*inputs)
+        if recorder.hindrance is None and all(x.is_contiguous() for x in (*inputs, output)):
+            self._tapes[key] = _Tape(self._library, recorder, inputs, output)
+        else:
+            logger.info("steps are not replayed: %s is no kernel of ours", recorder.hindrance or "a layout")
+            self._sizes = frozenset()
+        return output
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes kernel calls and keeps all tensors that are made meanwhile, so that an address stands for one of them.
+
+    Operators of torch that compute something are no kernel calls and cannot be made again: the last is the `hindrance`.
+    """
+
+    def __init__(self, library: Library) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._recording = library.recording
+        self.calls: list[tuple[int | None, Args]] = []
+        self.made: list[Tensor] = []
+        self.hindrance: str | None = None
+
+    def __enter__(self) -> _Recorder:
+        self._recording.calls = self.calls
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._recording.calls = None
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _EMPTY:
+            self.made.append(result)
+        elif func._schema.is_mutable or not _is_view(result, args):
+            self.hindrance = str(func)
+        return result
+
+
+def _is_view(result: Any, args: Sequence[Any]) -> bool:
+    """Whether an operator only looked at its first argument in another way."""
+    views = result if isinstance(result, tuple | list) else (result,)
+    base = args[0].untyped_storage().data_ptr() if args and isinstance(args[0], Tensor) else None
+    return all(isinstance(view, Tensor) and view.untyped_storage().data_ptr() == base for view in views)
+
+
+class _Call(ctypes.Structure):
+    """`tri::Call` in src/replay.cpp."""
+
+    _fields_ = (("kernel", c_void_p), ("args", c_void_p))
+
+
+class _Tape:
+    """Recorded calls, with the activations moved to memory of their own: tensors share it that never live together."""
+
+    def __init__(self, library: Library, recorder: _Recorder, inputs: Sequence[Tensor], output: Tensor) -> None:
+        self._library = library
+        self._args = [args for _, args in recorder.calls]
+        tensors = sorted((*inputs, *recorder.made), key=Tensor.data_ptr)
+        uses = _uses(self._args, tensors)
+        ends = [max((call for call, *_ in used), default=-1) for used in uses]
+        begins = [min((call for call, *_ in used), default=-1) for used in uses]
+        for index, tensor in enumerate(tensors):
+            begins[index] = -1 if any(tensor is x for x in inputs) else begins[index]
+            ends[index] = len(self._args) if tensor.data_ptr() == output.data_ptr() else ends[index]
+        offsets, total = _share([tensor.nbytes for tensor in tensors], begins, ends)
+        self._memory = torch.empty(total, dtype=torch.uint8)
+        for used, offset in zip(uses, offsets, strict=True):
+            for call, field, inside in used:
+                setattr(self._args[call], field, self._memory.data_ptr() + offset + inside)
+        moved = {
+            tensor.data_ptr(): self._memory[offset:][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for tensor, offset in zip(tensors, offsets, strict=True)
+        }
+        self._inputs = [moved[x.data_ptr()] for x in inputs]
+        self._output = moved[output.data_ptr()].view(output.shape)
+        calls = [_Call(address, ctypes.addressof(args)) for address, args in recorder.calls]
+        self._calls = (_Call * len(calls))(*calls)
+
+    def play(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Make the calls."""
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._library.replay(self._calls, len(self._calls))
+        return self._output
+
+
+def _uses(calls: Sequence[Args], tensors: Sequence[Tensor]) -> list[list[tuple[int, str, int]]]:
+    """Where the addresses of each tensor occur: number of the call, field, bytes from the tensor's beginning."""
+    starts = [tensor.data_ptr() for tensor in tensors]
+    uses: list[list[tuple[int, str, int]]] = [[] for _ in tensors]
+    for number, args in enumerate(calls):
+        for field, kind, *_ in args._fields_:
+            address: int = (getattr(args, field) if kind is c_void_p else None) or 0
+            index = bisect_right(starts, address) - 1
+            if index >= 0 and address - starts[index] < tensors[index].nbytes:
+                uses[index].append((number, field, address - starts[index]))
+    return uses
+
+
+def _share(sizes: Sequence[int], begins: Sequence[int], ends: Sequence[int]) -> tuple[list[int], int]:
+    """Offsets for tensors that are needed from call `begins` to call `ends` (both included), and bytes in all."""
+    offsets, total = [0] * len(sizes), 0
+    places: list[tuple[int, int, int]] = []  # offset, bytes, the last call that needs it
+    for index in sorted(range(len(sizes)), key=begins.__getitem__):
+        size = -(-sizes[index] // _ALIGNMENT) * _ALIGNMENT
+        free = [place for place in places if place[2] < begins[index] and place[1] >= size]
+        if free:
+            place = min(free, key=lambda place: place[1])
+            places.remove(place)
+        else:
+            place = (total, size, 0)
+            total += size
+        offsets[index] = place[0]
+        places.append((place[0], place[1], ends[index]))
+    return offsets, total

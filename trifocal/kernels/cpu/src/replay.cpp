@@ -1,0 +1,15 @@
+// Makes calls that were kept, one after the other.
+#include "common.h"
+
+namespace tri {
+
+struct Call {
+    void (*kernel)(const void*);
+    const void* args;
+};
+
+}  // namespace tri
+
+EXPORT void tri_replay(const tri::Call* calls, int64_t count) {
+    for (int64_t i = 0; i < count; i++) calls[i].kernel(calls[i].args);
+}
