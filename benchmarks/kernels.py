@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 
 from trifocal.kernels.base import TORCH
+from trifocal.kernels.blocks import empty_blocks, store_rows
 from trifocal.kernels.cpu.library import Library, load
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.kernels.int4 import Int4Weight
@@ -82,6 +84,13 @@ def linear(library: Library, seconds: float) -> Iterable[str]:
                 yield row(f"{name} {outputs} x {inputs}, {rows} tokens", times, num_bytes, read_bytes)
 
 
+def in_blocks(words: Tensor) -> Tensor:
+    """Weights as kernels read them, of rows of words."""
+    blocks = empty_blocks(*words.shape)
+    store_rows(blocks, 0, words)
+    return blocks
+
+
 Case = tuple[dict[str, Call], int, int]  # calls, the bytes of one, how many copies there are
 
 
@@ -89,8 +98,9 @@ def plain_case(ours: CpuKernels, rows: int, outputs: int, inputs: int, copies: i
     """bfloat16 weights."""
     x = torch.randn(rows, inputs).bfloat16()
     weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(copies)]
+    blocks = [in_blocks(weight.view(torch.int32)) for weight in weights]
     calls: dict[str, Call] = {
-        "ours": lambda i: ours.linear(x, weights[i], None),
+        "ours": lambda i: ours.linear_blocks(x, blocks[i], outputs, None),
         "torch": lambda i: TORCH.linear(x, weights[i], None),
     }
     return calls, 2 * outputs * inputs, copies
@@ -100,8 +110,9 @@ def int8_case(ours: CpuKernels, rows: int, outputs: int, inputs: int, copies: in
     """int8 weights."""
     x, scale = torch.randn(rows, inputs).bfloat16(), torch.rand(outputs)
     weights = [torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8) for _ in range(2 * copies)]
+    blocks = [in_blocks(weight.view(torch.int32)) for weight in weights]
     calls: dict[str, Call] = {
-        "ours": lambda i: ours.linear_int8(x, weights[i], scale, None),
+        "ours": lambda i: ours.linear_int8_blocks(x, blocks[i], scale, None),
         "torch": lambda i: TORCH.linear_int8(x, weights[i], scale, None),
     }
     return calls, outputs * (inputs + 4), 2 * copies
@@ -116,10 +127,11 @@ def int4_case(ours: CpuKernels, rows: int, outputs: int, inputs: int, copies: in
 
 
 def prefill(library: Library, seconds: float) -> Iterable[str]:
-    """Many tokens, GFLOP/s: oneDNN's product in bfloat16, and what the quantized formats make of theirs."""
+    """Many tokens, GFLOP/s, beside oneDNN's product in bfloat16."""
     for outputs, inputs in SHAPES[:2]:
         cases = {"bf16": plain_case, "int8": int8_case, "int4": int4_case}
-        calls = {name: case(CpuKernels(library), 512, outputs, inputs, 1)[0]["ours"] for name, case in cases.items()}
+        made = {name: case(CpuKernels(library), 512, outputs, inputs, 1)[0] for name, case in cases.items()}
+        calls = {**{name: each["ours"] for name, each in made.items()}, "oneDNN": made["bf16"]["torch"]}
         times = medians(calls, 1, seconds)
         text = "  ".join(f"{name} {2 * 512 * outputs * inputs / each / 1e9:6.0f}" for name, each in times.items())
         yield f"{outputs} x {inputs}, 512 tokens: GFLOP/s  {text}"

@@ -55,15 +55,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "platforms",
         "distributed",
     },
-    "models": {"models", "layers", "attention", "quant", "multimodal", "tokenizer", "distributed"},
+    "models": {"models", "layers", "attention", "quant", "multimodal", "tokenizer", "distributed", "kernels.base"},
     "layers": {"layers", "quant", "distributed", "platforms", "kernels.base"},
     "attention": {"attention", "platforms", "kernels"},
     # A program of its own beside the engine: samples become prompts, and go through the model layer by layer.
     "quantize": {"quantize", "quant", "models", "layers", "attention", "multimodal"},
-    "quant": {"quant", "layers", "distributed", "kernels.base", "kernels.int4"},
+    "quant": {"quant", "layers", "distributed", "kernels.base", "kernels.blocks", "kernels.int4"},
     "kernels": {"kernels"},  # compiled code and what torch does where there is none; a platform chooses
-    "kernels.base": {"kernels.int4"},
-    "kernels.int4": set(),
+    "kernels.base": {"kernels.blocks", "kernels.int4"},
+    "kernels.int4": {"kernels.blocks"},
+    "kernels.blocks": set(),
     "multimodal": {"multimodal", "tokenizer", "models.registry"},  # the registry finds a family's processor
     "models.registry": {"models.base"},
     "tokenizer": {"tokenizer"},

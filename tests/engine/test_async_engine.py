@@ -100,6 +100,20 @@ async def test_closing_a_stream_frees_everything(builder: PromptBuilder, engine:
     assert await becomes_clean(engine)
 
 
+async def test_the_engine_hears_of_an_end_before_pixels_are_given_back(
+    builder: PromptBuilder, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it could take the pixels of the next request for those of one that it has not looked at yet."""
+    said: list[str] = []
+    send, release = engine._supervisor.send, engine._release
+    monkeypatch.setattr(engine._supervisor, "send", lambda word: [said.append(type(word).__name__), send(word)])
+    monkeypatch.setattr(engine, "_release", lambda users: [said.append("release"), release(users)])
+    stream = await engine.submit("given up", picture_prompt(builder, 5), LONG)
+    await stream.aclose()
+    assert [word for word in said if word != "QueryStats"] == ["AddRequest", "AbortRequests", "release"]
+    assert await becomes_clean(engine)
+
+
 async def test_close_at_any_moment(builder: PromptBuilder, engine: AsyncEngine) -> None:
     """Cancel while pixels are being shared, before the first token, in the middle; neighbours are not disturbed."""
     expected = await text_of(engine, "first", picture_prompt(builder, 99))

@@ -13,6 +13,7 @@ import pytest
 
 from tests.engine.processes import open_memory
 from trifocal.engine.media_store import MediaStore, map_pixels
+from trifocal.errors import RequestError
 from trifocal.types import MediaItem, Prompt, SharedPixels, Span
 
 
@@ -81,7 +82,7 @@ def test_memory_is_there_until_its_last_user_is_gone(store: MediaStore) -> None:
     store.release(["b"])
     assert store.num_bytes == 0
     np.testing.assert_array_equal(mapped, RED.pixels)  # who has mapped it keeps it
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(RequestError, match="media are gone"):
         map_pixels(shared.media[0])
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.kernels import isa
 from trifocal.kernels.base import TORCH
-from trifocal.kernels.cpu.ops import MAX_LINEAR_ROWS, CpuKernels
+from trifocal.kernels.blocks import empty_blocks, store_rows
+from trifocal.kernels.cpu.ops import CpuKernels
 
 HALF, FULL = torch.bfloat16, torch.float32
 
@@ -38,42 +39,54 @@ def assert_rounded_alike(ours: Tensor, expected: Tensor) -> None:
     assert (ours != expected).sum() <= 1 + 0.02 * ours.numel()
 
 
-@pytest.mark.parametrize("size", [8, 64, 520, 896, 1032, 4864])
+def in_blocks(weight: Tensor) -> Tensor:
+    blocks = empty_blocks(len(weight), weight.shape[1] // 2)
+    store_rows(blocks, 0, weight.view(torch.int32))
+    return blocks
+
+
+@pytest.mark.parametrize("size", [6, 8, 64, 520, 896, 1030, 4864])
 @pytest.mark.parametrize("features", [1, 15, 16, 33, 500])
 def test_linear(kernels: CpuKernels, size: int, features: int) -> None:
     weight, bias = normal(features, size, seed=1) / size**0.5, normal(features, seed=2)
-    for rows in (*range(1, 24), 32, 41, MAX_LINEAR_ROWS, MAX_LINEAR_ROWS + 1):
+    blocks = in_blocks(weight)
+    for rows in (*range(1, 24), 32, 41, 64, 65):
         x = normal(rows, size, seed=rows)
         for b in (None, bias):
-            assert_rounded_alike(kernels.linear(x, weight, b), TORCH.linear(x, weight, b))
+            expected = TORCH.linear(x, weight, b)
+            assert_rounded_alike(kernels.linear_blocks(x, blocks, features, b), expected)
+    assert torch.equal(TORCH.linear_blocks(x, blocks, features, bias), expected)
 
 
 @pytest.mark.parametrize("size", [200, 520, 1024, 1032, 2048])
 def test_a_token_gets_the_same_from_decoding_and_prefill(kernels: CpuKernels, size: int) -> None:
-    """Bit for bit among few tokens, whatever the instruction set; and with oneDNN's product for many if it has BF16."""
-    weight, bias = normal(77, size, seed=1) / size**0.5, normal(77, seed=2)
-    x = normal(MAX_LINEAR_ROWS + 8, size, seed=3)
-    many = kernels.linear(x, weight, bias)
-    few = [kernels.linear(part, weight, bias) for part in torch.split(x, [16, 17, len(x) - 33])]
-    single = [kernels.linear(row, weight, bias) for row in x]
-    assert torch.equal(torch.cat(few), torch.stack(single))
-    if kernels.name == "avx512_bf16":
-        assert torch.equal(torch.cat(few), many)
+    """Bit for bit, whatever the instruction set."""
+    weight, bias = in_blocks(normal(77, size, seed=1) / size**0.5), normal(77, seed=2)
+    x = normal(72, size, seed=3)
+    whole = kernels.linear_blocks(x, weight, 77, bias)
+    for sizes in ([4, 5, 8, 17, 38], [1] * 72):
+        parts = [kernels.linear_blocks(part, weight, 77, bias) for part in torch.split(x, sizes)]
+        assert torch.equal(torch.cat(parts), whole)
 
 
 def test_linear_of_what_it_does_not_cover(kernels: CpuKernels) -> None:
-    """Other types, inner sizes that are no multiple of 8, no rows: torch's result, exactly."""
-    for dtype, size, rows in ((FULL, 64, 3), (torch.float16, 64, 3), (HALF, 12, 3), (HALF, 64, 0)):
-        x, weight = normal(rows, size, dtype=dtype), normal(5, size, dtype=dtype, seed=1)
+    """Plain weights, no rows: torch's result, exactly."""
+    for dtype in (FULL, torch.float16, HALF):
+        x, weight = normal(3, 64, dtype=dtype), normal(5, 64, dtype=dtype, seed=1)
         assert torch.equal(kernels.linear(x, weight, None), TORCH.linear(x, weight, None))
+    assert kernels.linear_blocks(normal(0, 64), in_blocks(normal(5, 64)), 5, None).shape == (0, 5)
 
 
 def test_linear_keeps_leading_dimensions_and_takes_strided_rows(kernels: CpuKernels) -> None:
-    weight = normal(24, 64, seed=1)
+    weight = in_blocks(normal(24, 64, seed=1))
+
+    def linear(x: Tensor) -> Tensor:
+        return kernels.linear_blocks(x, weight, 24, None)
+
     x = normal(2, 3, 64)
-    assert torch.equal(kernels.linear(x, weight, None), kernels.linear(x.view(6, 64), weight, None).view(2, 3, 24))
+    assert torch.equal(linear(x), linear(x.view(6, 64)).view(2, 3, 24))
     wide = normal(4, 128)
-    assert torch.equal(kernels.linear(wide[:, 64:], weight, None), kernels.linear(wide[:, 64:].clone(), weight, None))
+    assert torch.equal(linear(wide[:, 64:]), linear(wide[:, 64:].clone()))
 
 
 @pytest.mark.parametrize("dtype", [HALF, FULL])
@@ -123,7 +136,7 @@ def test_not_a_number_is_seen(kernels: CpuKernels) -> None:
     """What a broken model computes must come out as it would from torch: the sampler looks for it."""
     x, weight = normal(2, 64), normal(20, 64, seed=1)
     x[1, 5] = float("nan")
-    y = kernels.linear(x, weight, None)
+    y = kernels.linear_blocks(x, in_blocks(weight), 20, None)
     assert y[1].isnan().all() and y[0].isfinite().all()
     assert kernels.rms_norm(x, weight[0], 1e-6)[1].isnan().all()
     assert kernels.silu_and_mul(x)[1, 5].isnan()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels import isa
 from trifocal.kernels.base import TORCH
+from trifocal.kernels.blocks import empty_blocks, store_rows
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.kernels.int4 import Int4Weight
 
@@ -43,16 +45,24 @@ def int4_weight(outputs: int, inputs: int, group: int) -> Int4Weight:
     return weight
 
 
+def in_blocks(weight: Tensor) -> Tensor:
+    blocks = empty_blocks(len(weight), -(-weight.shape[1] // 4))
+    store_rows(blocks, 0, F.pad(weight, (0, -weight.shape[1] % 4)).view(torch.int32))
+    return blocks
+
+
 @pytest.mark.parametrize("dtype", [HALF, FULL])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (5, 3), (15, 64), (33, 344), (66, 209), (500, 896)])
 def test_int8(kernels: CpuKernels, outputs: int, inputs: int, dtype: torch.dtype) -> None:
     """Equal integers, scaled in float32: equal but where a quotient falls on the edge between two integers."""
     weight = integers(-127, 128, outputs, inputs).to(torch.int8)
-    scale = normal(outputs, dtype=FULL, seed=1).abs() / 100
+    blocks, scale = in_blocks(weight), normal(outputs, dtype=FULL, seed=1).abs() / 100
     for rows in ROWS:
         x, bias = normal(rows, inputs, dtype=dtype, seed=rows), normal(outputs, dtype=dtype)
         for b in (None, bias):
-            ours, expected = (each.linear_int8(x, weight, scale, b) for each in (kernels, TORCH))
+            expected = TORCH.linear_int8(x, weight, scale, b)
+            assert torch.equal(TORCH.linear_int8_blocks(x, blocks, scale, b), expected)
+            ours = kernels.linear_int8_blocks(x, blocks, scale, b)
             assert ours.dtype == dtype and ours.shape == expected.shape
             allowed = 2**-7 * expected.abs() + 1e-5 * expected.abs().max()
             assert ((ours - expected).abs() > allowed).float().mean() < 0.02
@@ -61,10 +71,10 @@ def test_int8(kernels: CpuKernels, outputs: int, inputs: int, dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", [HALF, FULL])
 def test_int8_of_a_token_is_the_same_among_few_and_many(kernels: CpuKernels, dtype: torch.dtype) -> None:
-    weight, scale = integers(-127, 128, 70, 330).to(torch.int8), normal(70, dtype=FULL).abs()
+    weight, scale = in_blocks(integers(-127, 128, 70, 330).to(torch.int8)), normal(70, dtype=FULL).abs()
     x, bias = normal(50, 330, dtype=dtype), normal(70, dtype=dtype, seed=3)
-    many = kernels.linear_int8(x, weight, scale, bias)
-    few = [kernels.linear_int8(part, weight, scale, bias) for part in torch.split(x, [1, 5, 16, 28])]
+    many = kernels.linear_int8_blocks(x, weight, scale, bias)
+    few = [kernels.linear_int8_blocks(part, weight, scale, bias) for part in torch.split(x, [1, 5, 16, 28])]
     assert torch.equal(torch.cat(few), many)
 
 
@@ -73,26 +83,28 @@ def test_int8_of_extremes_is_exact(kernels: CpuKernels) -> None:
     weight = torch.full((20, 4096), 127, dtype=torch.int8)
     weight[1::2] = -127
     for rows in (2, 40):
-        y = kernels.linear_int8(torch.full((rows, 4096), -3.0), weight, torch.full((20,), 1 / 127), None)
+        y = kernels.linear_int8_blocks(
+            torch.full((rows, 4096), -3.0), in_blocks(weight), torch.full((20,), 1 / 127), None
+        )
         assert y[:, 0].eq(-3.0 * 4096).all() and y[:, 1].eq(3.0 * 4096).all()
 
 
 def test_int8_of_nothing(kernels: CpuKernels) -> None:
     """Rows of zeros have no scale; no rows, no results."""
-    weight, scale = integers(-127, 128, 20, 32).to(torch.int8), torch.ones(20)
+    weight, scale = in_blocks(integers(-127, 128, 20, 32).to(torch.int8)), torch.ones(20)
     for each in (kernels, TORCH):
-        assert each.linear_int8(torch.zeros(3, 32), weight, scale, None).eq(0).all()
-        assert each.linear_int8(torch.zeros(0, 32, dtype=HALF), weight, scale, None).shape == (0, 20)
+        assert each.linear_int8_blocks(torch.zeros(3, 32), weight, scale, None).eq(0).all()
+        assert each.linear_int8_blocks(torch.zeros(0, 32, dtype=HALF), weight, scale, None).shape == (0, 20)
 
 
 def test_int8_shows_a_broken_row(kernels: CpuKernels) -> None:
-    weight, scale = integers(-127, 128, 20, 32).to(torch.int8), torch.ones(20)
+    weight, scale = in_blocks(integers(-127, 128, 20, 32).to(torch.int8)), torch.ones(20)
     for bad in (float("nan"), float("inf")):
         for rows in (2, 20):
             x = normal(rows, 32)
             x[1, 20] = bad
             for each in (kernels, TORCH):
-                y = each.linear_int8(x, weight, scale, None)
+                y = each.linear_int8_blocks(x, weight, scale, None)
                 assert not y[1].isfinite().any() and y[0].isfinite().all()
 
 

@@ -25,8 +25,8 @@ from trifocal.models.decoder import Decoder
 from trifocal.models.qwen2 import Qwen2Decoder
 from trifocal.models.qwen3 import Qwen3Decoder
 from trifocal.quant.base import PLAIN, LinearMethod
+from trifocal.quant.blocks import BLOCKS, INT8_BLOCKS
 from trifocal.quant.int4 import Int4Linear
-from trifocal.quant.int8 import INT8
 from trifocal.sampling_params import SamplingParams
 
 CONFIG = TextConfig(
@@ -104,7 +104,7 @@ ROUNDS = [[1], [1, 1, 1], [1], [2, 1], [3], [1], [1, 1, 1], [40]]
 
 @pytest.mark.parametrize(
     ("dtype", "method"),
-    [(torch.float32, PLAIN), (torch.bfloat16, PLAIN), (torch.bfloat16, INT8), (torch.float32, INT8)]
+    [(torch.float32, PLAIN), (torch.bfloat16, BLOCKS), (torch.bfloat16, INT8_BLOCKS), (torch.float32, INT8_BLOCKS)]
     + [(torch.bfloat16, Int4Linear(32))],
 )
 @torch.inference_mode()
@@ -124,7 +124,7 @@ def test_bit_for_bit(kernels: CpuKernels, dtype: torch.dtype, method: LinearMeth
 
 @torch.inference_mode()
 def test_another_number_of_threads_is_another_recording(kernels: CpuKernels) -> None:
-    steps = Steps(decoder(kernels, torch.bfloat16, PLAIN), torch.bfloat16, (1,))
+    steps = Steps(decoder(kernels, torch.bfloat16, BLOCKS), torch.bfloat16, (1,))
     first = steps.step(0, [1])
     torch.set_num_threads(1)
     assert torch.equal(steps.step(0, [1]), first)
@@ -136,7 +136,7 @@ def test_another_number_of_threads_is_another_recording(kernels: CpuKernels) -> 
 @torch.inference_mode()
 def test_layers_that_torch_computes_are_not_replayed(kernels: CpuKernels) -> None:
     """Norms of heads are put together by torch."""
-    made = decoder(kernels, torch.bfloat16, PLAIN, Qwen3Decoder)
+    made = decoder(kernels, torch.bfloat16, BLOCKS, Qwen3Decoder)
     eager, captured = Steps(made, torch.bfloat16, ()), Steps(made, torch.bfloat16, (1,))
     for seed in range(3):
         assert torch.equal(captured.step(seed, [1]), eager.step(seed, [1]))

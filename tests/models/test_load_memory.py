@@ -13,16 +13,19 @@ from tests import tiny
 LOAD = """
 import sys, torch
 from pathlib import Path
+from trifocal.kernels.base import TORCH
 from trifocal.model_spec import ModelSpec, Quantization
 from trifocal.models.loader import load_model
-from trifocal.platforms.cpu import _proc_fields
+from trifocal.platforms.cpu import CpuPlatform, _proc_fields
 
-folder, method = sys.argv[1:]
+folder, method, device = sys.argv[1:]
+kernels = CpuPlatform().kernels() if device == "kernels" else TORCH
 spec, quantization = ModelSpec.from_checkpoint(folder), Quantization(method) if method else None
 status = Path("/proc/self/status")
 before = _proc_fields(status)["VmRSS"]
 model = load_model(
-    spec, dtype=torch.bfloat16, device=torch.device("cpu"), load_format="auto", seed=0, quantization=quantization
+    spec, dtype=torch.bfloat16, device=torch.device("cpu"), load_format="auto", seed=0, quantization=quantization,
+    kernels=kernels,
 )
 weights = sum(parameter.nbytes for parameter in model.parameters())
 print(_proc_fields(status)["VmHWM"] - before, weights)
@@ -36,10 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kernels", ["kernels", "torch"])
 @pytest.mark.parametrize("method", ["", "int8", "int4"])
-def test_peak(folder: Path, method: str) -> None:
+def test_peak(folder: Path, method: str, kernels: str) -> None:
     """The bound of real models is 15 % and 300 MB; here the one tensor that is being copied is most of the rest."""
-    done = subprocess.run([sys.executable, "-c", LOAD, str(folder), method], capture_output=True, text=True, check=True)
+    words = [sys.executable, "-c", LOAD, str(folder), method, kernels]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
     peak, weights = map(int, done.stdout.split())
     largest = 600_000 * 64 * 2
     assert weights > (1.9 if not method else 1.4) * largest

@@ -150,12 +150,16 @@ class AsyncEngine:
             self._store_thread.submit(self._media_store.release, users)
 
     def end(self, request_ids: Sequence[str]) -> None:
-        """Forget requests; those still running are aborted in the engine."""
-        for request_id in request_ids:
-            flight = self._flights.remove(request_id)
-            if flight is not None and flight.request.prompt.media:
-                self._release([flight.media_user])
+        """Forget requests; those still running are aborted in the engine.
+
+        It is told before their pixels are given back: a request that it has not looked at yet would find the pixels of
+        somebody else in their place, and is dropped with the word that comes right behind it.
+        """
+        ended = [self._flights.remove(request_id) for request_id in request_ids]
         self._tell_engine()
+        users = [flight.media_user for flight in ended if flight is not None and flight.request.prompt.media]
+        if users:
+            self._release(users)
 
     def _tell_engine(self) -> None:
         """Send what there is to send; what cannot be sent now is sent when an engine is ready."""

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from trifocal.errors import RequestError
 from trifocal.types import MediaItem, Prompt, SharedPixels
 
 _NUM_FILES = 1 << 16
@@ -106,9 +107,15 @@ class MediaStore:
 
 
 def map_pixels(item: MediaItem) -> MediaItem:
-    """The engine's side: the item with its pixels mapped, read-only. Raises `OSError` if they are gone."""
+    """The engine's side: the item with its pixels mapped, read-only.
+
+    Raises `RequestError` if they are gone: those of a request that was given up before it was looked at are.
+    """
     shared = item.pixels
     if not isinstance(shared, SharedPixels):
         return item
-    pixels: NDArray[np.uint8] = np.memmap(shared.path, dtype=shared.dtype, mode="r", shape=shared.shape)
+    try:
+        pixels: NDArray[np.uint8] = np.memmap(shared.path, dtype=shared.dtype, mode="r", shape=shared.shape)
+    except (OSError, ValueError):  # ValueError: somebody else's are in their place
+        raise RequestError("the request's media are gone", param="messages", status=500) from None
     return replace(item, pixels=pixels)

@@ -85,10 +85,13 @@ class EngineProcess:
             request = message.unpack()
             media = tuple(map_pixels(item) for item in request.prompt.media)
             engine.add(replace(request, prompt=replace(request.prompt, media=media)))
-        except Exception as error:  # whatever is wrong with it, it is wrong with this request alone
-            logger.exception("a request could not be taken in")
-            reason = str(error) if isinstance(error, RequestError) else "the request could not be taken in"
-            self._send_outputs(engine, [TokenOutput(message.request_id, [], None, "error", reason)])
+            return
+        except RequestError as error:
+            reason = str(error)
+        except Exception:  # whatever is wrong with it, it is wrong with this request alone
+            reason = "the request could not be taken in"
+            logger.exception(reason)
+        self._send_outputs(engine, [TokenOutput(message.request_id, [], None, "error", reason)])
 
     def _send_outputs(self, engine: Engine, outputs: list[TokenOutput]) -> None:
         stats = engine.stats()

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.errors import ConfigError, NotAvailableYetError
+from trifocal.kernels.base import TORCH, Kernels
+from trifocal.layers.base import use_kernels
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.model_spec import ModelSpec, Quantization, read_json
 from trifocal.models.base import Model
@@ -24,7 +26,7 @@ from trifocal.models.decoder import Decoder
 from trifocal.models.registry import MODELS
 from trifocal.quant.awq import OUTPUTS_PER_COLUMN
 from trifocal.quant.base import Slot
-from trifocal.quant.choose import quantize_layers, quantize_towers
+from trifocal.quant.choose import quantize_layers, quantize_towers, use_blocks
 
 _INDEX = "model.safetensors.index.json"
 _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older releases saved with the weights
@@ -32,12 +34,13 @@ _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older rel
 
 def load_model(
     spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, load_format: str, seed: int, progress: bool = False,
-    quantization: Quantization | None = None,
+    quantization: Quantization | None = None, kernels: Kernels = TORCH,
 ) -> Model:  # fmt: skip
     """Build the model of `spec` and fill it, from its folder or (`load_format="dummy"`) with seeded random numbers.
 
     The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers
-    are in the format that `quantization` asks for. Raises `ConfigError`.
+    are in the format that `quantization` asks for, laid out as `kernels`, which its layers use, want it. Raises
+    `ConfigError`.
     """
     model = empty_model(spec, dtype)
     if quantization:
@@ -47,6 +50,10 @@ def load_model(
                 if isinstance(module, Decoder):
                     quantize_layers(module, path, quantization, names)
             quantize_towers(model, quantization)
+    if kernels.wants_blocks:
+        with _meta_device(dtype):
+            use_blocks(model)
+    use_kernels(model, kernels)
     materialize(model, device)
     if load_format == "dummy":
         _fill_randomly(model, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from trifocal.errors import ConfigError
@@ -12,6 +13,7 @@ from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.model_spec import Quantization
 from trifocal.quant.awq import AwqLinear
 from trifocal.quant.base import PLAIN, LinearMethod
+from trifocal.quant.blocks import BLOCKS, INT8_BLOCKS
 from trifocal.quant.int4 import GROUPS, Int4Linear
 from trifocal.quant.int8 import INT8
 
@@ -48,6 +50,17 @@ def quantize_towers(model: nn.Module, quantization: Quantization) -> None:
     for layer in model.modules():
         if isinstance(layer, Linear) and not isinstance(layer, Embedding) and layer.method is PLAIN:
             layer.use(INT8)
+
+
+def use_blocks(model: nn.Module) -> None:
+    """Lay weights out for kernels that want them so: those in int8, and plain ones of models in bfloat16."""
+    for layer in model.modules():
+        if not isinstance(layer, Linear):
+            continue
+        if layer.method is INT8:
+            layer.use(INT8_BLOCKS)
+        elif layer.method is PLAIN and layer.compute_dtype == torch.bfloat16 and layer.in_features % 2 == 0:
+            layer.use(BLOCKS)
 
 
 def _rounded(*, is_int4: bool, is_tied: bool) -> _Choice:

@@ -11,7 +11,6 @@ from trifocal.attention.registry import ATTENTION
 from trifocal.config import EngineConfig
 from trifocal.errors import ConfigError
 from trifocal.executor.base import Capacity
-from trifocal.layers.base import use_kernels
 from trifocal.log import get_logger
 from trifocal.models.loader import load_model
 from trifocal.platforms import get_platform
@@ -45,8 +44,8 @@ class Worker:
             seed=config.seed,
             progress=True,
             quantization=config.quantization,
+            kernels=self.platform.kernels(),
         )
-        use_kernels(self.model, self.platform.kernels())
         how = f", linear layers in {config.quantization.method}" if config.quantization else ""
         logger.info("weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.dtype, how, self.device)
         num_blocks = self._num_blocks()

@@ -9,12 +9,11 @@ from trifocal.kernels.base import Kernels
 from trifocal.kernels.cpu.library import SUFFIX, Library
 from trifocal.kernels.int4 import Int4Weight
 
-# Beyond these the time of a bfloat16 product goes into arithmetic, and oneDNN is the better one there.
-MAX_LINEAR_ROWS = 64
-
 
 class CpuKernels(Kernels):
     """See `Kernels`. Threads are torch's, as many as `torch.get_num_threads()`."""
+
+    wants_blocks = True
 
     def __init__(self, library: Library) -> None:
         self.name = library.name
@@ -26,13 +25,12 @@ class CpuKernels(Kernels):
             for name in ("rms_norm", "silu_and_mul", "rotate", "linear_int8")
         )
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A few rows of bfloat16; rounded exactly as oneDNN's product for many rows where both can use AVX512-BF16."""
-        out_features, in_features = weight.shape
+    def linear_blocks(self, x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
+        """Any number of rows, each output a chain of sums along the inputs: the same in any company."""
+        in_features = 2 * weight.shape[1]
         rows = x.numel() // in_features
-        is_ours = 0 < rows <= MAX_LINEAR_ROWS and x.dtype == weight.dtype == torch.bfloat16 and in_features % 8 == 0
-        if not is_ours or not weight.is_contiguous():
-            return super().linear(x, weight, bias)
+        if x.dtype != torch.bfloat16 or rows == 0:
+            return super().linear_blocks(x, weight, out_features, bias)
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], out_features))
         self._linear(
@@ -41,13 +39,13 @@ class CpuKernels(Kernels):
         )  # fmt: skip
         return y
 
-    def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         """Any number of rows. Sums are exact integers, so a row's result is the same in any company."""
         function = self._linear_int8.get(x.dtype)
-        out_features, in_features = weight.shape
+        out_features, in_features = len(scale), x.shape[-1]
         rows = x.numel() // in_features
         if function is None or rows == 0:
-            return super().linear_int8(x, weight, scale, bias)
+            return super().linear_int8_blocks(x, weight, scale, bias)
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], out_features))
         function(

@@ -58,108 +58,18 @@ float quantize_row(const T* x, int8_t* q, ptrdiff_t size, ptrdiff_t stride) {
     return scale;
 }
 
-template <class T>
-struct Int8 {
-    const int8_t *x, *weight;      // [m, stride], [n, k]
-    const float *x_scale, *scale;  // [m], [n]
-    const T* bias;
-    T* y;
-    ptrdiff_t m, n, k, stride;
-
-    // Rows `first .. first + W` of the weight, the last one instead of those behind it.
-    void rows(ptrdiff_t first, const char* out[W]) const {
-        for (ptrdiff_t i = 0; i < W; i++)
-            out[i] = reinterpret_cast<const char*>(weight) + (first + i < n ? first + i : n - 1) * k;
-    }
-
-    // Store what `sums` of activations times weights come to; `moved` are the sums of the weights alone.
-    void finish(ptrdiff_t token, ptrdiff_t first, vi sums, vi moved) const {
-        const int lanes = lanes_of(n, first);
-        vf shift = bias ? get(bias + first, lanes) : vf{};
-        vf exact = __builtin_convertvector(sums - MOVED * moved, vf);
-        put(y + token * n + first, exact * get(scale + first, lanes) * x_scale[token] + shift, lanes);
-    }
-};
-
-// f(k, words) for the weights of W rows, 16 inputs at a time; behind the last input there are zeros.
-template <class F>
-inline void for_words(const char* const rows[W], ptrdiff_t k, bool is_fetched, F f) {
-    vi words[4];
-    ptrdiff_t at = 0;
-    for (; at + 16 <= k; at += 16) {
-        if (is_fetched && at % 64 == 0) fetch(rows, at, k, (W - 1) * k);
-        transpose(rows, at, words);
-        f(at, words);
-    }
-    if (at == k) return;
-    char tail[W][16] = {};
-    const char* padded[W];
-    for (int i = 0; i < W; i++) {
-        std::memcpy(tail[i], rows[i] + at, k - at);
-        padded[i] = tail[i];
-    }
-    transpose(padded, 0, words);
-    f(at, words);
-}
-
 inline int32_t four_at(const int8_t* x) {
     int32_t four;
     std::memcpy(&four, x, 4);
     return four;
 }
 
-// W outputs of R tokens, straight from the rows.
-template <int R, class T>
-void few_tokens(const Int8<T>& a, ptrdiff_t token, ptrdiff_t first) {
-    const char* rows[W];
-    a.rows(first, rows);
-    const int8_t* x = a.x + token * a.stride;
-    vi acc[R] = {}, moved = {};
-    for_words(rows, a.k, token == 0, [&](ptrdiff_t k, const vi words[4]) {
-        for (int j = 0; j < 4; j++) {
-            if (MOVED) moved = dot_bytes(moved, 0x01010101, words[j]);
-            for (int r = 0; r < R; r++) acc[r] = dot_bytes(acc[r], four_at(x + r * a.stride + k + 4 * j), words[j]);
-        }
-    });
-    for (int r = 0; r < R; r++) a.finish(token + r, first, acc[r], moved);
-}
-
-// A tile of outputs of R tokens; `tile` holds its weights, four inputs of TILE vectors of outputs side by side.
-template <int R, class T>
-void tile_tokens(const Int8<T>& a, const vi* tile, const vi moved[TILE], ptrdiff_t token, ptrdiff_t first) {
-    const int8_t* x = a.x + token * a.stride;
-    vi acc[R][TILE] = {};
-    for (ptrdiff_t k = 0; k < a.stride; k += 4, tile += TILE)
-        for (int r = 0; r < R; r++) {
-            const int32_t four = four_at(x + r * a.stride + k);
-            for (int b = 0; b < TILE; b++) acc[r][b] = dot_bytes(acc[r][b], four, tile[b]);
-        }
-    for (int r = 0; r < R; r++)
-        for (int b = 0; b < TILE; b++) a.finish(token + r, tile_output(a.n, first, b), acc[r][b], moved[b]);
-}
-
-template <class T>
-void many_tokens(const Int8<T>& a, ptrdiff_t first) {
-    vi* tile = scratch<vi>(0, a.stride / 4 * TILE);
-    vi moved[TILE] = {};
-    for (int b = 0; b < TILE; b++) {
-        const char* rows[W];
-        a.rows(tile_output(a.n, first, b), rows);
-        for_words(rows, a.k, true, [&](ptrdiff_t k, const vi words[4]) {
-            for (int j = 0; j < 4; j++) {
-                tile[(k / 4 + j) * TILE + b] = words[j];
-                if (MOVED) moved[b] = dot_bytes(moved[b], 0x01010101, words[j]);
-            }
-        });
-    }
-    for_tokens<TILE_ROWS>(a.m, [&](ptrdiff_t token, auto rows) { tile_tokens<rows>(a, tile, moved, token, first); });
-}
-
-// x [m, k], weight [n, k], scale [n], bias [n] or null -> y [m, n].
+// x [m, k], weight [n / 16, k / 4, 16] words of four inputs (k rounded up, zeros behind it), scale [n], bias [n] or null
+// -> y [m, n].
 template <class T>
 struct Int8Args {
     const T* x;
-    const int8_t* weight;
+    const int32_t* weight;
     const float* scale;
     const T* bias;
     T* y;
@@ -168,20 +78,32 @@ struct Int8Args {
 };
 
 template <class T>
-void linear_int8(const Int8Args<T>& args) {
-    const ptrdiff_t m = args.m, k = args.k, stride = (k + 15) / 16 * 16;
-    const T* x = args.x;
-    int8_t* q = scratch<int8_t>(1, m * stride);
-    float* x_scale = scratch<float>(2, m);
-#pragma omp parallel for schedule(static) num_threads(m < 16 ? 1 : args.threads)
-    for (ptrdiff_t row = 0; row < m; row++) x_scale[row] = quantize_row(x + row * k, q + row * stride, k, stride);
-    const Int8<T> a{q, args.weight, x_scale, args.scale, args.bias, args.y, m, args.n, k, stride};
-    if (m > MAX_ROWS)
-        for_outputs(a.n, PART_BYTES, TILE * W, args.threads, [&](ptrdiff_t first) { many_tokens(a, first); });
-    else
-        for_outputs(a.n, k, W, args.threads, [&](ptrdiff_t first) {
-            for_tokens<MAX_ROWS>(m, [&](ptrdiff_t token, auto rows) { few_tokens<rows>(a, token, first); });
+void linear_int8(const Int8Args<T>& a) {
+    const ptrdiff_t depth = (a.k + 3) / 4, stride = 4 * depth;
+    const Words weight{a.weight, a.n, depth};
+    int8_t* q = scratch<int8_t>(1, a.m * stride);
+    float* x_scale = scratch<float>(2, a.m);
+#pragma omp parallel for schedule(static) num_threads(a.m < 16 ? 1 : a.threads)
+    for (ptrdiff_t row = 0; row < a.m; row++)
+        x_scale[row] = quantize_row(a.x + row * a.k, q + row * stride, a.k, stride);
+    for_products(a.m, a.n, a.k, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors) {
+        vi acc[rows][vectors] = {}, moved[vectors] = {};
+        weight.along<vectors>(first, [&](ptrdiff_t i, const vi words[vectors]) {
+            for (int b = 0; b < vectors && MOVED; b++) moved[b] = dot_bytes(moved[b], 0x01010101, words[b]);
+            for (int r = 0; r < rows; r++)
+                for (int b = 0; b < vectors; b++)
+                    acc[r][b] = dot_bytes(acc[r][b], four_at(q + (token + r) * stride + 4 * i), words[b]);
         });
+        for (int b = 0; b < vectors; b++) {
+            const ptrdiff_t at = tile_output(a.n, first, b);
+            const int lanes = lanes_of(a.n, at);
+            const vf shift = a.bias ? get(a.bias + at, lanes) : vf{}, scale = get(a.scale + at, lanes);
+            for (int r = 0; r < rows; r++) {
+                const vf exact = __builtin_convertvector(acc[r][b] - MOVED * moved[b], vf);
+                put(a.y + (token + r) * a.n + at, exact * scale * x_scale[token + r] + shift, lanes);
+            }
+        }
+    });
 }
 
 }  // namespace tri

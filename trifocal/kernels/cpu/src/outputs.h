@@ -1,4 +1,4 @@
-// How the outputs of a linear layer are dealt out to threads.
+// How the outputs of a linear layer are dealt out to threads, and where their weights lie.
 #pragma once
 
 #include "common.h"
@@ -47,5 +47,44 @@ inline void for_tokens(ptrdiff_t m, F f) {
     for (; token + MOST <= m; token += MOST) f(token, std::integral_constant<int, MOST>());
     for_rest<MOST - 1>(token, m - token, f);
 }
+
+// f(token, rows, first output, vectors) for all tokens and outputs; both numbers are std::integral_constants. Several
+// vectors at once give the few sums of a few tokens something to do while one waits for the other.
+template <class F>
+inline void for_products(ptrdiff_t m, ptrdiff_t n, ptrdiff_t row_bytes, int threads, F f) {
+    auto run = [&](auto most_rows, auto vectors) {
+        for_outputs(n, row_bytes, vectors * W, threads, [&](ptrdiff_t first) {
+            for_tokens<most_rows>(m, [&](ptrdiff_t token, auto rows) { f(token, rows, first, vectors); });
+        });
+    };
+    if (m <= MAX_ROWS / 4)
+        run(std::integral_constant<int, MAX_ROWS / 4>(), std::integral_constant<int, 4>());
+    else if (m <= MAX_ROWS / 2)
+        run(std::integral_constant<int, MAX_ROWS / 2>(), std::integral_constant<int, 2>());
+    else
+        run(std::integral_constant<int, TILE_ROWS>(), std::integral_constant<int, TILE>());
+}
+
+// Weights in blocks of 16 outputs, [depth][16] words of 32 bits in each: a word holds some consecutive inputs of an output.
+// A block is read from its beginning to its end. Behind the last output it holds anything.
+struct Words {
+    const int32_t* words;
+    ptrdiff_t n, depth;
+
+    // Words of outputs `first .. first + W`; the next ones are 16 words further on.
+    const int32_t* of(ptrdiff_t first) const { return words + first / 16 * depth * 16 + first % 16; }
+
+    // f(i, words) for i in 0 .. depth: the i-th words of B vectors of outputs from `first` on, at their places in the tile.
+    template <int B, class F>
+    void along(ptrdiff_t first, F f) const {
+        const int32_t* from[B];
+        for (int b = 0; b < B; b++) from[b] = of(tile_output(n, first, b));
+        for (ptrdiff_t i = 0; i < depth; i++) {
+            vi each[B];
+            for (int b = 0; b < B; b++) each[b] = load<vi>(from[b] + 16 * i);
+            f(i, each);
+        }
+    }
+};
 
 }  // namespace tri
