@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
 from trifocal.attention.reference import ReferenceAttention
+from trifocal.kernels.cpu.capture import CapturedSteps
 from trifocal.kernels.cpu.library import SUFFIX, AttentionStep, load
-from trifocal.kernels.cpu.replay import Replay
 
 
 class CpuAttention(AttentionBackend):
@@ -27,7 +27,7 @@ class CpuAttention(AttentionBackend):
         library = load()
         head_bytes = cache.keys.shape[-1] * cache.keys.dtype.itemsize
         self._kernels = {}
-        self.replay = None
+        self.captured = None
         if library is not None and head_bytes % 16 == 0:
             prefix = "attention_int8" if cache.keys.dtype == torch.int8 else "attention"
             self._kernels = {
@@ -35,7 +35,7 @@ class CpuAttention(AttentionBackend):
                 for dtype, suffix in SUFFIX.items()
                 if cache.keys.dtype in (dtype, torch.int8)
             }
-            self.replay = Replay(library, capture_sizes)
+            self.captured = CapturedSteps(library, capture_sizes)
         self._step = AttentionStep()  # where all recorded calls look
 
     def begin(self, batch: AttentionBatch) -> None:
@@ -71,7 +71,7 @@ class CpuAttention(AttentionBackend):
 
     def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Steps of as many rows as one before are replayed."""
-        return layers(*inputs) if self.replay is None else self.replay(layers, *inputs)
+        return layers(*inputs) if self.captured is None else self.captured(layers, *inputs)
 
     def _by_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self._is_reference_ready:

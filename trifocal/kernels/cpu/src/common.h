@@ -14,7 +14,7 @@
 #include <utility>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
-// A kernel takes the address of one struct, so that calls can be kept and made again (see replay.cpp).
+// A kernel takes the address of one struct, so that calls can be kept and made again (see calls.cpp).
 #define KERNEL(NAME, ARGS, CALL) \
     EXPORT void tri_##NAME(const void* args) { CALL(*static_cast<const ARGS*>(args)); }
 

@@ -14,9 +14,9 @@ from tests import tiny
 from tests.kernels import isa
 from trifocal.attention.base import AttentionBatch, KVCache
 from trifocal.attention.cpu import CpuAttention
+from trifocal.kernels.cpu.capture import CapturedSteps, _share
 from trifocal.kernels.cpu.library import Library
 from trifocal.kernels.cpu.ops import CpuKernels
-from trifocal.kernels.cpu.replay import Replay, _share
 from trifocal.layers.base import use_kernels
 from trifocal.layers.linear import Linear
 from trifocal.llm import LLM
@@ -116,10 +116,10 @@ def test_bit_for_bit(kernels: CpuKernels, dtype: torch.dtype, method: LinearMeth
         assert torch.equal(got, expected)
     for ours, theirs in ((captured.attention.cache.keys, eager.attention.cache.keys),):
         assert torch.equal(ours, theirs)
-    assert captured.attention.replay is not None and eager.attention.replay is not None
+    assert captured.attention.captured is not None and eager.attention.captured is not None
     can_replay = dtype != torch.float32 or method is not PLAIN  # float32's products are torch's
-    assert captured.attention.replay.num_replayed == (5 if can_replay else 0)
-    assert eager.attention.replay.num_replayed == 0
+    assert captured.attention.captured.num_replayed == (5 if can_replay else 0)
+    assert eager.attention.captured.num_replayed == 0
 
 
 @torch.inference_mode()
@@ -128,9 +128,9 @@ def test_another_number_of_threads_is_another_recording(kernels: CpuKernels) -> 
     first = steps.step(0, [1])
     torch.set_num_threads(1)
     assert torch.equal(steps.step(0, [1]), first)
-    assert steps.attention.replay is not None and steps.attention.replay.num_replayed == 0
+    assert steps.attention.captured is not None and steps.attention.captured.num_replayed == 0
     assert torch.equal(steps.step(0, [1]), first)
-    assert steps.attention.replay.num_replayed == 1
+    assert steps.attention.captured.num_replayed == 1
 
 
 @torch.inference_mode()
@@ -140,7 +140,7 @@ def test_layers_that_torch_computes_are_not_replayed(kernels: CpuKernels) -> Non
     eager, captured = Steps(made, torch.bfloat16, ()), Steps(made, torch.bfloat16, (1,))
     for seed in range(3):
         assert torch.equal(captured.step(seed, [1]), eager.step(seed, [1]))
-    assert captured.attention.replay is not None and captured.attention.replay.num_replayed == 0
+    assert captured.attention.captured is not None and captured.attention.captured.num_replayed == 0
 
 
 @torch.inference_mode()
@@ -150,11 +150,11 @@ def test_arithmetic_in_place_is_seen(library: Library, kernels: CpuKernels) -> N
     def layers(x: Tensor) -> Tensor:
         return kernels.rms_norm(x, weight, 1e-6).add_(1)
 
-    weight, replay = torch.ones(16), Replay(library, (2,))
+    weight, captured = torch.ones(16), CapturedSteps(library, (2,))
     for seed in range(3):
         x = torch.randn(2, 16, generator=torch.Generator().manual_seed(seed))
-        assert torch.equal(replay(layers, x), layers(x))
-    assert replay.num_replayed == 0
+        assert torch.equal(captured(layers, x), layers(x))
+    assert captured.num_replayed == 0
 
 
 def test_places_are_shared_by_what_never_lives_together() -> None:
@@ -189,5 +189,5 @@ def test_flags(flags: dict[str, object], is_replayed: bool, tmp_path: Path) -> N
     with LLM(str(folder), dtype="bfloat16", **flags) as llm:  # type: ignore[arg-type]
         llm.generate("How many circles?", SamplingParams(temperature=0, max_tokens=5, ignore_eos=True), use_tqdm=False)
         attention = llm._engine.executor._worker.runner.attention
-    assert isinstance(attention, CpuAttention) and attention.replay is not None
-    assert (attention.replay.num_replayed > 0) is is_replayed
+    assert isinstance(attention, CpuAttention) and attention.captured is not None
+    assert (attention.captured.num_replayed > 0) is is_replayed

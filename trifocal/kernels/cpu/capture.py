@@ -1,4 +1,4 @@
-"""Replay: what Python did once for the layers of a step is done again by one call, as CUDA graphs do it on a GPU.
+"""Captured steps: what Python did once for the layers of a step is done again by one call, as by a CUDA graph.
 
 A step of a few tokens is two hundred kernels of which many take less time than Python takes to call them. But in all
 steps with as many rows layers pass the same to kernels: sizes, weights, and, if activations lie where they lay before,
@@ -27,7 +27,7 @@ _ALIGNMENT = 64
 Layers = Callable[..., Tensor]
 
 
-class Replay:
+class CapturedSteps:
     """Runs `layers` for steps of `sizes` rows: by Python the first time, from the recording afterwards."""
 
     def __init__(self, library: Library, sizes: Collection[int]) -> None:
@@ -97,7 +97,7 @@ def _is_view(result: Any, args: Sequence[Any]) -> bool:
 
 
 class _Call(ctypes.Structure):
-    """`tri::Call` in src/replay.cpp."""
+    """`tri::Call` in src/calls.cpp."""
 
     _fields_ = (("kernel", c_void_p), ("args", c_void_p))
 
