@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from trifocal.kernels.cpu.library import Args, Library
 from trifocal.log import get_logger
 
 logger = get_logger(__name__)
-_EMPTY = (torch.ops.aten.empty, torch.ops.aten.new_empty, torch.ops.aten.empty_like)
+_EMPTY = {"empty", "new_empty", "empty_like"}
+_VIEWS = {"view", "narrow", "reshape", "contiguous"}  # which may also be copies
+_QUESTIONS = {"__get__", "__len__", "data_ptr", "dim", "is_contiguous", "numel", "size", "stride"}  # __get__: x.shape
 _ALIGNMENT = 64
 
 Layers = Callable[..., Tensor]
@@ -58,14 +60,15 @@ class CapturedSteps:
         return output
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(TorchFunctionMode):
     """Notes kernel calls and keeps all tensors that are made meanwhile, so that an address stands for one of them.
 
-    Operators of torch that compute something are no kernel calls and cannot be made again: the last is the `hindrance`.
+    Functions of torch that compute something are no kernel calls and cannot be made again: the last is the `hindrance`.
+    They are seen as Python calls them (`TorchDispatchMode` would import sympy, a second and 70 MB).
     """
 
     def __init__(self, library: Library) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._recording = library.recording
         self.calls: list[tuple[int | None, Args]] = []
         self.made: list[Tensor] = []
@@ -76,24 +79,22 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._recording.calls = None
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _EMPTY:
+        name = func.__name__
+        if name in _EMPTY:
             self.made.append(result)
-        elif func._schema.is_mutable or not _is_view(result, args):
-            self.hindrance = str(func)
+        elif not (name in _QUESTIONS or (name in _VIEWS and _is_view(result, args[0]))):
+            self.hindrance = name
         return result
 
 
-def _is_view(result: Any, args: Sequence[Any]) -> bool:
-    """Whether an operator only looked at its first argument in another way."""
-    views = result if isinstance(result, tuple | list) else (result,)
-    base = args[0].untyped_storage().data_ptr() if args and isinstance(args[0], Tensor) else None
-    return all(isinstance(view, Tensor) and view.untyped_storage().data_ptr() == base for view in views)
+def _is_view(result: Tensor, of: Tensor) -> bool:
+    return result.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
 
 
 class _Call(ctypes.Structure):
