@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tests.kernels import isa
 from trifocal.kernels.base import TORCH
-from trifocal.kernels.blocks import empty_blocks, store_rows
+from trifocal.kernels.blocks import empty_blocks, store_rows, words_of_int8
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.kernels.int4 import Int4Weight
 
@@ -47,7 +46,7 @@ def int4_weight(outputs: int, inputs: int, group: int) -> Int4Weight:
 
 def in_blocks(weight: Tensor) -> Tensor:
     blocks = empty_blocks(len(weight), -(-weight.shape[1] // 4))
-    store_rows(blocks, 0, F.pad(weight, (0, -weight.shape[1] % 4)).view(torch.int32))
+    store_rows(blocks, 0, words_of_int8(weight))
     return blocks
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trifocal.kernels.blocks import all_rows
+from trifocal.kernels.blocks import all_rows, int8_of_words
 from trifocal.kernels.int4 import Int4Weight
 
 
@@ -42,9 +42,8 @@ class Kernels:
         return y.to(x.dtype).view(*x.shape[:-1], len(weight))
 
     def linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """`linear_int8` with a weight in blocks of words int32 [out / 16, in / 4 rounded up, 16], zeros behind it."""
-        rows = all_rows(weight, len(scale)).view(torch.int8)
-        return self.linear_int8(x, rows[:, : x.shape[-1]].contiguous(), scale, bias)
+        """`linear_int8` with a weight in blocks of words int32 [out / 16, in / 4 rounded up, 16]."""
+        return self.linear_int8(x, int8_of_words(all_rows(weight, len(scale)), x.shape[-1]), scale, bias)
 
     def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
         """x [..., in] times the weight, plus bias."""

@@ -8,6 +8,7 @@ last output a block holds anything.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK = 16
@@ -32,6 +33,16 @@ def take_rows(blocks: Tensor, index: Tensor) -> Tensor:
 def all_rows(blocks: Tensor, out_features: int) -> Tensor:
     """[out_features, depth]."""
     return _side_by_side(blocks.transpose(1, 2).flatten(0, 1)[:out_features])
+
+
+def words_of_int8(rows: Tensor) -> Tensor:
+    """int8 [n, in] -> int32 [n, in / 4 rounded up]. Bytes are 128 higher: the instruction for them is unsigned."""
+    return F.pad(rows ^ -128, (0, -rows.shape[1] % 4)).view(torch.int32)
+
+
+def int8_of_words(words: Tensor, in_features: int) -> Tensor:
+    """The way back."""
+    return words.view(torch.int8)[:, :in_features] ^ -128
 
 
 def _side_by_side(rows: Tensor) -> Tensor:

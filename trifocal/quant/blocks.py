@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from trifocal.kernels.blocks import empty_blocks, store_rows, take_rows
+from trifocal.kernels.blocks import empty_blocks, int8_of_words, store_rows, take_rows, words_of_int8
 from trifocal.quant.base import LinearMethod, Slot, register
 from trifocal.quant.int8 import Int8Linear
 
@@ -60,12 +59,12 @@ class Int8BlocksLinear(Int8Linear):
         return empty_blocks(out_features, -(-in_features // 4))
 
     def store(self, layer: Linear, start: int, rows: Tensor) -> None:
-        """Zeros behind the last input make no difference to a sum."""
-        store_rows(layer.weight, start, F.pad(rows.to(torch.int8), (0, -rows.shape[1] % 4)).view(torch.int32))
+        """As words."""
+        store_rows(layer.weight, start, words_of_int8(rows.to(torch.int8)))
 
     def rows(self, layer: Linear, ids: Tensor) -> Tensor:
         """int8 [n, in]."""
-        return take_rows(layer.weight, ids).view(torch.int8)[:, : layer.in_features]
+        return int8_of_words(take_rows(layer.weight, ids), layer.in_features)
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """Integer products."""

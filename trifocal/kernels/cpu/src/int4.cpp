@@ -134,11 +134,11 @@ void linear_int4(const Int4Args& args) {
     a.x = as_operand<bf16, Act>(x, a.m * a.k, 2);
     a.sums = sums;
     if (a.m <= MAX_ROWS / 4)
-        for_outputs(a.n, a.k / 2, 4 * W, threads, [&](ptrdiff_t first) { few_tokens<4>(a, first); });
+        for_outputs(a.n, a.k / 2, 4 * W, threads, [&](ptrdiff_t first, ptrdiff_t) { few_tokens<4>(a, first); });
     else if (a.m <= MAX_ROWS / 2)
-        for_outputs(a.n, a.k / 2, 2 * W, threads, [&](ptrdiff_t first) { few_tokens<2>(a, first); });
+        for_outputs(a.n, a.k / 2, 2 * W, threads, [&](ptrdiff_t first, ptrdiff_t) { few_tokens<2>(a, first); });
     else
-        for_outputs(a.n, PART_BYTES, TILE * W, threads, [&](ptrdiff_t first) { many_tokens(a, first); });
+        for_outputs(a.n, PART_BYTES, TILE * W, threads, [&](ptrdiff_t first, ptrdiff_t) { many_tokens(a, first); });
 }
 
 }  // namespace tri

@@ -13,16 +13,16 @@ inline vf round_even(vf x) {
 #endif
 }
 
-// acc[lane] += four activations . four weights. Where there is an instruction it takes unsigned activations: they are moved
-// up by 128 before, and 128 times the sum of the weights is taken off again in the end.
+// acc[lane] += four activations . four weights. The instruction for it takes one side unsigned: weights lie 128 too high,
+// and in the end 128 times the sum of the activations is taken off again.
+constexpr int RAISED = 128;
 #if defined(__AVX512VNNI__)
-constexpr int MOVED = 128;
 inline vi dot_bytes(vi acc, int32_t four, vi weights) {
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(four), (__m512i)weights);
+    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)weights, _mm512_set1_epi32(four));
 }
 #else
-constexpr int MOVED = 0;
 typedef int16_t vs __attribute__((vector_size(W * 4)));
+typedef uint16_t vus __attribute__((vector_size(W * 4)));
 inline vi multiply_pairs(vs a, vs b) {
 #if defined(__AVX512F__)
     return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
@@ -31,15 +31,21 @@ inline vi multiply_pairs(vs a, vs b) {
 #endif
 }
 inline vi dot_bytes(vi acc, int32_t four, vi weights) {
-    vs x = (vs)(four - vi{}), w = (vs)weights;
-    return acc + multiply_pairs(x << 8 >> 8, w << 8 >> 8) + multiply_pairs(x >> 8, w >> 8);
+    vs x = (vs)(four - vi{});
+    vus w = (vus)weights;
+    return acc + multiply_pairs(x << 8 >> 8, (vs)(w & 255)) + multiply_pairs(x >> 8, (vs)(w >> 8));
 }
 #endif
 
-// One row of activations to int8 as `dot_bytes` takes them, symmetric, zeros behind it up to `stride`: returns the scale,
-// x ~ q * scale. NaN and infinity make the scale so.
+// What an int8 row of activations is worth: x ~ q * scale, and the sum of q.
+struct Row {
+    float scale;
+    int32_t sum;
+};
+
+// A row of activations to int8, symmetric, zeros behind it up to `stride`. NaN and infinity make the scale so.
 template <class T>
-float quantize_row(const T* x, int8_t* q, ptrdiff_t size, ptrdiff_t stride) {
+Row quantize_row(const T* x, int8_t* q, ptrdiff_t size, ptrdiff_t stride) {
     typedef int8_t vb __attribute__((vector_size(W)));
     vf most = {}, broken = {};
     along(size, [&](ptrdiff_t i, int lanes) {
@@ -49,13 +55,17 @@ float quantize_row(const T* x, int8_t* q, ptrdiff_t size, ptrdiff_t stride) {
     });
     const float largest = max(most) + sum(broken);
     const float scale = largest / 127, inverse = largest > 0 ? 127 / largest : 0;
+    vi totals = {};
     along(size, [&](ptrdiff_t i, int lanes) {
-        vi whole = __builtin_convertvector(round_even(get(x + i, lanes) * inverse), vi) + MOVED;
+        const vi whole = __builtin_convertvector(round_even(get(x + i, lanes) * inverse), vi);
+        totals += whole;
         vb bytes = __builtin_convertvector(whole, vb);
         std::memcpy(q + i, &bytes, lanes);
     });
     std::memset(q + size, 0, stride - size);
-    return scale;
+    int32_t total = 0;
+    for (int i = 0; i < W; i++) total += totals[i];
+    return {scale, total};
 }
 
 inline int32_t four_at(const int8_t* x) {
@@ -64,8 +74,8 @@ inline int32_t four_at(const int8_t* x) {
     return four;
 }
 
-// x [m, k], weight [n / 16, k / 4, 16] words of four inputs (k rounded up, zeros behind it), scale [n], bias [n] or null
-// -> y [m, n].
+// x [m, k], weight [n / 16, k / 4, 16] words of four inputs, each plus 128 (k rounded up, anything behind it), scale [n],
+// bias [n] or null -> y [m, n].
 template <class T>
 struct Int8Args {
     const T* x;
@@ -82,14 +92,14 @@ void linear_int8(const Int8Args<T>& a) {
     const ptrdiff_t depth = (a.k + 3) / 4, stride = 4 * depth;
     const Words weight{a.weight, a.n, depth};
     int8_t* q = scratch<int8_t>(1, a.m * stride);
-    float* x_scale = scratch<float>(2, a.m);
+    Row* given = scratch<Row>(2, a.m);
 #pragma omp parallel for schedule(static) num_threads(a.m < 16 ? 1 : a.threads)
     for (ptrdiff_t row = 0; row < a.m; row++)
-        x_scale[row] = quantize_row(a.x + row * a.k, q + row * stride, a.k, stride);
-    for_products(a.m, a.n, a.k, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors) {
-        vi acc[rows][vectors] = {}, moved[vectors] = {};
-        weight.along<vectors>(first, [&](ptrdiff_t i, const vi words[vectors]) {
-            for (int b = 0; b < vectors && MOVED; b++) moved[b] = dot_bytes(moved[b], 0x01010101, words[b]);
+        given[row] = quantize_row(a.x + row * a.k, q + row * stride, a.k, stride);
+    for_products(a.m, a.n, a.k, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors,
+                                                 const Ahead& ahead) {
+        vi acc[rows][vectors] = {};
+        weight.along<vectors>(first, ahead, [&](ptrdiff_t i, const vi words[vectors]) {
             for (int r = 0; r < rows; r++)
                 for (int b = 0; b < vectors; b++)
                     acc[r][b] = dot_bytes(acc[r][b], four_at(q + (token + r) * stride + 4 * i), words[b]);
@@ -99,8 +109,9 @@ void linear_int8(const Int8Args<T>& a) {
             const int lanes = lanes_of(a.n, at);
             const vf shift = a.bias ? get(a.bias + at, lanes) : vf{}, scale = get(a.scale + at, lanes);
             for (int r = 0; r < rows; r++) {
-                const vf exact = __builtin_convertvector(acc[r][b] - MOVED * moved[b], vf);
-                put(a.y + (token + r) * a.n + at, exact * scale * x_scale[token + r] + shift, lanes);
+                const Row row = given[token + r];
+                const vf exact = __builtin_convertvector(acc[r][b] - RAISED * row.sum, vf);
+                put(a.y + (token + r) * a.n + at, exact * scale * row.scale + shift, lanes);
             }
         }
     });

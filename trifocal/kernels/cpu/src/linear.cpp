@@ -19,9 +19,10 @@ struct LinearArgs {
 void linear(const LinearArgs& a) {
     const Words weight{a.weight, a.n, a.k / 2};
     const Act* x = as_operand<bf16, Act>(a.x, a.m * a.k, 0);
-    for_products(a.m, a.n, 2 * a.k, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors) {
+    for_products(a.m, a.n, 2 * a.k, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors,
+                                                 const Ahead& ahead) {
         vf acc[rows][vectors] = {};
-        weight.along<vectors>(first, [&](ptrdiff_t i, const vi words[vectors]) {
+        weight.along<vectors>(first, ahead, [&](ptrdiff_t i, const vi words[vectors]) {
             for (int r = 0; r < rows; r++)
                 for (int b = 0; b < vectors; b++) {
                     const Act* pair = x + (token + r) * a.k + 2 * i;

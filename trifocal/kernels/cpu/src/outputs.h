@@ -7,7 +7,8 @@ namespace tri {
 
 constexpr ptrdiff_t PART_BYTES = 128 << 10;  // of weights that a thread takes at a time
 
-// f(first output) for blocks of `outputs` outputs, threads taking some at a time.
+// f(first output, that of the block that this thread will probably have next) for blocks of `outputs` outputs, threads
+// taking some at a time.
 template <class F>
 void for_outputs(ptrdiff_t n, ptrdiff_t row_bytes, ptrdiff_t outputs, int threads, F f) {
     const ptrdiff_t blocks = (n + outputs - 1) / outputs;
@@ -16,15 +17,18 @@ void for_outputs(ptrdiff_t n, ptrdiff_t row_bytes, ptrdiff_t outputs, int thread
     const ptrdiff_t parts = (blocks + per_part - 1) / per_part;
 #pragma omp parallel for schedule(dynamic) num_threads(parts < threads ? int(parts) : threads)
     for (ptrdiff_t part = 0; part < parts; part++)
-        for (ptrdiff_t b = part * per_part; b < blocks && b < (part + 1) * per_part; b++) f(b * outputs);
+        for (ptrdiff_t i = 0; i < per_part && part * per_part + i < blocks; i++) {
+            const ptrdiff_t block = part * per_part + i;
+            f(block * outputs, (i + 1 < per_part ? block + 1 : (part + threads) * per_part) * outputs);
+        }
 }
 
 // Beyond a few rows weights are laid out once as the instruction wants them, TILE vectors of outputs at a time, in memory
 // that a core's own cache holds; rows meet them TILE_ROWS at a time. Both together leave registers for weights.
 #if defined(__AVX512F__)
-constexpr int TILE = 4, TILE_ROWS = 6;
+constexpr int TILE = 4, TILE_ROWS = 6, FEW_ROWS = 6;
 #else
-constexpr int TILE = 2, TILE_ROWS = 4;
+constexpr int TILE = 2, TILE_ROWS = 4, FEW_ROWS = 2;
 #endif
 
 // First output of vector `b` of the tile that begins with `first`; beyond the last output, the last vector again.
@@ -48,17 +52,26 @@ inline void for_tokens(ptrdiff_t m, F f) {
     for_rest<MOST - 1>(token, m - token, f);
 }
 
-// f(token, rows, first output, vectors) for all tokens and outputs; both numbers are std::integral_constants. Several
-// vectors at once give the few sums of a few tokens something to do while one waits for the other.
+// A block of outputs that is to be fetched while rows meet the present one, a share of it with each of `passes` over that.
+struct Ahead {
+    ptrdiff_t first;
+    int pass, passes;
+};
+
+// f(token, rows, first output, vectors, ahead) for all tokens and outputs; rows and vectors are std::integral_constants.
+// Several vectors at once give the few sums of a few tokens something to do while one waits for the other.
 template <class F>
 inline void for_products(ptrdiff_t m, ptrdiff_t n, ptrdiff_t row_bytes, int threads, F f) {
     auto run = [&](auto most_rows, auto vectors) {
-        for_outputs(n, row_bytes, vectors * W, threads, [&](ptrdiff_t first) {
-            for_tokens<most_rows>(m, [&](ptrdiff_t token, auto rows) { f(token, rows, first, vectors); });
+        const int passes = int((m + most_rows - 1) / most_rows);
+        for_outputs(n, row_bytes, vectors * W, threads, [&](ptrdiff_t first, ptrdiff_t next) {
+            for_tokens<most_rows>(m, [&](ptrdiff_t token, auto rows) {
+                f(token, rows, first, vectors, Ahead{next, int(token / most_rows), passes});
+            });
         });
     };
-    if (m <= MAX_ROWS / 4)
-        run(std::integral_constant<int, MAX_ROWS / 4>(), std::integral_constant<int, 4>());
+    if (m <= FEW_ROWS)
+        run(std::integral_constant<int, FEW_ROWS>(), std::integral_constant<int, 4>());
     else if (m <= MAX_ROWS / 2)
         run(std::integral_constant<int, MAX_ROWS / 2>(), std::integral_constant<int, 2>());
     else
@@ -75,13 +88,23 @@ struct Words {
     const int32_t* of(ptrdiff_t first) const { return words + first / 16 * depth * 16 + first % 16; }
 
     // f(i, words) for i in 0 .. depth: the i-th words of B vectors of outputs from `first` on, at their places in the tile.
+    // In its first pass a tile comes from memory, and in the others arithmetic takes the time: one is done beside the other.
     template <int B, class F>
-    void along(ptrdiff_t first, F f) const {
-        const int32_t* from[B];
-        for (int b = 0; b < B; b++) from[b] = of(tile_output(n, first, b));
+    void along(ptrdiff_t first, const Ahead& ahead, F f) const {
+        const int32_t *from[B], *soon[B];
+        for (int b = 0; b < B; b++) {
+            from[b] = of(tile_output(n, first, b));
+            soon[b] = of(tile_output(n, ahead.first, b));
+        }
+        const bool fetches = ahead.passes > 1 && ahead.first < n;
+        int wait = ahead.pass;
         for (ptrdiff_t i = 0; i < depth; i++) {
             vi each[B];
             for (int b = 0; b < B; b++) each[b] = load<vi>(from[b] + 16 * i);
+            if (fetches && wait-- == 0) {
+                wait = ahead.passes - 1;
+                for (int b = 0; b < B; b++) _mm_prefetch(reinterpret_cast<const char*>(soon[b] + 16 * i), _MM_HINT_T1);
+            }
             f(i, each);
         }
     }
