@@ -123,7 +123,11 @@ def int4_case(ours: CpuKernels, rows: int, outputs: int, inputs: int, copies: in
     x = torch.randn(rows, inputs).bfloat16()
     weights = [random_int4(outputs, inputs) for _ in range(4 * copies)]
     num_bytes = sum(part.nbytes for part in (weights[0].words, weights[0].scale, weights[0].zero))
-    return {"ours": lambda i: ours.linear_int4(x, weights[i], None)}, num_bytes, 4 * copies
+    calls: dict[str, Call] = {
+        "ours": lambda i: ours.linear_int4_int8(x, weights[i], None),
+        "bf16 activations": lambda i: ours.linear_int4(x, weights[i], None),
+    }
+    return calls, num_bytes, 4 * copies
 
 
 def prefill(library: Library, seconds: float) -> Iterable[str]:

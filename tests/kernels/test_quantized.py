@@ -135,16 +135,54 @@ def test_int4(kernels: CpuKernels, outputs: int, inputs: int, group: int) -> Non
             torch.testing.assert_close(ours.float(), expected, rtol=2**-8, atol=2**-8 * most)
 
 
+@pytest.mark.parametrize("group", [16, 32, 64, 128])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 128), (15, 128), (33, 384), (66, 128), (500, 896), (48, 4864)])
+def test_int4_with_int8_activations(kernels: CpuKernels, outputs: int, inputs: int, group: int) -> None:
+    """As torch's but for the last bit, and where a quotient falls on the edge between two integers; near the exact."""
+    weight, bias = int4_weight(outputs, inputs, group), normal(outputs)
+    wide = TORCH.expand_int4(weight, FULL)
+    for rows in ROWS:
+        x = normal(rows, inputs, seed=rows)
+        x[:, : inputs // 2] *= 30  # groups of their own scale
+        for b in (None, bias):
+            ours, expected = (each.linear_int4_int8(x, weight, b).float() for each in (kernels, TORCH))
+            exact = x.float() @ wide.t() + (0 if b is None else b.float())
+            most = float(exact.abs().max())
+            torch.testing.assert_close(ours, expected, rtol=2**-7, atol=2**-8 * most)
+            assert outputs == 1 or (ours - exact).norm() < 0.02 * exact.norm()
+
+
+def test_int4_shows_a_broken_row(kernels: CpuKernels) -> None:
+    weight = int4_weight(20, 64, 32)
+    for bad in (float("nan"), float("inf")):
+        for rows in (2, 20):
+            x = normal(rows, 64)
+            x[1, 20] = bad
+            for each in (kernels, TORCH):
+                y = each.linear_int4_int8(x, weight, None)
+                assert not y[1].isfinite().any() and y[0].isfinite().all()
+
+
+def test_int4_of_nothing(kernels: CpuKernels) -> None:
+    """Groups of zeros have no scale; no rows, no results."""
+    weight = int4_weight(20, 64, 32)
+    for each in (kernels, TORCH):
+        assert each.linear_int4_int8(torch.zeros(3, 64, dtype=HALF), weight, None).eq(0).all()
+        assert each.linear_int4_int8(torch.zeros(0, 64, dtype=HALF), weight, None).shape == (0, 20)
+
+
 def test_int4_of_a_token_is_the_same_in_any_company(kernels: CpuKernels) -> None:
     weight = int4_weight(150, 256, 64)
     x = normal(ROWS[-1], 256)
-    alone = torch.cat([kernels.linear_int4(row[None], weight, None) for row in x])
-    for rows in ROWS:
-        assert torch.equal(kernels.linear_int4(x[:rows], weight, None), alone[:rows])
+    for linear in (kernels.linear_int4, kernels.linear_int4_int8):
+        alone = torch.cat([linear(row[None], weight, None) for row in x])
+        for rows in ROWS:
+            assert torch.equal(linear(x[:rows], weight, None), alone[:rows])
 
 
 def test_int4_of_other_types_and_groups_goes_to_torch(kernels: CpuKernels) -> None:
     for group, dtype in ((8, HALF), (64, FULL), (64, torch.float16)):
         weight, x = int4_weight(21, 192, group), normal(3, 192, dtype=dtype)
-        ours, expected = (each.linear_int4(x, weight, None) for each in (kernels, TORCH))
-        assert torch.equal(ours, expected)
+        for name in ("linear_int4", "linear_int4_int8"):
+            ours, expected = (getattr(each, name)(x, weight, None) for each in (kernels, TORCH))
+            assert torch.equal(ours, expected)

@@ -49,6 +49,15 @@ class Kernels:
         """x [..., in] times the weight, plus bias."""
         return F.linear(x, self.expand_int4(weight, x.dtype), bias)
 
+    def linear_int4_int8(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
+        """`linear_int4` with activations in int8: those of a row that share a scale of the weight share one as well."""
+        groups = x.reshape(*x.shape[:-1], x.shape[-1] // weight.group, weight.group).float()
+        most = groups.abs().amax(-1, keepdim=True)
+        whole = (groups * torch.where(most > 0, 127 / most, 0.0)).round()
+        rounded = (whole * (most / 127)).reshape(x.shape)
+        wide = F.linear(rounded, self.expand_int4(weight, torch.float32), None if bias is None else bias.float())
+        return wide.to(x.dtype)
+
     def expand_int4(self, weight: Int4Weight, dtype: torch.dtype) -> Tensor:
         """[out, in] in `dtype`, rounded once."""
         q, scale, zero = weight.unpack()

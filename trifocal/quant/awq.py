@@ -25,7 +25,7 @@ _SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of output 0 .. 7 within its integer
 
 
 class AwqLinear(Int4Linear):
-    """Stored and applied as `Int4Linear`; only its checkpoint tensors are AWQ's."""
+    """Stored as `Int4Linear`. Its checkpoint tensors are AWQ's, and activations stay as they are: AWQ is W4A16."""
 
     def slots(self, layer: Linear, start: int, size: int) -> dict[str, Slot]:
         """`qweight`, `qzeros`, `scales` and `bias`."""
@@ -39,6 +39,10 @@ class AwqLinear(Int4Linear):
         if layer.bias is not None:
             slots["bias"] = layer.bias[start : start + size]
         return slots
+
+    def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        """In the type of the activations."""
+        return layer.kernels.linear_int4(x, weight_of(layer), layer.bias)
 
 
 def _store(weight: Int4Weight, start: int, packed: Tensor) -> None:

@@ -38,8 +38,8 @@ class Int4Linear(LinearMethod):
         return slots
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        """Activations stay as they are."""
-        return layer.kernels.linear_int4(x, weight_of(layer), layer.bias)
+        """Activations become int8, group by group."""
+        return layer.kernels.linear_int4_int8(x, weight_of(layer), layer.bias)
 
     def look_up(self, layer: Linear, ids: Tensor) -> Tensor:
         """Tables of embeddings are kept in int8 at least."""

@@ -56,6 +56,7 @@ _ATTENTION = _struct(
 _KERNELS: dict[str, type[Args]] = {
     "linear_bf16": _LINEAR,
     "linear_int4": _INT4,
+    "linear_int4_int8": _INT4,
     **{f"linear_int8_{name}": _INT8 for name in ("bf16", "f32")},
     **{f"rms_norm_{name}": _NORM for name in ("bf16", "f32")},
     **{f"silu_and_mul_{name}": _SILU for name in ("bf16", "f32")},

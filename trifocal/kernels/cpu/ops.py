@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trifocal.kernels.base import Kernels
-from trifocal.kernels.cpu.library import SUFFIX, Library
+from trifocal.kernels.cpu.library import SUFFIX, Kernel, Library
 from trifocal.kernels.int4 import Int4Weight
 
 
@@ -19,6 +19,7 @@ class CpuKernels(Kernels):
         self.name = library.name
         self._linear = library.kernels["linear_bf16"]
         self._linear_int4 = library.kernels["linear_int4"]
+        self._linear_int4_int8 = library.kernels["linear_int4_int8"]
         self._segments = {dtype: library.kernels[f"segments_{suffix}"] for dtype, suffix in SUFFIX.items()}
         self._norm, self._silu, self._rotate, self._linear_int8 = (
             {dtype: library.kernels[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
@@ -56,12 +57,21 @@ class CpuKernels(Kernels):
 
     def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
         """Any number of rows, whole q times activations, scaled in float32 group by group: the same in any company."""
+        y = self._by_int4(self._linear_int4, x, weight, bias)
+        return super().linear_int4(x, weight, bias) if y is None else y
+
+    def linear_int4_int8(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
+        """Any number of rows. Sums of a group are exact integers, scaled in float32: the same in any company."""
+        y = self._by_int4(self._linear_int4_int8, x, weight, bias)
+        return super().linear_int4_int8(x, weight, bias) if y is None else y
+
+    def _by_int4(self, kernel: Kernel, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor | None:
         rows = x.numel() // weight.in_features
         if x.dtype != torch.bfloat16 or rows == 0 or weight.group % 16:
-            return super().linear_int4(x, weight, bias)
+            return None
         x = x.contiguous()
         y = x.new_empty((*x.shape[:-1], weight.out_features))
-        self._linear_int4(
+        kernel(
             x.data_ptr(), weight.words.data_ptr(), weight.scale.data_ptr(), weight.zero.data_ptr(),
             None if bias is None else bias.data_ptr(), y.data_ptr(),
             rows, weight.out_features, weight.in_features, weight.group, torch.get_num_threads(),

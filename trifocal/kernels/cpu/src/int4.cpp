@@ -4,6 +4,7 @@
 // Weights lie in blocks of 16 outputs, [k / 8][16] words of 32 bits in each: the weights k .. k + 8 of an output are the
 // nibbles of a word in the order 0 2 4 6 1 3 5 7 from its low end, so that shifted by 4 * i its halves begin with weights
 // 2 * i and 2 * i + 1. Behind the last output a block holds anything.
+#include "bytes.h"
 #include "dot.h"
 #include "outputs.h"
 
@@ -141,6 +142,88 @@ void linear_int4(const Int4Args& args) {
         for_outputs(a.n, PART_BYTES, TILE * W, threads, [&](ptrdiff_t first, ptrdiff_t) { many_tokens(a, first); });
 }
 
+// What int8 activations of a group are worth: x ~ q * scale, and the sum of q. NaN and infinity make the scale so.
+struct Group {
+    float scale, sum;
+};
+
+// Each eight bytes in the order 0 4 1 5 2 6 3 7: as the weights of the low nibbles of a word's bytes, and of the high ones.
+typedef int8_t vb __attribute__((vector_size(W)));
+inline vb in_order_of_nibbles(vb x) {
+#if defined(__AVX512F__)
+#define TRI_ORDER 0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15
+#else
+#define TRI_ORDER 0, 4, 1, 5, 2, 6, 3, 7
+#endif
+#if defined(__clang__)
+    return __builtin_shufflevector(x, x, TRI_ORDER);
+#else
+    return __builtin_shuffle(x, (vb){TRI_ORDER});
+#endif
+}
+
+inline Group quantize_group(const bf16* x, int8_t* q, ptrdiff_t size) {
+    vf most = {}, broken = {};
+    for (ptrdiff_t i = 0; i < size; i += W) {
+        const vf v = load_float(x + i);
+        most = max(most, select(v < 0.0f, -v, v));
+        broken += v * 0.0f;  // stays 0 unless something is no number
+    }
+    const float largest = max(most), inverse = largest > 0 ? 127 / largest : 0;
+    vi totals = {};
+    for (ptrdiff_t i = 0; i < size; i += W) {
+        const vi whole = __builtin_convertvector(round_even(load_float(x + i) * inverse), vi);
+        totals += whole;
+        store(q + i, in_order_of_nibbles(__builtin_convertvector(whole, vb)));
+    }
+    int32_t total = 0;
+    for (int i = 0; i < W; i++) total += totals[i];
+    return {largest / 127 + sum(broken), float(total)};
+}
+
+void linear_int4_int8(const Int4Args& a) {
+    const ptrdiff_t groups = a.k / a.group, per_group = a.group / 8;
+    const Words weight{reinterpret_cast<const int32_t*>(a.weight), a.n, a.k / 8};
+    int8_t* q = scratch<int8_t>(1, a.m * a.k);
+    Group* given = scratch<Group>(2, a.m * groups);
+#pragma omp parallel for schedule(static) num_threads(a.m < 16 ? 1 : a.threads)
+    for (ptrdiff_t i = 0; i < a.m * groups; i++) given[i] = quantize_group(a.x + i * a.group, q + i * a.group, a.group);
+    for_products(a.m, a.n, a.k / 2, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors,
+                                                   const Ahead& ahead) {
+        auto x = [&](int r) { return q + (token + r) * a.k; };
+        vf total[rows][vectors] = {};
+        for (ptrdiff_t g = 0; g < groups; g++) {
+            vi acc[rows][vectors] = {};
+            const ptrdiff_t begin = g * per_group;
+            weight.along<vectors>(first, ahead, begin, begin + per_group, [&](ptrdiff_t i, const vi words[vectors]) {
+                for (int b = 0; b < vectors; b++) {
+                    const vi low = words[b] & 0x0f0f0f0f, high = (words[b] >> 4) & 0x0f0f0f0f;
+                    for (int r = 0; r < rows; r++) {
+                        acc[r][b] = dot_bytes(acc[r][b], four_at(x(r) + 8 * i), low);
+                        acc[r][b] = dot_bytes(acc[r][b], four_at(x(r) + 8 * i + 4), high);
+                    }
+                }
+            });
+            for (int b = 0; b < vectors; b++) {
+                const ptrdiff_t output = tile_output(a.n, first, b), at = (output / 16 * groups + g) * 16 + output % 16;
+                const vf scale = load_half(a.scale + at), zero = load_bytes(a.zero + at);
+                for (int r = 0; r < rows; r++) {
+                    const Group group = given[(token + r) * groups + g];
+                    const vf exact = __builtin_convertvector(acc[r][b], vf) - zero * group.sum;
+                    total[r][b] += scale * group.scale * exact;
+                }
+            }
+        }
+        for (int b = 0; b < vectors; b++) {
+            const ptrdiff_t at = tile_output(a.n, first, b);
+            const int lanes = lanes_of(a.n, at);
+            const vf shift = a.bias ? get(a.bias + at, lanes) : vf{};
+            for (int r = 0; r < rows; r++) put(a.y + (token + r) * a.n + at, total[r][b] + shift, lanes);
+        }
+    });
+}
+
 }  // namespace tri
 
 KERNEL(linear_int4, tri::Int4Args, tri::linear_int4)
+KERNEL(linear_int4_int8, tri::Int4Args, tri::linear_int4_int8)

@@ -1,41 +1,12 @@
 // Linear layers whose weights are int8, one scale for each output. Activations become int8 row by row. Sums are exact
 // integers, so that a token gets the same result in any company.
-#include "dot.h"
+#include "bytes.h"
 #include "outputs.h"
 
 namespace tri {
 
-inline vf round_even(vf x) {
-#if defined(__AVX512F__)
-    return (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
-#else
-    return (vf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#endif
-}
-
-// acc[lane] += four activations . four weights. The instruction for it takes one side unsigned: weights lie 128 too high,
-// and in the end 128 times the sum of the activations is taken off again.
+// Weights lie so much too high, as the instruction wants them; in the end it is taken off again, times the sum of a row.
 constexpr int RAISED = 128;
-#if defined(__AVX512VNNI__)
-inline vi dot_bytes(vi acc, int32_t four, vi weights) {
-    return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)weights, _mm512_set1_epi32(four));
-}
-#else
-typedef int16_t vs __attribute__((vector_size(W * 4)));
-typedef uint16_t vus __attribute__((vector_size(W * 4)));
-inline vi multiply_pairs(vs a, vs b) {
-#if defined(__AVX512F__)
-    return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#else
-    return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#endif
-}
-inline vi dot_bytes(vi acc, int32_t four, vi weights) {
-    vs x = (vs)(four - vi{});
-    vus w = (vus)weights;
-    return acc + multiply_pairs(x << 8 >> 8, (vs)(w & 255)) + multiply_pairs(x >> 8, (vs)(w >> 8));
-}
-#endif
 
 // What an int8 row of activations is worth: x ~ q * scale, and the sum of q.
 struct Row {
@@ -68,12 +39,6 @@ Row quantize_row(const T* x, int8_t* q, ptrdiff_t size, ptrdiff_t stride) {
     return {scale, total};
 }
 
-inline int32_t four_at(const int8_t* x) {
-    int32_t four;
-    std::memcpy(&four, x, 4);
-    return four;
-}
-
 // x [m, k], weight [n / 16, k / 4, 16] words of four inputs, each plus 128 (k rounded up, anything behind it), scale [n],
 // bias [n] or null -> y [m, n].
 template <class T>
@@ -99,7 +64,7 @@ void linear_int8(const Int8Args<T>& a) {
     for_products(a.m, a.n, a.k, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors,
                                                  const Ahead& ahead) {
         vi acc[rows][vectors] = {};
-        weight.along<vectors>(first, ahead, [&](ptrdiff_t i, const vi words[vectors]) {
+        weight.along<vectors>(first, ahead, 0, weight.depth, [&](ptrdiff_t i, const vi words[vectors]) {
             for (int r = 0; r < rows; r++)
                 for (int b = 0; b < vectors; b++)
                     acc[r][b] = dot_bytes(acc[r][b], four_at(q + (token + r) * stride + 4 * i), words[b]);

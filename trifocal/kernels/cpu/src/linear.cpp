@@ -22,7 +22,7 @@ void linear(const LinearArgs& a) {
     for_products(a.m, a.n, 2 * a.k, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors,
                                                  const Ahead& ahead) {
         vf acc[rows][vectors] = {};
-        weight.along<vectors>(first, ahead, [&](ptrdiff_t i, const vi words[vectors]) {
+        weight.along<vectors>(first, ahead, 0, weight.depth, [&](ptrdiff_t i, const vi words[vectors]) {
             for (int r = 0; r < rows; r++)
                 for (int b = 0; b < vectors; b++) {
                     const Act* pair = x + (token + r) * a.k + 2 * i;

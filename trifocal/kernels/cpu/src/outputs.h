@@ -87,18 +87,18 @@ struct Words {
     // Words of outputs `first .. first + W`; the next ones are 16 words further on.
     const int32_t* of(ptrdiff_t first) const { return words + first / 16 * depth * 16 + first % 16; }
 
-    // f(i, words) for i in 0 .. depth: the i-th words of B vectors of outputs from `first` on, at their places in the tile.
+    // f(i, words) for i in begin .. end: the i-th words of B vectors of outputs from `first` on, at their places in the tile.
     // In its first pass a tile comes from memory, and in the others arithmetic takes the time: one is done beside the other.
     template <int B, class F>
-    void along(ptrdiff_t first, const Ahead& ahead, F f) const {
+    void along(ptrdiff_t first, const Ahead& ahead, ptrdiff_t begin, ptrdiff_t end, F f) const {
         const int32_t *from[B], *soon[B];
         for (int b = 0; b < B; b++) {
             from[b] = of(tile_output(n, first, b));
             soon[b] = of(tile_output(n, ahead.first, b));
         }
         const bool fetches = ahead.passes > 1 && ahead.first < n;
-        int wait = ahead.pass;
-        for (ptrdiff_t i = 0; i < depth; i++) {
+        ptrdiff_t wait = (ahead.pass + ahead.passes - begin % ahead.passes) % ahead.passes;
+        for (ptrdiff_t i = begin; i < end; i++) {
             vi each[B];
             for (int b = 0; b < B; b++) each[b] = load<vi>(from[b] + 16 * i);
             if (fetches && wait-- == 0) {
