@@ -245,15 +245,24 @@ def test_flags_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not (tmp_path / "out").exists()
 
 
-def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """A full disk while the last shard is written."""
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device"), "OUT '{out}' cannot be written: No space left on device"),
+        (FileNotFoundError(2, "No such file", "shard.safetensors"), "'shard.safetensors' cannot be read: No such file"),
+    ],
+)
+def test_what_fails_leaves_nothing(
+    error: OSError, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A full disk while the last shard is written, or a file that goes away meanwhile."""
     tiny.write_checkpoint(tmp_path / "plain")
 
     def fail(self: ShardWriter) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(ShardWriter, "finish", fail)
     monkeypatch.setattr("trifocal.quantize.samples.built_in", few_samples)
     assert main(words(tmp_path, "--calibration-tokens=64")) == 2
-    assert "cannot be written: No space left on device" in capsys.readouterr().err
+    assert told.format(out=tmp_path / "out") in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["plain"]

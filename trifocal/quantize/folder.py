@@ -47,7 +47,10 @@ def staged(target: Path) -> Iterator[Path]:
             target.rmdir()  # empty
         staging.rename(target)
     except OSError as error:
-        raise ConfigError(f"OUT {str(target)!r} cannot be written: {error.strerror or error}") from None
+        reason, file = error.strerror or error, error.filename
+        if file is not None and not any(map(Path(file).is_relative_to, (staging, target))):
+            raise ConfigError(f"{str(file)!r} cannot be read: {reason}") from None
+        raise ConfigError(f"OUT {str(target)!r} cannot be written: {reason}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
