@@ -17,7 +17,7 @@ from trifocal.config import EngineConfig
 from trifocal.engine.async_engine import AsyncEngine
 from trifocal.errors import EngineDeadError
 from trifocal.log import get_logger
-from trifocal.memory import few_heaps, no_large_leftovers
+from trifocal.memory import few_heaps, give_back, no_large_leftovers
 from trifocal.server.args import ServerArgs
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_TIDY_EVERY_S = 5.0
 
 
 def create_app(
@@ -106,6 +107,7 @@ async def serve(config: EngineConfig, args: ServerArgs) -> None:
                 if not await _ends_before(starting, told):
                     return
                 engine, app = starting.result()
+                scope.callback(asyncio.create_task(_tidy_up()).cancel)
                 await _serve_http(engine, app, listener, args, told)
     except EngineDeadError as error:
         logger.error("the engine is dead: %s", error)
@@ -194,6 +196,13 @@ async def _serve_http(
     await serving
     if has_died:
         await engine.check_health()
+
+
+async def _tidy_up() -> None:
+    """Bodies and pictures of all sizes leave holes in the heap; what they held goes back to the system."""
+    while True:
+        await asyncio.sleep(_TIDY_EVERY_S)
+        await asyncio.to_thread(give_back)
 
 
 async def _wait_any(serving: asyncio.Task[None], *events: asyncio.Event, timeout_s: float | None = None) -> None:
