@@ -77,12 +77,7 @@ inline void tokens(const Int4& a, ptrdiff_t token, ptrdiff_t first, F weights) {
             for (int r = 0; r < R; r++) total[r][b] += scale * (part[r][b] - zero * a.sums[(token + r) * groups + g]);
         }
     }
-    for (int b = 0; b < B; b++) {
-        const ptrdiff_t at = tile_output(a.n, first, b);
-        const int lanes = lanes_of(a.n, at);
-        vf bias = a.bias ? get(a.bias + at, lanes) : vf{};
-        for (int r = 0; r < R; r++) put(a.y + (token + r) * a.n + at, total[r][b] + bias, lanes);
-    }
+    finish(total, a.bias, a.y, a.n, token, first);
 }
 
 // Straight from the nibbles.
@@ -214,12 +209,7 @@ void linear_int4_int8(const Int4Args& a) {
                 }
             }
         }
-        for (int b = 0; b < vectors; b++) {
-            const ptrdiff_t at = tile_output(a.n, first, b);
-            const int lanes = lanes_of(a.n, at);
-            const vf shift = a.bias ? get(a.bias + at, lanes) : vf{};
-            for (int r = 0; r < rows; r++) put(a.y + (token + r) * a.n + at, total[r][b] + shift, lanes);
-        }
+        finish(total, a.bias, a.y, a.n, token, first);
     });
 }
 

@@ -34,12 +34,7 @@ void linear(const LinearArgs& a) {
                     }
                 }
         });
-        for (int b = 0; b < vectors; b++) {
-            const ptrdiff_t at = tile_output(a.n, first, b);
-            const int lanes = lanes_of(a.n, at);
-            const vf shift = a.bias ? get(a.bias + at, lanes) : vf{};
-            for (int r = 0; r < rows; r++) put(a.y + (token + r) * a.n + at, acc[r][b] + shift, lanes);
-        }
+        finish(acc, a.bias, a.y, a.n, token, first);
     });
 }
 

@@ -52,6 +52,17 @@ inline void for_tokens(ptrdiff_t m, F f) {
     for_rest<MOST - 1>(token, m - token, f);
 }
 
+// sums plus bias as outputs `first ..` of tokens `token ..`, y [m, n].
+template <int R, int B, class T>
+inline void finish(const vf (&sums)[R][B], const T* bias, T* y, ptrdiff_t n, ptrdiff_t token, ptrdiff_t first) {
+    for (int b = 0; b < B; b++) {
+        const ptrdiff_t at = tile_output(n, first, b);
+        const int lanes = lanes_of(n, at);
+        const vf shift = bias ? get(bias + at, lanes) : vf{};
+        for (int r = 0; r < R; r++) put(y + (token + r) * n + at, sums[r][b] + shift, lanes);
+    }
+}
+
 // A block of outputs that is to be fetched while rows meet the present one, a share of it with each of `passes` over that.
 struct Ahead {
     ptrdiff_t first;
