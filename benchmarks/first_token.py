@@ -72,7 +72,7 @@ async def prepare(builder: PromptBuilder, store: MediaStore, body: bytes, watch:
     [ref] = rendered.media
     data = await builder._fetcher.fetch(ref.source, ref.modality, ref.where)
     watch.lap("base64")
-    opened = builder._open(ref, data, {})
+    opened = builder._open(ref, data, {}, None)
     watch.lap("header")
     media = builder._load(opened, {})
     watch.lap("pixels")
@@ -90,7 +90,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=["448x448", "1920x1080", "4000x3000"])
     parser.add_argument("--repeat", type=int, default=30)
     args = parser.parse_args()
-    builder = PromptBuilder(resolve(EngineArgs(model=args.model)))
+    builder = PromptBuilder(resolve(EngineArgs(model=args.model, mm_processor_cache_gb=0)))
     store, is_good = MediaStore(), True
     for size in args.sizes:
         watch = Stopwatch()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
+from math import inf
 from typing import Any
 
 from trifocal import envs
@@ -88,6 +89,10 @@ class EngineArgs:
     num_gpu_blocks_override: int | None = arg("memory", "KV blocks to allocate, instead of measuring memory", None)
     swap_space: float = arg("memory", "accepted for vLLM's sake and unused: preemption recomputes", 4.0)
     encoder_cache_gib: float | None = arg("memory", "GiB for embeddings of pictures and clips", None)
+    mm_processor_cache_gb: float = arg(
+        "memory", "GiB for decoded pictures and clips that may be sent again; 0: none", 0.25
+    )
+    disable_mm_preprocessor_cache: bool = arg("memory", "the same as --mm-processor-cache-gb 0", False)
     device: str = arg("devices", "auto, cpu, cuda or the name of a plug-in's platform", "auto")
     tensor_parallel_size: int = arg("devices", "devices that share each layer", 1)
     pipeline_parallel_size: int = arg("devices", "groups of devices that share the stack of layers", 1)
@@ -146,6 +151,7 @@ class EngineConfig:
     gpu_memory_utilization: float
     num_blocks_override: int | None
     encoder_cache_bytes: int
+    mm_processor_cache_bytes: int
     executor: str
     capture_sizes: tuple[int, ...]  # tokens of steps that may be captured and replayed
     limit_mm_per_prompt: dict[str, int]
@@ -202,6 +208,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         gpu_memory_utilization=args.gpu_memory_utilization,
         num_blocks_override=args.num_gpu_blocks_override,
         encoder_cache_bytes=_encoder_cache_bytes(args),
+        mm_processor_cache_bytes=_mm_processor_cache_bytes(args),
         executor=args.distributed_executor_backend or "uni",
         capture_sizes=_capture_sizes(args),
         limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt),
@@ -319,6 +326,12 @@ def _encoder_cache_bytes(args: EngineArgs) -> int:
     if gib <= 0:
         raise ConfigError(f"--encoder-cache-gib must be above 0, got {gib}")
     return int(gib * (1 << 30))
+
+
+def _mm_processor_cache_bytes(args: EngineArgs) -> int:
+    if not 0 <= args.mm_processor_cache_gb < inf:
+        raise ConfigError(f"--mm-processor-cache-gb must be 0 or more, got {args.mm_processor_cache_gb}")
+    return 0 if args.disable_mm_preprocessor_cache else int(args.mm_processor_cache_gb * (1 << 30))
 
 
 def _media_limits(limits: dict[str, Any]) -> dict[str, int]:

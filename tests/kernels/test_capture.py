@@ -118,7 +118,7 @@ def test_bit_for_bit(kernels: CpuKernels, dtype: torch.dtype, method: LinearMeth
         assert torch.equal(ours, theirs)
     assert captured.attention.captured is not None and eager.attention.captured is not None
     can_replay = dtype != torch.float32 or method is not PLAIN  # float32's products are torch's
-    assert captured.attention.captured.num_replayed == (5 if can_replay else 0)
+    assert captured.attention.captured.num_replayed == (7 if can_replay else 0)
     assert eager.attention.captured.num_replayed == 0
 
 
@@ -128,9 +128,42 @@ def test_another_number_of_threads_is_another_recording(kernels: CpuKernels) -> 
     first = steps.step(0, [1])
     torch.set_num_threads(1)
     assert torch.equal(steps.step(0, [1]), first)
-    assert steps.attention.captured is not None and steps.attention.captured.num_replayed == 0
-    assert torch.equal(steps.step(0, [1]), first)
-    assert steps.attention.captured.num_replayed == 1
+    assert steps.attention.captured is not None and steps.attention.captured.num_replayed == 2
+
+
+@torch.inference_mode()
+def test_captured_ahead(kernels: CpuKernels) -> None:
+    """Nothing is computed meanwhile, Python runs no layer afterwards, and all recordings use the same memory."""
+    made, sizes = decoder(kernels, torch.bfloat16, BLOCKS), (1, 2, 3)
+    eager, steps = Steps(made, torch.bfloat16, ()), Steps(made, torch.bfloat16, sizes)
+    keys = steps.attention.cache.keys.clone()
+    ran: list[int] = []
+
+    def run(num_tokens: int) -> None:
+        ran.append(num_tokens)
+        steps.step(num_tokens, [num_tokens])
+
+    steps.attention.capture(run)
+    captured = steps.attention.captured
+    assert captured is not None and ran == [3, 2, 1] and captured.num_replayed == 0
+    assert torch.equal(steps.attention.cache.keys, keys)
+    assert len({tape.memory.data_ptr() for tape in captured._tapes.values()}) == 1
+    for seed, query_lens in enumerate(ROUNDS):
+        assert torch.equal(steps.step(seed, query_lens), eager.step(seed, query_lens))
+    assert len(captured._tapes) == 3 and captured.num_replayed == 7
+
+
+@torch.inference_mode()
+def test_what_cannot_be_captured_is_tried_once(kernels: CpuKernels) -> None:
+    steps = Steps(decoder(kernels, torch.float32, PLAIN), torch.float32, (1, 2, 3))
+    ran: list[int] = []
+
+    def run(num_tokens: int) -> None:
+        ran.append(num_tokens)
+        steps.step(num_tokens, [num_tokens])
+
+    steps.attention.capture(run)
+    assert ran == [3]
 
 
 @torch.inference_mode()

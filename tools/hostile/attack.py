@@ -77,7 +77,7 @@ def attack(
         words = [
             str(BUILT_IN), "--served-model-name", MODEL, "--allowed-local-media-path", str(media),
             "--allowed-media-networks", f"{HOST}/32", "--max-num-seqs", "8",
-            "--encoder-cache-gib", "0.01",  # as the KV cache: a cache that fills is no leak
+            "--encoder-cache-gib", "0.01", "--mm-processor-cache-gb", "0.01",  # a cache that fills is no leak
             "--override-generation-config", json.dumps({"max_new_tokens": 16}),
             "--image-decode-timeout", str(DECODE_S["image"]), "--video-decode-timeout", str(DECODE_S["video"]),
         ]  # fmt: skip

@@ -120,3 +120,7 @@ class AttentionBackend(ABC):
         layers do must depend on their inputs and on what `begin` got alone. The result holds until the next call.
         """
         return layers(*inputs)
+
+    def capture(self, run: Callable[[int], object]) -> None:
+        """Capture ahead of use what `through` would capture later; `run` passes so many rows of anything through it."""
+        del run  # nothing is captured here

@@ -27,7 +27,8 @@ class CpuAttention(AttentionBackend):
         library = load()
         head_bytes = cache.keys.shape[-1] * cache.keys.dtype.itemsize
         self._kernels = {}
-        self.captured = None
+        self.captured: CapturedSteps | None = None
+        self._is_capturing = False
         if library is not None and head_bytes % 16 == 0:
             prefix = "attention_int8" if cache.keys.dtype == torch.int8 else "attention"
             self._kernels = {
@@ -35,7 +36,8 @@ class CpuAttention(AttentionBackend):
                 for dtype, suffix in SUFFIX.items()
                 if cache.keys.dtype in (dtype, torch.int8)
             }
-            self.captured = CapturedSteps(library, capture_sizes)
+            if self._kernels:
+                self.captured = CapturedSteps(library, capture_sizes)
         self._step = AttentionStep()  # where all recorded calls look
 
     def begin(self, batch: AttentionBatch) -> None:
@@ -70,8 +72,23 @@ class CpuAttention(AttentionBackend):
         return out
 
     def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Steps of as many rows as one before are replayed."""
-        return layers(*inputs) if self.captured is None else self.captured(layers, *inputs)
+        """Steps of a few rows are replayed."""
+        if self.captured is None:
+            return layers(*inputs)
+        if self._is_capturing:
+            self.captured.record(layers, *inputs)
+            return inputs[0]
+        return self.captured(layers, *inputs)
+
+    def capture(self, run: Callable[[int], object]) -> None:
+        """Largest first: the others share its memory."""
+        if self.captured is None:
+            return
+        self._is_capturing = True
+        for size in sorted(self.captured.sizes, reverse=True):
+            if size in self.captured.sizes:  # none is left once it is seen that layers cannot be captured
+                run(size)
+        self._is_capturing = False
 
     def _by_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self._is_reference_ready:

@@ -29,7 +29,6 @@ IGNORED = (
     Ignored("disable_frontend_multiprocessing", "the engine always has a process of its own"),
     Ignored("disable_async_output_proc", "there is one output path"),
     Ignored("disable_custom_all_reduce", "there is no custom all-reduce"),
-    Ignored("disable_mm_preprocessor_cache", "pixels are kept only while a request runs"),
     Ignored("disable_cascade_attention", "there is no cascade attention"),
     Ignored("use_v2_block_manager", "there is one block manager"),
     Ignored("async_scheduling", "there is one scheduler"),

@@ -25,6 +25,7 @@ from trifocal.multimodal.hashing import salted
 from trifocal.multimodal.image import OpenedImage
 from trifocal.multimodal.limits import MediaLimits
 from trifocal.multimodal.media import Media
+from trifocal.multimodal.media_cache import MediaCache
 from trifocal.multimodal.messages import MediaRef, MessageParser
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.multimodal.reader import MediaReader
@@ -77,7 +78,8 @@ class PromptBuilder:
         self._text_executor = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
         self._slow_executor = ThreadPoolExecutor(1, thread_name_prefix="slow")
         self._media_at_once = max(threads - 1, 1)  # of one request: another's single picture gets its turn
-        self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads)
+        cache = MediaCache(config.mm_processor_cache_bytes)
+        self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads, cache=cache)
         self._fetch_policy = fetch_policy or FetchPolicy()
         self._fetcher = Fetcher(self._executor, self._fetch_policy)
 
@@ -142,7 +144,7 @@ class PromptBuilder:
         refs += [MediaRef("video", video, f"multi_modal_data['video'][{k}]") for k, video in enumerate(videos)]
         self._check_limits(refs)
         token_ids = self._encode(prompt, add_special_tokens=True)
-        opened = [self._open(ref, ref.source, options) for ref in refs]
+        opened = [self._open(ref, ref.source, options, cache_salt) for ref in refs]
         self._check_media(token_ids, opened, options)
         media = [self._load(item, options) for item in opened]
         return self._finish(token_ids, media, options, _text(prompt), cache_salt)
@@ -217,7 +219,9 @@ class PromptBuilder:
         with timed("fetch"):
             sources = await fetch_all(refs, fetcher)
         with timed("decode"):
-            opens = [partial(self._open, ref, source, options) for ref, source in zip(refs, sources, strict=True)]
+            opens = [
+                partial(self._open, ref, source, options, cache_salt) for ref, source in zip(refs, sources, strict=True)
+            ]
             opened = await self._run_media(opens)
             self._check_media(rendered.token_ids, opened, options)
             media = await self._run_media([partial(self._load, item, options) for item in opened])
@@ -269,14 +273,17 @@ class PromptBuilder:
             raise self._too_long(limit + 1, "at least ", param)
         return encode(text)
 
-    def _open(self, ref: MediaRef, source: Any, options: Mapping[str, Any]) -> OpenedImage | OpenedVideo:
+    def _open(
+        self, ref: MediaRef, source: Any, options: Mapping[str, Any], salt: str | None
+    ) -> OpenedImage | OpenedVideo:
         if ref.modality == "image":
-            return self._reader.open_image(source, ref.where)
+            return self._reader.open_image(source, ref.where, salt=salt)
 
         def sampler(num_frames: int, fps: float) -> FrameSample:
             return self.processor.sample_frames(num_frames, fps, options)
 
-        return self._reader.open_video(source, sampler, ref.where, frames_fps=options.get("fps") or 2.0)
+        frames_fps = options.get("fps") or 2.0
+        return self._reader.open_video(source, sampler, ref.where, frames_fps=frames_fps, salt=salt)
 
     def _load(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> Media:
         return self._reader.load(opened, partial(self._target, opened.modality, options))

@@ -39,13 +39,14 @@ _TURNS = {
 class OpenedImage:
     """A picture whose header is read: `height` and `width` as displayed. `where` names it in errors.
 
-    `source` is its file's bytes while it is to be decoded elsewhere.
+    `source` is its file's bytes while it is to be decoded elsewhere, `name` what a cache knows them by.
     """
 
     source: PIL.Image.Image | bytes
     height: int
     width: int
     where: str
+    name: bytes = b""
     modality: Modality = "image"
 
     @property

@@ -22,10 +22,11 @@ Sampler = Callable[[int, float], FrameSample]
 
 @dataclass(frozen=True, slots=True)
 class EncodedVideo:
-    """A file's bytes while they are to be decoded elsewhere; `index` belongs to whoever decodes."""
+    """A file's bytes while they are to be decoded elsewhere; `index` belongs to whoever decodes, `name` to a cache."""
 
     data: bytes
     index: bytes
+    name: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
-from trifocal.attention.base import AttentionBatch, KVCache
+from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
 from trifocal.attention.registry import ATTENTION
 from trifocal.config import EngineConfig
 from trifocal.errors import ConfigError
@@ -56,6 +57,9 @@ class Worker:
         )
         cache = self._cache(num_blocks)
         attention = ATTENTION.get(self.platform.default_attention)(cache, config.capture_sizes)
+        started = perf_counter()
+        attention.capture(lambda num_tokens: self._dummy_pass(attention, num_tokens))
+        logger.info("steps captured in %.1f s (--enforce-eager: none are)", perf_counter() - started)
         self.runner = ModelRunner(self.model, attention, Sampler(config.num_vocab), self.platform)
 
     @torch.inference_mode()
@@ -121,21 +125,21 @@ class Worker:
         """
         budget = min(self.config.max_num_batched_tokens, self.config.max_model_len)
         num_tokens = min(budget, self.platform.max_profile_tokens or budget)
-        block_size = self.config.block_size
-        num_blocks = -(-num_tokens // block_size)
-        attention = ATTENTION.get(self.platform.default_attention)(self._cache(num_blocks))
-        batch = AttentionBatch(
-            slots=torch.arange(num_tokens, device=self.device),
-            block_tables=torch.arange(num_blocks, device=self.device)[None],
-            query_lens=[num_tokens],
-            context_lens=[num_tokens],
-        )
-        positions = torch.arange(num_tokens, device=self.device).expand(self.model.position_rows, -1)
+        cache = self._cache(-(-num_tokens // self.config.block_size))
+        attention = ATTENTION.get(self.platform.default_attention)(cache)
         item = self.model.dummy_item(num_tokens)
         with self.platform.measure_peak() as peak:
             self.model.encode([item])
-            embeds = self.model.embed(torch.zeros(num_tokens, dtype=torch.int64, device=self.device))
-            attention.begin(batch)
-            hidden = self.model(embeds, positions, attention)
+            hidden = self._dummy_pass(attention, num_tokens)
             self.model.logits(hidden[: self.config.max_num_seqs])
         return peak.num_bytes * budget // num_tokens
+
+    def _dummy_pass(self, attention: AttentionBackend, num_tokens: int) -> Tensor:
+        """Hidden states of one sequence of the same token, at the beginning of the cache."""
+        tokens = torch.arange(num_tokens, device=self.device)
+        num_blocks = -(-num_tokens // self.config.block_size)
+        tables = torch.arange(num_blocks, device=self.device)[None]
+        attention.begin(AttentionBatch(tokens, tables, query_lens=[num_tokens], context_lens=[num_tokens]))
+        embeds = self.model.embed(torch.zeros_like(tokens))
+        hidden: Tensor = self.model(embeds, tokens.expand(self.model.position_rows, -1), attention)
+        return hidden

@@ -30,12 +30,13 @@ Layers = Callable[..., Tensor]
 
 
 class CapturedSteps:
-    """Runs `layers` for steps of `sizes` rows: by Python the first time, from the recording afterwards."""
+    """Runs `layers` for steps of `sizes` rows: from a recording, which is made once for each number of rows."""
 
     def __init__(self, library: Library, sizes: Collection[int]) -> None:
         self._library = library
-        self._sizes = frozenset(sizes)
-        self._tapes: dict[tuple[Any, ...], _Tape] = {}
+        self.sizes = frozenset(sizes)
+        self._tapes: dict[tuple[Any, ...], Tape] = {}
+        self._memory = torch.empty(0, dtype=torch.uint8)  # all recordings use the same: one is played at a time
         self.num_replayed = 0
 
     def __call__(self, layers: Layers, *inputs: Tensor) -> Tensor:
@@ -43,25 +44,33 @@ class CapturedSteps:
 
         Layers must depend on nothing else that changes but through memory whose address does not.
         """
-        if len(inputs[0]) not in self._sizes:
+        tape = self.record(layers, *inputs)
+        if tape is None:
             return layers(*inputs)
+        self.num_replayed += 1
+        return tape.play(inputs)
+
+    def record(self, layers: Layers, *inputs: Tensor) -> Tape | None:
+        """The recording for such inputs, made without computing anything; None where there cannot be one."""
+        if len(inputs[0]) not in self.sizes:
+            return None
         key = (torch.get_num_threads(), *((x.shape, x.dtype) for x in inputs))
         tape = self._tapes.get(key)
         if tape is not None:
-            self.num_replayed += 1
-            return tape.play(inputs)
+            return tape
         with _Recorder(self._library) as recorder:
             output = layers(*inputs)
-        if recorder.hindrance is None and all(x.is_contiguous() for x in (*inputs, output)):
-            self._tapes[key] = _Tape(self._library, recorder, inputs, output)
-        else:
+        if recorder.hindrance is not None or not all(x.is_contiguous() for x in (*inputs, output)):
             logger.info("steps are not replayed: %s is no kernel of ours", recorder.hindrance or "a layout")
-            self._sizes = frozenset()
-        return output
+            self.sizes = frozenset()
+            return None
+        tape = self._tapes[key] = Tape(self._library, recorder, inputs, output, self._memory)
+        self._memory = tape.memory
+        return tape
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes kernel calls and keeps all tensors that are made meanwhile, so that an address stands for one of them.
+    """Notes kernel calls, which are not made, and keeps all tensors that are: so an address stands for one of them.
 
     Functions of torch that compute something are no kernel calls and cannot be made again: the last is the `hindrance`.
     They are seen as Python calls them (`TorchDispatchMode` would import sympy, a second and 70 MB).
@@ -103,10 +112,15 @@ class _Call(ctypes.Structure):
     _fields_ = (("kernel", c_void_p), ("args", c_void_p))
 
 
-class _Tape:
-    """Recorded calls, with the activations moved to memory of their own: tensors share it that never live together."""
+class Tape:
+    """Recorded calls, with the activations moved into `memory`, or into more where that is too small.
 
-    def __init__(self, library: Library, recorder: _Recorder, inputs: Sequence[Tensor], output: Tensor) -> None:
+    Tensors that never live together share a place in it.
+    """
+
+    def __init__(
+        self, library: Library, recorder: _Recorder, inputs: Sequence[Tensor], output: Tensor, memory: Tensor
+    ) -> None:
         self._library = library
         self._args = [args for _, args in recorder.calls]
         tensors = sorted((*inputs, *recorder.made), key=Tensor.data_ptr)
@@ -117,12 +131,12 @@ class _Tape:
             begins[index] = -1 if any(tensor is x for x in inputs) else begins[index]
             ends[index] = len(self._args) if tensor.data_ptr() == output.data_ptr() else ends[index]
         offsets, total = _share([tensor.nbytes for tensor in tensors], begins, ends)
-        self._memory = torch.empty(total, dtype=torch.uint8)
+        self.memory = memory if len(memory) >= total else torch.empty(total, dtype=torch.uint8)
         for used, offset in zip(uses, offsets, strict=True):
             for call, field, inside in used:
-                setattr(self._args[call], field, self._memory.data_ptr() + offset + inside)
+                setattr(self._args[call], field, self.memory.data_ptr() + offset + inside)
         moved = {
-            tensor.data_ptr(): self._memory[offset:][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            tensor.data_ptr(): self.memory[offset:][: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             for tensor, offset in zip(tensors, offsets, strict=True)
         }
         self._inputs = [moved[x.data_ptr()] for x in inputs]

@@ -68,7 +68,10 @@ SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
 class Kernel:
-    """One compiled function. A call takes its struct's fields in order and releases the interpreter's lock."""
+    """One compiled function. A call takes its struct's fields in order and releases the interpreter's lock.
+
+    While its thread records, calls are noted and not made.
+    """
 
     def __init__(self, function: Any, args: type[Args], recording: Recording) -> None:
         function.argtypes, function.restype = (c_void_p,), None
@@ -78,13 +81,14 @@ class Kernel:
     def __call__(self, *values: float | None) -> None:
         """Run it."""
         args = self._args(*values)
-        if self._recording.calls is not None:
+        if self._recording.calls is None:
+            self.function(byref(args))
+        else:
             self._recording.calls.append((self.address, args))
-        self.function(byref(args))
 
 
 class Recording(threading.local):
-    """Where this thread notes the calls it makes, if it does."""
+    """Where this thread notes calls instead of making them, if it does."""
 
     calls: list[tuple[int | None, Args]] | None = None
 
