@@ -12,6 +12,7 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from time import monotonic
 
 from trifocal import log
 from trifocal.engine import messages
@@ -27,6 +28,7 @@ from trifocal.parent import end_with_parent
 from trifocal.types import EngineStats, StepPlan, TokenOutput
 
 _IDLE_S = 1.0  # without work for so long, there is time to tidy up
+_BUSY_S = 10.0  # seconds of work between: steps of all sizes leave heaps full of holes, and fresh pages cost little
 logger = log.get_logger(__name__)
 
 
@@ -45,8 +47,12 @@ class EngineProcess:
         config = messages.decode_config(self._channel.receive(None) or b"")
         engine = Engine(config, self._begin_step)
         self._send(messages.Ready(engine.limits))
+        tidied = monotonic()
         while self._take_messages(engine):
             self._send_outputs(engine, engine.step())
+            if monotonic() - tidied > _BUSY_S:
+                give_back()
+                tidied = monotonic()
         engine.shutdown()
 
     def _begin_step(self, plan: StepPlan) -> None:
