@@ -1,12 +1,14 @@
-"""Giving memory back: what was freed goes to the system, not only to this process's own allocator. glibc's ways."""
+"""Keeping memory small: what was freed goes to the system, and caches that libraries never empty are bounded."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _ARENAS = 2
 _LARGE_BYTES = 1 << 20
+_PRIMITIVES = "64"  # the products of one layer at a dozen numbers of rows
 
 
 def few_heaps() -> None:
@@ -25,6 +27,16 @@ def no_large_leftovers() -> None:
 def give_back() -> None:
     """Give back what is free now. Takes milliseconds."""
     _glibc("malloc_trim", 0)
+
+
+def few_primitives() -> None:
+    """Have oneDNN and torch keep less of what they compile for each number of rows; call it before torch is imported.
+
+    They keep 1024 of them each, which prompts of all lengths fill within minutes: hundreds of megabytes.
+    A user's own settings stay. https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
+    """
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, _PRIMITIVES)
 
 
 def _glibc(name: str, *arguments: int) -> None:

@@ -23,7 +23,7 @@ from trifocal.engine.media_store import map_pixels
 from trifocal.engine.step_note import StepNote
 from trifocal.errors import ConfigError, RequestError
 from trifocal.executor.base import EXECUTORS
-from trifocal.memory import few_heaps, give_back
+from trifocal.memory import few_heaps, few_primitives, give_back
 from trifocal.parent import end_with_parent
 from trifocal.types import EngineStats, StepPlan, TokenOutput
 
@@ -117,6 +117,7 @@ def main(socket: str, note: str) -> int:
     faulthandler.enable()
     log.configure()
     few_heaps()
+    few_primitives()
     channel = Channel(int(socket))
     try:
         EngineProcess(channel, StepNote(int(note))).run()
