@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -22,7 +23,34 @@ with torch.inference_mode():
 print(resident() - before)
 """
 
+_SMALL_OBJECTS = """
+import os
+from trifocal.memory import give_back, system_allocator
+system_allocator()
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+before = resident()
+many = [[number] for number in range(1_000_000)]
+kept = many[::5000]
+del many
+give_back()
+print(os.getpid(), resident() - before)
+"""
+
 
 def test_products_of_many_lengths_do_not_fill_memory():
     done = subprocess.run([sys.executable, "-c", _PRODUCTS], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 150 << 20
+
+
+def test_small_objects_leave_no_holes_and_the_process_stays_the_same():
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONMALLOC"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SMALL_OBJECTS], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    answer, _ = process.communicate()
+    pid, left = map(int, answer.split())
+    assert pid == process.pid
+    assert left < 20 << 20

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 _ARENAS = 2
 _LARGE_BYTES = 1 << 20
 _PRIMITIVES = "64"  # the products of one layer at a dozen numbers of rows
+
+
+def system_allocator() -> None:
+    """Begin this program anew with `PYTHONMALLOC=malloc`, unless that variable is set; the process stays the same.
+
+    A body of a hundred thousand small values leaves holes among Python's own small objects, which only glibc can give
+    back. Costs a server 4 % of its own time. Does nothing but on Linux. Call it first, and in a program only: not
+    where another one's `main` may be running.
+    """
+    if sys.platform == "linux" and sys.executable and "PYTHONMALLOC" not in os.environ:
+        words = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, words, {**os.environ, "PYTHONMALLOC": "malloc"})
 
 
 def few_heaps() -> None:

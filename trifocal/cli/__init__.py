@@ -10,6 +10,7 @@ from importlib import import_module
 from trifocal import __version__
 from trifocal.cli.flags import Parser
 from trifocal.errors import ConfigError
+from trifocal.memory import system_allocator
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(overview())
             return 0 if words[1:] else 2
         return _unknown_command(name)
+    if argv is None and name == "serve":
+        system_allocator()
     return run_command(f"trifocal {name}", COMMANDS[name].module, words[length:])
 
 

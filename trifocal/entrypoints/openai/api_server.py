@@ -3,6 +3,8 @@
 import sys
 
 from trifocal.cli import run_command
+from trifocal.memory import system_allocator
 
 if __name__ == "__main__":
+    system_allocator()
     sys.exit(run_command("trifocal serve", "trifocal.cli.serve", sys.argv[1:]))
