@@ -99,6 +99,22 @@ def test_logits_are_those_of_transformers(folder: Path) -> None:
     assert int(expected.argmax(-1).max()) < known, "a token of InternVL is never the likeliest"
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_rounded_to_nearest_it_still_knows_capitals(folder: Path, quantization: str) -> None:
+    """`--quantization` while loading: int8 by output, int4 in groups of 64, which divides 576.
+
+    The sentence about Paris is begun: the first word of that answer is a toss-up in float32 (15.5 to 14.0 %).
+    """
+    params = SamplingParams(temperature=0, max_tokens=16)
+    with LLM(str(folder), max_model_len=1024, num_gpu_blocks_override=128, quantization=quantization) as llm:
+        assert llm.config.quantization is not None and llm.config.quantization.method == quantization
+        begun = llm.generate(["The capital of France is", "The capital of Japan is"], params, use_tqdm=False)
+        questions = [ask(text=f"What is the capital of {country}?") for country in ("Japan", "Italy")]
+        answers = [answer.outputs[0].text for answer in llm.chat(questions, params, use_tqdm=False)]
+    assert [answer.outputs[0].text.split()[0].strip(".,") for answer in begun] == ["Paris", "Tokyo"]
+    assert "capital of Japan is Tokyo" in answers[0] and "Rome" in answers[1]
+
+
 def test_awq_still_knows_the_capital(folder: Path, tmp_path: Path) -> None:
     """`trifocal quantize` with its built-in samples, then the same questions; half the bytes are the embedding."""
     out = tmp_path / "awq"
