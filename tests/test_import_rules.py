@@ -55,7 +55,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "platforms",
         "distributed",
     },
-    "models": {"models", "layers", "attention", "quant", "multimodal", "tokenizer", "distributed", "kernels.base"},
+    "models": {
+        "models",
+        "layers",
+        "attention",
+        "quant",
+        "multimodal",
+        "tokenizer",
+        "distributed",
+        "kernels.base",
+        "kernels.pages",
+    },
     "layers": {"layers", "quant", "distributed", "platforms", "kernels.base"},
     "attention": {"attention", "platforms", "kernels"},
     # A program of its own beside the engine: samples become prompts, and go through the model layer by layer.
@@ -65,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels.base": {"kernels.blocks", "kernels.int4"},
     "kernels.int4": {"kernels.blocks"},
     "kernels.blocks": set(),
+    "kernels.pages": set(),
     "multimodal": {"multimodal", "tokenizer", "models.registry"},  # the registry finds a family's processor
     "models.registry": {"models.base"},
     "tokenizer": {"tokenizer"},

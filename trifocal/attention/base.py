@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trifocal.kernels.pages import empty_together
+
 
 @dataclass(frozen=True)
 class KVCache:
@@ -27,14 +29,10 @@ class KVCache:
     @classmethod
     def allocate(cls, shape: tuple[int, int, int, int, int], *, dtype: torch.dtype, device: torch.device) -> KVCache:
         """An uninitialised cache; pages of a CPU cache cost memory only once they are written."""
-
-        def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=device)
-
-        keys, values = empty(shape, dtype), empty(shape, dtype)
-        if dtype != torch.int8:
-            return cls(keys, values)
-        return cls(keys, values, empty(shape[:-1], torch.float32), empty(shape[:-1], torch.float32))
+        layouts: list[tuple[tuple[int, ...], torch.dtype]] = [(shape, dtype)] * 2
+        if dtype == torch.int8:
+            layouts += [(shape[:-1], torch.float32)] * 2
+        return cls(*empty_together(layouts, device))
 
     @staticmethod
     def bytes_per_head(head_dim: int, dtype: torch.dtype) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.kernels.base import TORCH, Kernels
+from trifocal.kernels.pages import empty_together
 from trifocal.layers.base import use_kernels
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.model_spec import ModelSpec, Quantization, read_json
@@ -197,11 +198,11 @@ def empty_model(spec: ModelSpec, dtype: torch.dtype) -> Model:
 
 def materialize(model: nn.Module, device: torch.device) -> None:
     """Give parameters memory (uninitialised) and move tables; `Module.to_empty` would lose the tables' values."""
+    owners = [(module, name) for module in model.modules() for name, _ in module.named_parameters(recurse=False)]
+    layouts = [(each.shape, each.dtype) for each in (getattr(module, name) for module, name in owners)]
+    for (module, name), tensor in zip(owners, empty_together(layouts, device), strict=True):
+        setattr(module, name, nn.Parameter(tensor, requires_grad=False))
     for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            # Not empty_like: from one device to another it imports all of sympy, for a second and more.
-            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-            setattr(module, name, nn.Parameter(empty, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
 
