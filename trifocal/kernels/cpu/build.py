@@ -6,6 +6,7 @@ source is compiled anew and nothing stale is ever loaded. No header of torch is 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -36,9 +37,13 @@ class InstructionSet:
 
 _AVX2 = frozenset(("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"))
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_DOTS = (*_WIDE, "-mavx512vnni", "-mavx512bf16")
+_AVX512_BF16 = _AVX512 | {"avx512_vnni", "avx512_bf16"}
+_AMX = frozenset(("amx_tile", "amx_bf16", "amx_int8"))
 # The best one first.
 INSTRUCTION_SETS = (
-    InstructionSet("avx512_bf16", (*_WIDE, "-mavx512vnni", "-mavx512bf16"), _AVX512 | {"avx512_vnni", "avx512_bf16"}),
+    InstructionSet("amx", (*_DOTS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"), _AVX512_BF16 | _AMX),
+    InstructionSet("avx512_bf16", _DOTS, _AVX512_BF16),
     InstructionSet("avx512", _WIDE, _AVX512),
     InstructionSet("avx2", ("-march=x86-64-v3",), _AVX2),
 )
@@ -54,7 +59,14 @@ def cpu_features() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+    features = frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
+    return features if features.isdisjoint(_AMX) or _may_use_tiles() else features - _AMX
+
+
+def _may_use_tiles() -> bool:
+    """Ask Linux to let this process use AMX's registers, which it must keep for each thread from then on."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return bool(ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0)
 
 
 def choose(wanted: str, features: frozenset[str]) -> InstructionSet:

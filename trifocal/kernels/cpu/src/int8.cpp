@@ -1,7 +1,7 @@
 // Linear layers whose weights are int8, one scale for each output. Activations become int8 row by row. Sums are exact
 // integers, so that a token gets the same result in any company.
 #include "bytes.h"
-#include "outputs.h"
+#include "tiles.h"
 
 namespace tri {
 
@@ -52,15 +52,33 @@ struct Int8Args {
     int32_t threads;
 };
 
+// Outputs `at ..` of a row, of whole sums [W].
+template <class T>
+inline void finish(const Int8Args<T>& a, ptrdiff_t token, const Row& row, ptrdiff_t at, vi sums) {
+    const int lanes = lanes_of(a.n, at);
+    const vf shift = a.bias ? get(a.bias + at, lanes) : vf{}, exact = __builtin_convertvector(sums - RAISED * row.sum, vf);
+    put(a.y + token * a.n + at, exact * get(a.scale + at, lanes) * row.scale + shift, lanes);
+}
+
 template <class T>
 void linear_int8(const Int8Args<T>& a) {
-    const ptrdiff_t depth = (a.k + 3) / 4, stride = 4 * depth;
+    const ptrdiff_t depth = (a.k + 3) / 4, stride = (a.k + 63) / 64 * 64;
     const Words weight{a.weight, a.n, depth};
     int8_t* q = scratch<int8_t>(1, a.m * stride);
     Row* given = scratch<Row>(2, a.m);
 #pragma omp parallel for schedule(static) num_threads(a.m < 16 ? 1 : a.threads)
     for (ptrdiff_t row = 0; row < a.m; row++)
         given[row] = quantize_row(a.x + row * a.k, q + row * stride, a.k, stride);
+#if defined(TRI_TILES)
+    if (a.m > FEW_ROWS) {
+        const char* from = reinterpret_cast<const char*>(q);
+        const ptrdiff_t steps = a.k / LINE;
+        const TileRows x{from, a.m, stride, steps, a.k % LINE ? from + steps * LINE : nullptr, stride};
+        return tile_products<Int8Tiles>(x, weight, a.threads, [&](const int32_t* sums, ptrdiff_t row, int rows, ptrdiff_t at) {
+            for (int r = 0; r < rows; r++) finish(a, row + r, given[row + r], at, load<vi>(sums + r * ROWS));
+        });
+    }
+#endif
     for_products(a.m, a.n, a.k, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors,
                                                  const Ahead& ahead) {
         vi acc[rows][vectors] = {};
@@ -69,16 +87,9 @@ void linear_int8(const Int8Args<T>& a) {
                 for (int b = 0; b < vectors; b++)
                     acc[r][b] = dot_bytes(acc[r][b], four_at(q + (token + r) * stride + 4 * i), words[b]);
         });
-        for (int b = 0; b < vectors; b++) {
-            const ptrdiff_t at = tile_output(a.n, first, b);
-            const int lanes = lanes_of(a.n, at);
-            const vf shift = a.bias ? get(a.bias + at, lanes) : vf{}, scale = get(a.scale + at, lanes);
-            for (int r = 0; r < rows; r++) {
-                const Row row = given[token + r];
-                const vf exact = __builtin_convertvector(acc[r][b] - RAISED * row.sum, vf);
-                put(a.y + (token + r) * a.n + at, exact * scale * row.scale + shift, lanes);
-            }
-        }
+        for (int b = 0; b < vectors; b++)
+            for (int r = 0; r < rows; r++)
+                finish(a, token + r, given[token + r], tile_output(a.n, first, b), acc[r][b]);
     });
 }
 

@@ -2,7 +2,7 @@
 //
 // Each output is a chain of sums along the inputs, so that a token gets the same result in any company.
 #include "dot.h"
-#include "outputs.h"
+#include "tiles.h"
 
 namespace tri {
 
@@ -16,6 +16,17 @@ struct LinearArgs {
     int32_t threads;
 };
 
+#if defined(TRI_TILES)
+void linear(const LinearArgs& a) {
+    tile_products<Bf16Tiles>(
+        tile_rows(a.x, a.m, a.k, REST), Words{a.weight, a.n, a.k / 2}, a.threads,
+        [&](const float* sums, ptrdiff_t row, int rows, ptrdiff_t output) {
+            const int lanes = lanes_of(a.n, output);
+            const vf shift = a.bias ? get(a.bias + output, lanes) : vf{};
+            for (int r = 0; r < rows; r++) put(a.y + (row + r) * a.n + output, load<vf>(sums + r * ROWS) + shift, lanes);
+        });
+}
+#else
 void linear(const LinearArgs& a) {
     const Words weight{a.weight, a.n, a.k / 2};
     const Act* x = as_operand<bf16, Act>(a.x, a.m * a.k, 0);
@@ -37,6 +48,7 @@ void linear(const LinearArgs& a) {
         finish(acc, a.bias, a.y, a.n, token, first);
     });
 }
+#endif
 
 }  // namespace tri
 
