@@ -6,13 +6,22 @@
 #pragma once
 
 #include "dot.h"
+#include "tiles.h"
 
 namespace tri {
 
 constexpr ptrdiff_t TILE = 64;          // keys packed at a time, and between two rescalings
 constexpr ptrdiff_t STRETCH = 512;      // keys whose sums are made apart from those of others; a multiple of TILE
 constexpr ptrdiff_t UNIT_ROWS = 256;    // rows that one packing serves
-constexpr int BLOCK = W == 16 ? 8 : 6;  // rows multiplied at a time, by two vectors
+#if defined(TRI_TILES)
+template <class X>
+constexpr bool BY_TILES = sizeof(X) == 2;
+#else
+template <class X>
+constexpr bool BY_TILES = false;
+#endif
+template <class X>
+constexpr int BLOCK = BY_TILES<X> ? 16 : W == 16 ? 8 : 6;  // rows multiplied at a time, but for tiles by two vectors
 constexpr float LOWEST = -1e30f;        // the maximum of no scores
 constexpr float LOG2_E = 1.44269504f;
 
@@ -113,11 +122,12 @@ inline vi* unpack(vi word, vi* to) {
 // the requests hide behind arithmetic; the processor would not guess them, for blocks lie anywhere.
 inline void fetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
 
-// -> [tile / W][words of a key][W]; an even number of vectors.
+// -> [tile / W][words of a key][W], an even number of vectors; zeros behind a key up to `depth` elements.
 template <class C, class X>
-void pack_keys(const C* const keys[TILE], const C* const soon[TILE], ptrdiff_t count, ptrdiff_t head_dim, vi* to) {
+void pack_keys(const C* const keys[TILE], const C* const soon[TILE], ptrdiff_t count, ptrdiff_t head_dim, ptrdiff_t depth,
+               vi* to) {
     for (ptrdiff_t t = 0; t < count; t += 2 * W)
-        for (ptrdiff_t half = t; half < t + 2 * W; half += W)
+        for (ptrdiff_t half = t; half < t + 2 * W; half += W) {
             for (ptrdiff_t k = 0; k < head_dim * ptrdiff_t(sizeof(C)); k += 16) {
                 for (int i = 0; i < W / 4; i++)  // a quarter of the rows: a line is four steps long
                     fetch(reinterpret_cast<const char*>(soon[half + k / 16 % 4 * (W / 4) + i]) + k / 64 * 64);
@@ -125,6 +135,8 @@ void pack_keys(const C* const keys[TILE], const C* const soon[TILE], ptrdiff_t c
                 transpose(reinterpret_cast<const char* const*>(keys + half), k, word);
                 for (vi each : word) to = unpack<C, X>(each, to);
             }
+            for (ptrdiff_t k = head_dim; k < depth; k += 4 / ptrdiff_t(sizeof(X))) *to++ = vi{};
+        }
 }
 
 // -> [tile][width] floats, or [tile / 2][width] pairs of bfloat16s that belong to two tokens.
@@ -153,32 +165,36 @@ struct Sums {
     float *values, *total, *most;
 };
 
+template <class X>
+inline ptrdiff_t depth_of(ptrdiff_t head_dim) {
+    return BY_TILES<X> ? (head_dim + 31) / 32 * 32 : head_dim;
+}
 inline ptrdiff_t width_of(ptrdiff_t head_dim) { return (head_dim + W - 1) / W * W; }
 inline ptrdiff_t floats_of(ptrdiff_t rows, ptrdiff_t width) { return rows * (width + W) + (rows + 15) / 16 * 16; }
 inline Sums sums_at(float* at, ptrdiff_t rows, ptrdiff_t width) {
     return {at, at + rows * width, at + rows * (width + W)};
 }
 
-// Rows one after the other; row r sees the keys up to position + r / group.
+// Rows one after the other, filled up to `depth` elements; row r sees the keys up to position + r / group.
 template <class X>
 struct Queries {
     const X* data;
-    ptrdiff_t count, group, position, head_dim, width;
+    ptrdiff_t count, group, position, head_dim, depth, width;
     float scale;
     ptrdiff_t seen(ptrdiff_t row) const { return position + row / group + 1; }
 };
 
 template <int R, class X>
-void score(const X* q, ptrdiff_t head_dim, const vi* keys, ptrdiff_t vectors, float* scores) {
+void score(const X* q, ptrdiff_t depth, const vi* keys, ptrdiff_t vectors, float* scores) {
     constexpr ptrdiff_t PER = 4 / sizeof(X);
-    const ptrdiff_t words = head_dim / PER;
+    const ptrdiff_t words = depth / PER;
     for (ptrdiff_t n = 0; n < vectors; n += 2, keys += 2 * words, scores += 2 * W) {
         vf acc[R][2] = {};
         for (ptrdiff_t k = 0; k < words; k++) {
             const vi one = keys[k], two = keys[words + k];
             for (int r = 0; r < R; r++) {
-                acc[r][0] = multiply(acc[r][0], q + r * head_dim + k * PER, one);
-                acc[r][1] = multiply(acc[r][1], q + r * head_dim + k * PER, two);
+                acc[r][0] = multiply(acc[r][0], q + r * depth + k * PER, one);
+                acc[r][1] = multiply(acc[r][1], q + r * depth + k * PER, two);
             }
         }
         for (int r = 0; r < R; r++) store(scores + r * TILE, acc[r][0]), store(scores + r * TILE + W, acc[r][1]);
@@ -199,6 +215,67 @@ void weigh(const X* weights, const vi* v, ptrdiff_t count, ptrdiff_t width, cons
         for (int n = 0; n < N; n++) store(values + r * width + n * W, acc[r][n]);
 }
 
+#if defined(TRI_TILES)
+// Both products by tiles, for as many rows as they are shaped for: `score`, and `weigh` of all vectors but for the decay.
+inline void score(const bf16* q, ptrdiff_t depth, const vi* keys, ptrdiff_t vectors, float* scores) {
+    const ptrdiff_t words = depth / 2;
+    zero_sums();
+    for (ptrdiff_t k = 0; k < words; k += SIDE) {
+        tile_load<4>(q + 2 * k, depth * 2);
+        tile_load<5>(keys + k, LINE);
+        Bf16Tiles::multiply<0, 4, 5>();
+        tile_load<6>(keys + words + k, LINE);
+        Bf16Tiles::multiply<1, 4, 6>();
+        if (vectors == 2) continue;
+        tile_load<7>(keys + 2 * words + k, LINE);
+        Bf16Tiles::multiply<2, 4, 7>();
+        tile_load<5>(keys + 3 * words + k, LINE);
+        Bf16Tiles::multiply<3, 4, 5>();
+    }
+    tile_store<0>(scores, TILE * 4);
+    tile_store<1>(scores + W, TILE * 4);
+    if (vectors == 2) return;
+    tile_store<2>(scores + 2 * W, TILE * 4);
+    tile_store<3>(scores + 3 * W, TILE * 4);
+}
+
+template <int N>
+inline void weigh(const bf16* weights, const vi* v, ptrdiff_t count, ptrdiff_t width, float* values) {
+    tile_load<0>(values, width * 4);
+    if constexpr (N > 1) tile_load<1>(values + W, width * 4);
+    if constexpr (N > 2) tile_load<2>(values + 2 * W, width * 4);
+    if constexpr (N > 3) tile_load<3>(values + 3 * W, width * 4);
+    for (ptrdiff_t t = 0; t < count; t += 2 * SIDE, v += SIDE * width / W) {
+        tile_load<4>(weights + t, TILE * 2);
+        tile_load<5>(v, width * 4);
+        Bf16Tiles::multiply<0, 4, 5>();
+        if constexpr (N > 1) tile_load<6>(v + 1, width * 4), Bf16Tiles::multiply<1, 4, 6>();
+        if constexpr (N > 2) tile_load<7>(v + 2, width * 4), Bf16Tiles::multiply<2, 4, 7>();
+        if constexpr (N > 3) tile_load<5>(v + 3, width * 4), Bf16Tiles::multiply<3, 4, 5>();
+    }
+    tile_store<0>(values, width * 4);
+    if constexpr (N > 1) tile_store<1>(values + W, width * 4);
+    if constexpr (N > 2) tile_store<2>(values + 2 * W, width * 4);
+    if constexpr (N > 3) tile_store<3>(values + 3 * W, width * 4);
+}
+
+inline void weigh(const bf16* weights, const vi* v, ptrdiff_t count, ptrdiff_t width, float* values) {
+    ptrdiff_t n = 0;
+    for (; n + 4 <= width / W; n += 4) weigh<4>(weights, v + n, count, width, values + n * W);
+    switch (width / W - n) {
+        case 3: return weigh<3>(weights, v + n, count, width, values + n * W);
+        case 2: return weigh<2>(weights, v + n, count, width, values + n * W);
+        case 1: return weigh<1>(weights, v + n, count, width, values + n * W);
+    }
+}
+
+inline void scale_rows(int rows, ptrdiff_t width, const float* decay, float* values) {
+    for (int r = 0; r < rows; r++)
+        if (decay[r] != 1)
+            for (ptrdiff_t i = r * width; i < (r + 1) * width; i += W) store(values + i, load<vf>(values + i) * decay[r]);
+}
+#endif
+
 template <class X, int... R>
 constexpr auto score_of(int rows, std::integer_sequence<int, R...>) {
     constexpr decltype(&score<1, X>) table[] = {score<R + 1, X>...};
@@ -209,6 +286,39 @@ constexpr auto weigh_of(int rows, std::integer_sequence<int, R...>) {
     constexpr decltype(&weigh<1, N, X>) table[] = {weigh<R + 1, N, X>...};
     return table[rows - 1];
 }
+
+// The two products of a block of rows, by vectors or by tiles.
+template <class X, bool = BY_TILES<X>>
+struct Block {
+    static constexpr auto SIZES = std::make_integer_sequence<int, BLOCK<X>>();
+
+    // How many values are packed for `count` keys.
+    ptrdiff_t whole(ptrdiff_t count) const { return count; }
+    void score(int rows, const X* q, ptrdiff_t depth, const vi* keys, ptrdiff_t vectors, float* scores) {
+        score_of<X>(rows, SIZES)(q, depth, keys, vectors, scores);
+    }
+    void weigh(int rows, const X* weights, const vi* v, ptrdiff_t count, ptrdiff_t width, const float* decay, float* values) {
+        ptrdiff_t n = 0;
+        for (; n + 2 <= width / W; n += 2) weigh_of<X, 2>(rows, SIZES)(weights, v + n, count, width, decay, values + n * W);
+        if (n < width / W) weigh_of<X, 1>(rows, SIZES)(weights, v + n, count, width, decay, values + n * W);
+    }
+};
+#if defined(TRI_TILES)
+template <class X>
+struct Block<X, true> {
+    Tiles tiles;
+
+    ptrdiff_t whole(ptrdiff_t count) const { return (count + 2 * SIDE - 1) / (2 * SIDE) * (2 * SIDE); }
+    void score(int rows, const X* q, ptrdiff_t depth, const vi* keys, ptrdiff_t vectors, float* scores) {
+        tiles.shape(rows);
+        tri::score(q, depth, keys, vectors, scores);
+    }
+    void weigh(int rows, const X* weights, const vi* v, ptrdiff_t count, ptrdiff_t width, const float* decay, float* values) {
+        scale_rows(rows, width, decay, values);
+        tri::weigh(weights, v, count, width, values);
+    }
+};
+#endif
 
 // Weights of a tile from the scores of rows `row ..`; the first `vectors` of them hold all that these rows see.
 template <class C, class X>
@@ -251,15 +361,15 @@ void soften(const Queries<X>& q, const Place<C>& place, ptrdiff_t tile, ptrdiff_
 // The sums over keys from .. to; locate(first, count, place) says where those of a tile lie.
 template <class C, class X, class Locate>
 void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& locate, Sums sums) {
-    constexpr auto SIZES = std::make_integer_sequence<int, BLOCK>();
     constexpr ptrdiff_t PER = 4 / sizeof(X);
     for (ptrdiff_t r = 0; r < q.count; r++) sums.most[r] = LOWEST;
     std::memset(sums.values, 0, q.count * (q.width + W) * sizeof(float));  // and the totals behind them
-    vi* keys = scratch<vi>(KEYS, TILE * q.head_dim * sizeof(X) / sizeof(vi) + 1);
+    vi* keys = scratch<vi>(KEYS, TILE * q.depth * sizeof(X) / sizeof(vi) + 1);
     vi* values = scratch<vi>(VALUES, TILE / PER * q.width / W);
-    alignas(64) float scores[BLOCK * TILE], decay[W];
-    alignas(64) X weights[BLOCK * TILE];
+    alignas(64) float scores[BLOCK<X> * TILE], decay[W];
+    alignas(64) X weights[BLOCK<X> * TILE];
     Place<C> places[2];
+    Block<X> block;
     locate(from, to - from < TILE ? to - from : TILE, places[0]);
     for (ptrdiff_t tile = from; tile < to; tile += TILE) {
         const ptrdiff_t count = to - tile < TILE ? to - tile : TILE;
@@ -267,21 +377,16 @@ void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& loc
         Place<C>& next = places[(tile / TILE + 1) % 2];
         const ptrdiff_t left = to - tile - count;
         if (left > 0) locate(tile + TILE, left < TILE ? left : TILE, next);
-        pack_keys<C, X>(place.keys, left > 0 ? next.keys : place.keys, count, q.head_dim, keys);
-        pack_values<C, X>(place.values, left > 0 ? next.values : place.values, count, q.head_dim, q.width, values);
+        pack_keys<C, X>(place.keys, left > 0 ? next.keys : place.keys, count, q.head_dim, q.depth, keys);
+        pack_values<C, X>(place.values, left > 0 ? next.values : place.values, block.whole(count), q.head_dim, q.width, values);
         const ptrdiff_t first = tile > q.position ? (tile - q.position) * q.group : 0;  // to see some of the tile
-        for (ptrdiff_t row = first; row < q.count; row += BLOCK) {
-            const int rows = q.count - row < BLOCK ? int(q.count - row) : BLOCK;
+        for (ptrdiff_t row = first; row < q.count; row += BLOCK<X>) {
+            const int rows = q.count - row < BLOCK<X> ? int(q.count - row) : BLOCK<X>;
             const ptrdiff_t last = q.seen(row + rows - 1) - tile, visible = last < count ? last : count;
             const ptrdiff_t vectors = (visible + 2 * W - 1) / (2 * W) * 2;
-            score_of<X>(rows, SIZES)(q.data + row * q.head_dim, q.head_dim, keys, vectors, scores);
+            block.score(rows, q.data + row * q.depth, q.depth, keys, vectors, scores);
             soften(q, place, tile, row, rows, vectors, scores, weights, sums, decay);
-            float* into = sums.values + row * q.width;
-            ptrdiff_t n = 0;
-            for (; n + 2 <= q.width / W; n += 2)
-                weigh_of<X, 2>(rows, SIZES)(weights, values + n, visible, q.width, decay, into + n * W);
-            if (n < q.width / W)
-                weigh_of<X, 1>(rows, SIZES)(weights, values + n, visible, q.width, decay, into + n * W);
+            block.weigh(rows, weights, values, visible, q.width, decay, sums.values + row * q.width);
         }
     }
 }
@@ -306,12 +411,15 @@ void put_row(T* to, ptrdiff_t head_dim, ptrdiff_t width, Sums sums, ptrdiff_t r)
     along(head_dim, [&](ptrdiff_t i, int lanes) { put(to + i, load<vf>(sums.values + r * width + i) / total, lanes); });
 }
 
-// `span` elements of each of `count` tokens, one after the other, as operands.
+// `group` vectors of each of `count` tokens, one after the other, filled up with zeros to `depth` elements, as operands.
 template <class T, class X>
-const X* gather(const T* from, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t span) {
-    T* rows = scratch<T>(ROWS, count * span);
-    for (ptrdiff_t i = 0; i < count; i++) std::memcpy(rows + i * span, from + i * stride, span * sizeof(T));
-    return as_operand<T, X>(rows, count * span, OPERAND);
+const X* gather(const T* from, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t group, ptrdiff_t head_dim, ptrdiff_t depth) {
+    T* rows = scratch<T>(ROWS, count * group * depth);
+    for (ptrdiff_t i = 0; i < count * group; i++) {
+        std::memcpy(rows + i * depth, from + i / group * stride + i % group * head_dim, head_dim * sizeof(T));
+        std::memset(rows + i * depth + head_dim, 0, (depth - head_dim) * sizeof(T));
+    }
+    return as_operand<T, X>(rows, count * group * depth, OPERAND);
 }
 
 }  // namespace tri

@@ -141,8 +141,9 @@ void run(const Attention& a, const Item& item, ptrdiff_t part, float* shared) {
     using X = typename Operand<T>::type;
     const ptrdiff_t d = a.head_dim, width = width_of(d), group = group_of(a), floats = floats_of(item.rows, width);
     const T* from = static_cast<const T*>(a.q) + item.token * a.q_stride + item.kv_head * group * d;
-    const X* rows = gather<T, X>(from, a.q_stride, item.rows / group, group * d);
-    const Queries<X> q{rows, item.rows, group, item.position, d, width, a.scale};
+    const ptrdiff_t depth = depth_of<X>(d);
+    const X* rows = gather<T, X>(from, a.q_stride, item.rows / group, group, d, depth);
+    const Queries<X> q{rows, item.rows, group, item.position, d, depth, width, a.scale};
     auto where = [&](ptrdiff_t first, ptrdiff_t count, Place<C>& place) { locate(a, item, first, count, place); };
     auto sum_up = [&](ptrdiff_t stretch, Sums sums) {
         attend<C>(q, stretch * STRETCH, end_of(a, item, stretch), where, sums);

@@ -6,7 +6,7 @@
 // 2 * i and 2 * i + 1. Behind the last output a block holds anything.
 #include "bytes.h"
 #include "dot.h"
-#include "outputs.h"
+#include "tile_products.h"
 
 namespace tri {
 
@@ -103,6 +103,52 @@ void many_tokens(const Int4& a, ptrdiff_t first) {
     });
 }
 
+#if defined(TRI_TILES)
+constexpr ptrdiff_t NEAR_BYTES = 512 << 10;  // of activations that meet one expanded block after the other
+
+// By tiles, where groups are made of whole ones. Activations have `size` bytes each. expand(words, vectors of weights) takes
+// one vector of a block to some; add(total, sums, scale, zero, token, group) adds what a group's sums are worth.
+template <class Op, class Expand, class Add>
+void by_tiles(const Int4& a, const void* x, ptrdiff_t size, int threads, Expand expand, Add add) {
+    const ptrdiff_t groups = a.k / a.group, steps = a.k * size / LINE, per_group = steps / groups, stride = a.k * size;
+    const ptrdiff_t fit = NEAR_BYTES / stride / SIDE * SIDE, most = fit < 4 * SIDE ? 4 * SIDE : fit;
+    for (ptrdiff_t top = 0; top < a.m; top += most)
+        for_outputs(a.n, a.k / 2, SIDE, threads, [&](ptrdiff_t first, ptrdiff_t) {
+            vi* weights = scratch<vi>(3, steps * SIDE);
+            vf* scale = scratch<vf>(4, 2 * groups);
+            for (ptrdiff_t i = 0; i < a.k / 8; i++) expand(load<vi>(a.words(first, 8 * i)), weights + i * 2 * size);
+            for (ptrdiff_t g = 0; g < groups; g++) {
+                scale[2 * g] = load_half(a.scale + a.at(first, g));
+                scale[2 * g + 1] = load_bytes(a.zero + a.at(first, g));
+            }
+            alignas(64) typename Op::Sum sums[2][SUMS_OF_TILE];
+            Tiles tiles;
+            for (ptrdiff_t row = top; row < a.m && row < top + most; row += SIDE) {
+                const int rows = int(a.m - row < SIDE ? a.m - row : SIDE);
+                const char* from = static_cast<const char*>(x) + row * stride;
+                tiles.shape(rows);
+                auto multiply = [&](ptrdiff_t g) {
+                    zero_sums();
+                    for (ptrdiff_t i = g * per_group; i < (g + 1) * per_group; i++) {
+                        tile_load<4>(from + i * LINE, stride);
+                        tile_load<6>(weights + i * SIDE, LINE);
+                        Op::template multiply<0, 4, 6>();
+                    }
+                    tile_store<0>(sums[g % 2], LINE);
+                };
+                vf total[SIDE] = {};
+                multiply(0);
+                for (ptrdiff_t g = 0; g < groups; g++) {
+                    if (g + 1 < groups) multiply(g + 1);  // while the sums of this one are added
+                    for (int r = 0; r < rows; r++)
+                        total[r] = add(total[r], sums[g % 2] + r * SIDE, scale[2 * g], scale[2 * g + 1], row + r, g);
+                }
+                for (int r = 0; r < rows; r++) finish(total[r], a.bias, a.y, a.n, row + r, first);
+            }
+        });
+}
+#endif
+
 // `group` is a multiple of 16.
 struct Int4Args {
     const bf16* x;
@@ -127,6 +173,14 @@ void linear_int4(const Int4Args& args) {
         for (ptrdiff_t k = 0; k < a.group; k += W) part += load_float(x + i * a.group + k);
         sums[i] = sum(part);
     }
+#if defined(TRI_TILES)
+    if (a.group % 32 == 0)
+        return by_tiles<Bf16Tiles>(
+            a, x, sizeof(bf16), threads, [](vi words, vi* to) { for (int i = 0; i < 4; i++) to[i] = expand(words, i); },
+            [&](vf total, const float* part, vf scale, vf zero, ptrdiff_t token, ptrdiff_t g) {
+                return total + scale * (load<vf>(part) - zero * sums[token * groups + g]);
+            });
+#endif
     a.x = as_operand<bf16, Act>(x, a.m * a.k, 2);
     a.sums = sums;
     if (a.m <= MAX_ROWS / 4)
@@ -176,6 +230,11 @@ inline Group quantize_group(const bf16* x, int8_t* q, ptrdiff_t size) {
     return {largest / 127 + sum(broken), float(total)};
 }
 
+// total plus what whole sums of a group are worth.
+inline vf add_group(vf total, vi sums, vf scale, vf zero, const Group& group) {
+    return total + scale * group.scale * (__builtin_convertvector(sums, vf) - zero * group.sum);
+}
+
 void linear_int4_int8(const Int4Args& a) {
     const ptrdiff_t groups = a.k / a.group, per_group = a.group / 8;
     const Words weight{reinterpret_cast<const int32_t*>(a.weight), a.n, a.k / 8};
@@ -183,6 +242,17 @@ void linear_int4_int8(const Int4Args& a) {
     Group* given = scratch<Group>(2, a.m * groups);
 #pragma omp parallel for schedule(static) num_threads(a.m < 16 ? 1 : a.threads)
     for (ptrdiff_t i = 0; i < a.m * groups; i++) given[i] = quantize_group(a.x + i * a.group, q + i * a.group, a.group);
+#if defined(TRI_TILES)
+    if (a.m > FEW_ROWS && a.group % 64 == 0) {
+        const Int4 each{nullptr, nullptr, a.weight, a.scale, a.zero, a.bias, a.y, a.m, a.n, a.k, a.group};
+        return by_tiles<Int8Tiles>(
+            each, q, sizeof(int8_t), a.threads,
+            [](vi words, vi* to) { to[0] = words & 0x0f0f0f0f, to[1] = (words >> 4) & 0x0f0f0f0f; },
+            [&](vf total, const int32_t* sums, vf scale, vf zero, ptrdiff_t token, ptrdiff_t g) {
+                return add_group(total, load<vi>(sums), scale, zero, given[token * groups + g]);
+            });
+    }
+#endif
     for_products(a.m, a.n, a.k / 2, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors,
                                                    const Ahead& ahead) {
         auto x = [&](int r) { return q + (token + r) * a.k; };
@@ -202,11 +272,8 @@ void linear_int4_int8(const Int4Args& a) {
             for (int b = 0; b < vectors; b++) {
                 const ptrdiff_t output = tile_output(a.n, first, b), at = (output / 16 * groups + g) * 16 + output % 16;
                 const vf scale = load_half(a.scale + at), zero = load_bytes(a.zero + at);
-                for (int r = 0; r < rows; r++) {
-                    const Group group = given[(token + r) * groups + g];
-                    const vf exact = __builtin_convertvector(acc[r][b], vf) - zero * group.sum;
-                    total[r][b] += scale * group.scale * exact;
-                }
+                for (int r = 0; r < rows; r++)
+                    total[r][b] = add_group(total[r][b], acc[r][b], scale, zero, given[(token + r) * groups + g]);
             }
         }
         finish(total, a.bias, a.y, a.n, token, first);

@@ -1,7 +1,7 @@
 // Linear layers whose weights are int8, one scale for each output. Activations become int8 row by row. Sums are exact
 // integers, so that a token gets the same result in any company.
 #include "bytes.h"
-#include "tiles.h"
+#include "tile_products.h"
 
 namespace tri {
 
@@ -75,7 +75,7 @@ void linear_int8(const Int8Args<T>& a) {
         const ptrdiff_t steps = a.k / LINE;
         const TileRows x{from, a.m, stride, steps, a.k % LINE ? from + steps * LINE : nullptr, stride};
         return tile_products<Int8Tiles>(x, weight, a.threads, [&](const int32_t* sums, ptrdiff_t row, int rows, ptrdiff_t at) {
-            for (int r = 0; r < rows; r++) finish(a, row + r, given[row + r], at, load<vi>(sums + r * ROWS));
+            for (int r = 0; r < rows; r++) finish(a, row + r, given[row + r], at, load<vi>(sums + r * SIDE));
         });
     }
 #endif

@@ -52,15 +52,16 @@ inline void for_tokens(ptrdiff_t m, F f) {
     for_rest<MOST - 1>(token, m - token, f);
 }
 
-// sums plus bias as outputs `first ..` of tokens `token ..`, y [m, n].
+// A sum plus bias as outputs `at ..` of a token, y [m, n].
+template <class T>
+inline void finish(vf sum, const T* bias, T* y, ptrdiff_t n, ptrdiff_t token, ptrdiff_t at) {
+    const int lanes = lanes_of(n, at);
+    put(y + token * n + at, bias ? sum + get(bias + at, lanes) : sum, lanes);
+}
 template <int R, int B, class T>
 inline void finish(const vf (&sums)[R][B], const T* bias, T* y, ptrdiff_t n, ptrdiff_t token, ptrdiff_t first) {
-    for (int b = 0; b < B; b++) {
-        const ptrdiff_t at = tile_output(n, first, b);
-        const int lanes = lanes_of(n, at);
-        const vf shift = bias ? get(bias + at, lanes) : vf{};
-        for (int r = 0; r < R; r++) put(y + (token + r) * n + at, sums[r][b] + shift, lanes);
-    }
+    for (int b = 0; b < B; b++)
+        for (int r = 0; r < R; r++) finish(sums[r][b], bias, y, n, token + r, tile_output(n, first, b));
 }
 
 // A block of outputs that is to be fetched while rows meet the present one, a share of it with each of `passes` over that.

@@ -34,9 +34,11 @@ template <class T>
 void run(const Segments& a, const Part& part) {
     using X = typename Operand<T>::type;
     const ptrdiff_t d = a.head_dim, width = width_of(d), token = part.start + part.first;
-    const X* rows = gather<T, X>(static_cast<const T*>(a.q) + token * a.q_stride + part.head * d, a.q_stride, part.rows, d);
+    const ptrdiff_t depth = depth_of<X>(d);
+    const T* from = static_cast<const T*>(a.q) + token * a.q_stride + part.head * d;
+    const X* rows = gather<T, X>(from, a.q_stride, part.rows, 1, d, depth);
     // All rows see the whole segment.
-    const Queries<X> q{rows, part.rows, part.rows, part.length - 1, d, width, a.scale};
+    const Queries<X> q{rows, part.rows, part.rows, part.length - 1, d, depth, width, a.scale};
     auto where = [&](ptrdiff_t first, ptrdiff_t count, Place<T>& place) {
         for (ptrdiff_t t = 0; t < TILE; t++) {
             const ptrdiff_t at = part.start + first + (t < count ? t : count - 1);
