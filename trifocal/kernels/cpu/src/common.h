@@ -64,11 +64,17 @@ inline vu round_bits(vf x) {
     vu is_nan = (vu)(x != x);
     return (rounded & ~is_nan) | (((bits >> 16) | 0x40) & is_nan);
 }
-inline vf rounded(vf x) { return (vf)(round_bits(x) << 16); }
+#if defined(__AVX512BF16__)
+inline vh to_bf16(vf x) { return (vh)_mm512_cvtneps_pbh((__m512)x); }  // what is below 2^-126 becomes 0
+#else
+inline vh to_bf16(vf x) { return __builtin_convertvector(round_bits(x), vh); }
+#endif
+inline vf to_float(vh x) { return (vf)(__builtin_convertvector(x, vu) << 16); }
+inline vf rounded(vf x) { return to_float(to_bf16(x)); }
 
-inline vf load_float(const bf16* from) { return (vf)(__builtin_convertvector(load<vh>(from), vu) << 16); }
+inline vf load_float(const bf16* from) { return to_float(load<vh>(from)); }
 inline vf load_float(const float* from) { return load<vf>(from); }
-inline void store_float(bf16* to, vf x) { store(to, __builtin_convertvector(round_bits(x), vh)); }
+inline void store_float(bf16* to, vf x) { store(to, to_bf16(x)); }
 inline void store_float(float* to, vf x) { store(to, x); }
 
 // The first `count` lanes; the others read as 0 and are not written.
@@ -123,8 +129,12 @@ inline vf max(vf a, vf b) { return select(a > b, a, b); }
 
 // e^x to 1e-7; exactly 0 below -87, e.g. for -infinity, and infinity above 88.
 inline vf exp(vf x) {
+#if defined(__AVX512F__)
+    vf c = (vf)_mm512_min_ps(_mm512_set1_ps(88), _mm512_max_ps(_mm512_set1_ps(-87), (__m512)x));  // NaN stays
+#else
     vf c = select(x < -87.0f, splat(-87.0f), x);
     c = select(c > 88.0f, splat(88.0f), c);
+#endif
     vf whole = (c * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: sums are rounded to integers
     vf r = c - whole * 0.693359375f;
     r = r + whole * 2.12194440e-4f;
@@ -135,9 +145,16 @@ inline vf exp(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + (r + 1.0f);
+#if defined(__AVX512F__)
+    const __mmask16 is_some = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87), _CMP_NLT_UQ);
+    const __mmask16 is_beyond = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(88), _CMP_GT_OQ);
+    const __m512 y = _mm512_maskz_scalef_ps(is_some, (__m512)p, (__m512)whole);
+    return (vf)_mm512_mask_mov_ps(y, is_beyond, _mm512_set1_ps(__builtin_inff()));
+#else
     vi exponent = __builtin_convertvector(whole, vi) << 23;
     vf y = select(x < -87.0f, splat(0.0f), (vf)((vi)p + exponent));
     return select(x > 88.0f, splat(__builtin_inff()), y);
+#endif
 }
 
 // ---------------------------------------------------------------------------------------------- transposition
