@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,19 @@ def test_the_best_instruction_set_is_chosen() -> None:
         assert choose("1", each.features) is each
     everything = INSTRUCTION_SETS[0].features
     assert choose("avx2", everything).name == "avx2"
-    with pytest.raises(BuildError, match="lacks avx512_bf16"):
-        choose("avx512_bf16", INSTRUCTION_SETS[1].features)
+    for better, worse in pairwise(INSTRUCTION_SETS):
+        with pytest.raises(BuildError, match=f"lacks {better.name}"):
+            choose(better.name, worse.features)
     with pytest.raises(BuildError, match="lacks AVX2"):
         choose("1", frozenset({"sse2"}))
+
+
+def test_amx_needs_the_systems_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux keeps its registers for a process only if that asks, and may refuse."""
+    monkeypatch.setattr(building.Path, "read_text", lambda _: "flags : avx2 amx_tile amx_bf16 amx_int8")
+    for answer, seen in ((True, {"avx2", "amx_tile", "amx_bf16", "amx_int8"}), (False, {"avx2"})):
+        monkeypatch.setattr(building, "_may_use_tiles", lambda answer=answer: answer)
+        assert building.cpu_features() == seen
 
 
 def test_compiled_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

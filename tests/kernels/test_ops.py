@@ -58,6 +58,18 @@ def test_linear(kernels: CpuKernels, size: int, features: int) -> None:
     assert torch.equal(TORCH.linear_blocks(x, blocks, features, bias), expected)
 
 
+@pytest.mark.parametrize("size", [64, 200, 896, 1030])
+@pytest.mark.parametrize("features", [6, 32, 96, 608])
+def test_gated_linear(kernels: CpuKernels, size: int, features: int) -> None:
+    """The same as its two steps, bit for bit, however many rows."""
+    weight, bias = in_blocks(normal(features, size, seed=1) / size**0.5), normal(features, seed=2)
+    for rows in (1, 16, 17, 33, 64, 300):
+        x = normal(rows, size, seed=rows)
+        for b in (None, bias):
+            whole = kernels.silu_and_mul(kernels.linear_blocks(x, weight, features, b))
+            assert torch.equal(kernels.gated_linear_blocks(x, weight, features, b), whole)
+
+
 @pytest.mark.parametrize("size", [200, 520, 1024, 1032, 2048])
 def test_a_token_gets_the_same_from_decoding_and_prefill(kernels: CpuKernels, size: int) -> None:
     """Bit for bit, whatever the instruction set."""

@@ -77,6 +77,22 @@ def test_int8_of_a_token_is_the_same_among_few_and_many(kernels: CpuKernels, dty
     assert torch.equal(torch.cat(few), many)
 
 
+@pytest.mark.parametrize("dtype", [HALF, FULL])
+@pytest.mark.parametrize("features", [6, 32, 96, 608])
+def test_int8_gated(kernels: CpuKernels, features: int, dtype: torch.dtype) -> None:
+    """The same as its two steps, bit for bit, however many rows."""
+    weight, scale = (
+        in_blocks(integers(-127, 128, features, 330).to(torch.int8)),
+        normal(features, dtype=FULL).abs() / 99,
+    )
+    bias = normal(features, dtype=dtype, seed=3)
+    for rows in (1, 16, 17, 33, 64, 300):
+        x = normal(rows, 330, dtype=dtype, seed=rows)
+        for b in (None, bias):
+            whole = kernels.silu_and_mul(kernels.linear_int8_blocks(x, weight, scale, b))
+            assert torch.equal(kernels.gated_linear_int8_blocks(x, weight, scale, b), whole)
+
+
 def test_int8_of_extremes_is_exact(kernels: CpuKernels) -> None:
     """No sum of products saturates on its way: that of each pair and of each four are as large as they can be."""
     weight = torch.full((20, 4096), 127, dtype=torch.int8)

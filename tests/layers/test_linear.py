@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from trifocal.layers.activation import SiluAndMul
 from trifocal.layers.embedding import Embedding
-from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.linear import GatedLinear, Linear, MergedLinear
 from trifocal.layers.norm import RMSNorm
 
 
@@ -43,9 +42,13 @@ def test_rms_norm_multiplies_after_the_cast() -> None:
     assert not torch.equal(norm(half), (wide * weight.float()).bfloat16())  # the other order differs
 
 
-def test_silu_and_mul_gates_with_the_first_half() -> None:
-    x = torch.randn(3, 10)
-    assert torch.equal(SiluAndMul()(x), F.silu(x[:, :5]) * x[:, 5:])
+def test_gated_linear_gates_with_its_first_part() -> None:
+    gated = GatedLinear(6, {"gate": 5, "up": 5}, bias=True)
+    for parameter in gated.parameters():
+        parameter.normal_()
+    x = torch.randn(3, 6)
+    gate, up = (x @ gated.weight.T + gated.bias).split(5, dim=1)
+    torch.testing.assert_close(gated(x), F.silu(gate) * up)
 
 
 def test_embedding_is_its_own_head() -> None:

@@ -27,6 +27,14 @@ class Kernels:
         """`linear` with a bfloat16 weight in blocks of words int32 [out / 16, in / 2, 16]."""
         return F.linear(x, all_rows(weight, out_features).view(torch.bfloat16), bias)
 
+    def gated_linear_blocks(self, x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
+        """`silu_and_mul` of `linear_blocks`: x [..., in] -> [..., out / 2]."""
+        return self.silu_and_mul(self.linear_blocks(x, weight, out_features, bias))
+
+    def gated_linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """`silu_and_mul` of `linear_int8_blocks`: x [..., in] -> [..., out / 2]."""
+        return self.silu_and_mul(self.linear_int8_blocks(x, weight, scale, bias))
+
     def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in] times int8 weight [out, in] times float32 scale [out], plus bias.
 

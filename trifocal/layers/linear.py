@@ -61,3 +61,11 @@ class MergedLinear(Linear):
             slots |= {f"{part}.{name}": slot for name, slot in self.method.slots(self, start, size).items()}
             start += size
         return slots
+
+
+class GatedLinear(MergedLinear):
+    """silu(gate) * value of two linear layers over the same input; `parts` names the gate first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., in_features] -> [..., out_features / 2]."""
+        return self.method.apply_gated(self, x)

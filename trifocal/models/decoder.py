@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from trifocal.attention.base import AttentionBackend
 from trifocal.errors import ConfigError
-from trifocal.layers.activation import SiluAndMul
 from trifocal.layers.embedding import Embedding
-from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.linear import GatedLinear, Linear, MergedLinear
 from trifocal.layers.norm import RMSNorm
 from trifocal.layers.rotary import RotaryEmbedding, Rotate
 from trifocal.model_spec import TextConfig
@@ -53,13 +52,12 @@ class GatedMLP(nn.Module):
     def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool) -> None:
         super().__init__()
         parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        self.gate_up_proj = MergedLinear(hidden_size, parts, bias=bias)
-        self.act = SiluAndMul()
+        self.gate_up_proj = GatedLinear(hidden_size, parts, bias=bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, hidden_size] -> [n, hidden_size]."""
-        out: Tensor = self.down_proj(self.act(self.gate_up_proj(x)))
+        out: Tensor = self.down_proj(self.gate_up_proj(x))
         return out
 
 

@@ -40,6 +40,10 @@ class LinearMethod(ABC):
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """x [..., in_features] -> [..., out_features]."""
 
+    def apply_gated(self, layer: Linear, x: Tensor) -> Tensor:
+        """silu(gate) * value of outputs that are gates first, then as many values -> [..., out_features / 2]."""
+        return layer.kernels.silu_and_mul(self.apply(layer, x))
+
     @abstractmethod
     def look_up(self, layer: Linear, ids: Tensor) -> Tensor:
         """Rows of the weight, where it is a table of embeddings: int64 [n] -> [n, in_features]."""

@@ -34,6 +34,10 @@ class BlocksLinear(LinearMethod):
         """One matrix product."""
         return layer.kernels.linear_blocks(x, layer.weight, layer.out_features, layer.bias)
 
+    def apply_gated(self, layer: Linear, x: Tensor) -> Tensor:
+        """One kernel, where there is one."""
+        return layer.kernels.gated_linear_blocks(x, layer.weight, layer.out_features, layer.bias)
+
     def look_up(self, layer: Linear, ids: Tensor) -> Tensor:
         """As they are."""
         return take_rows(layer.weight, ids).view(torch.bfloat16)
@@ -69,6 +73,10 @@ class Int8BlocksLinear(Int8Linear):
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         """Integer products."""
         return layer.kernels.linear_int8_blocks(x, layer.weight, layer.scale, layer.bias)
+
+    def apply_gated(self, layer: Linear, x: Tensor) -> Tensor:
+        """One kernel, where there is one."""
+        return layer.kernels.gated_linear_int8_blocks(x, layer.weight, layer.scale, layer.bias)
 
 
 BLOCKS = BlocksLinear()

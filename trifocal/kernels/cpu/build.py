@@ -34,6 +34,11 @@ class InstructionSet:
     flags: tuple[str, ...]
     features: frozenset[str]
 
+    @property
+    def has_tiles(self) -> bool:
+        """AMX."""
+        return self.features >= _AMX
+
 
 _AVX2 = frozenset(("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe"))
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}

@@ -64,6 +64,10 @@ _KERNELS: dict[str, type[Args]] = {
     **{f"attention_{name}": _ATTENTION for name in ("bf16", "f32", "int8_bf16", "int8_f32")},
     **{f"segments_{name}": _SEGMENTS for name in ("bf16", "f32")},
 }
+_TILE_KERNELS: dict[str, type[Args]] = {  # which the instruction set with tiles has besides
+    "linear_gated_bf16": _LINEAR,
+    **{f"linear_int8_gated_{name}": _INT8 for name in ("bf16", "f32")},
+}
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
@@ -101,7 +105,8 @@ class Library:
         self.recording = Recording()
         _share_openmp()
         library = ctypes.CDLL(str(path))
-        self.kernels = {name: Kernel(library[f"tri_{name}"], args, self.recording) for name, args in _KERNELS.items()}
+        kernels = _KERNELS | _TILE_KERNELS if chosen.has_tiles else _KERNELS
+        self.kernels = {name: Kernel(library[f"tri_{name}"], args, self.recording) for name, args in kernels.items()}
         self.read = library["tri_read"]  # (address, bytes, threads)
         self.read.argtypes = (c_void_p, c_int64, c_int32)
         self.replay = library["tri_replay"]  # (array of Call, count)

@@ -18,6 +18,12 @@ class CpuKernels(Kernels):
     def __init__(self, library: Library) -> None:
         self.name = library.name
         self._linear = library.kernels["linear_bf16"]
+        self._gated = library.kernels.get("linear_gated_bf16")
+        self._gated_int8 = {
+            dtype: kernel
+            for dtype, suffix in SUFFIX.items()
+            if (kernel := library.kernels.get(f"linear_int8_gated_{suffix}")) is not None
+        }
         self._linear_int4 = library.kernels["linear_int4"]
         self._linear_int4_int8 = library.kernels["linear_int4_int8"]
         self._segments = {dtype: library.kernels[f"segments_{suffix}"] for dtype, suffix in SUFFIX.items()}
@@ -36,6 +42,35 @@ class CpuKernels(Kernels):
         y = x.new_empty((*x.shape[:-1], out_features))
         self._linear(
             x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
+            rows, out_features, in_features, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def gated_linear_blocks(self, x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
+        """By tiles, many rows are gated before they are stored: as rounded as in two steps."""
+        in_features = 2 * weight.shape[1]
+        rows = x.numel() // in_features
+        if self._gated is None or x.dtype != torch.bfloat16 or not _is_gated_by_tiles(rows, out_features):
+            return super().gated_linear_blocks(x, weight, out_features, bias)
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], out_features // 2))
+        self._gated(
+            x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
+            rows, out_features, in_features, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def gated_linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """As `gated_linear_blocks`."""
+        function = self._gated_int8.get(x.dtype)
+        out_features, in_features = len(scale), x.shape[-1]
+        rows = x.numel() // in_features
+        if function is None or not _is_gated_by_tiles(rows, out_features):
+            return super().gated_linear_int8_blocks(x, weight, scale, bias)
+        x = x.contiguous()
+        y = x.new_empty((*x.shape[:-1], out_features // 2))
+        function(
+            x.data_ptr(), weight.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
             rows, out_features, in_features, torch.get_num_threads(),
         )  # fmt: skip
         return y
@@ -150,3 +185,7 @@ class CpuKernels(Kernels):
             q.stride(0), k.stride(0), v.stride(0), len(lengths), heads, size, size**-0.5, torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+
+def _is_gated_by_tiles(rows: int, out_features: int) -> bool:
+    return rows > 16 and out_features % 32 == 0

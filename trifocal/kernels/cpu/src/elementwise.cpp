@@ -1,5 +1,5 @@
 // Norms, activations and rotary embedding: each rounds where torch's operators would, without their passes over memory.
-#include "common.h"
+#include "gate.h"
 
 namespace tri {
 
@@ -15,9 +15,6 @@ inline void for_rows(ptrdiff_t rows, ptrdiff_t size, int threads, F f) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (ptrdiff_t i = 0; i < rows; i++) f(i);
 }
-
-inline vf as(const bf16*, vf x) { return rounded(x); }  // what is left of x when it is stored and read again
-inline vf as(const float*, vf x) { return x; }
 
 // y = norm(x) * weight; with `delta`, sum = x + scale * delta is stored and normed instead.
 template <class T>
@@ -64,8 +61,7 @@ void silu_and_mul(const SiluArgs<T>& a) {
     for_rows(a.rows, a.size, a.threads, [&](ptrdiff_t row) {
         const T *gate = a.x + row * 2 * a.size, *up = gate + a.size;
         along(a.size, [&](ptrdiff_t i, int lanes) {
-            vf g = get(gate + i, lanes);
-            put(a.y + row * a.size + i, as(a.x, g / (1.0f + exp(-g))) * get(up + i, lanes), lanes);
+            put(a.y + row * a.size + i, silu_and_mul(a.x, get(gate + i, lanes), get(up + i, lanes)), lanes);
         });
     });
 }

@@ -1,6 +1,7 @@
 // Linear layers whose weights are int8, one scale for each output. Activations become int8 row by row. Sums are exact
 // integers, so that a token gets the same result in any company.
 #include "bytes.h"
+#include "gate.h"
 #include "tile_products.h"
 
 namespace tri {
@@ -52,32 +53,75 @@ struct Int8Args {
     int32_t threads;
 };
 
-// Outputs `at ..` of a row, of whole sums [W].
+// What whole sums [W] of outputs `at ..` are worth.
+template <class T>
+inline vf worth(const Int8Args<T>& a, const Row& row, ptrdiff_t at, int lanes, vi sums) {
+    const vf shift = a.bias ? get(a.bias + at, lanes) : vf{}, exact = __builtin_convertvector(sums - RAISED * row.sum, vf);
+    return exact * get(a.scale + at, lanes) * row.scale + shift;
+}
 template <class T>
 inline void finish(const Int8Args<T>& a, ptrdiff_t token, const Row& row, ptrdiff_t at, vi sums) {
     const int lanes = lanes_of(a.n, at);
-    const vf shift = a.bias ? get(a.bias + at, lanes) : vf{}, exact = __builtin_convertvector(sums - RAISED * row.sum, vf);
-    put(a.y + token * a.n + at, exact * get(a.scale + at, lanes) * row.scale + shift, lanes);
+    put(a.y + token * a.n + at, worth(a, row, at, lanes, sums), lanes);
+}
+
+// Activations in int8 [m, stride], and what each row is worth.
+struct Rows {
+    int8_t* q;
+    Row* given;
+    ptrdiff_t stride;
+};
+template <class T>
+Rows quantize_rows(const Int8Args<T>& a) {
+    const ptrdiff_t stride = (a.k + 63) / 64 * 64;
+    const Rows rows{scratch<int8_t>(1, a.m * stride), scratch<Row>(2, a.m), stride};
+#pragma omp parallel for schedule(static) num_threads(a.m < 16 ? 1 : a.threads)
+    for (ptrdiff_t row = 0; row < a.m; row++)
+        rows.given[row] = quantize_row(a.x + row * a.k, rows.q + row * stride, a.k, stride);
+    return rows;
 }
 
 template <class T>
-void linear_int8(const Int8Args<T>& a) {
-    const ptrdiff_t depth = (a.k + 3) / 4, stride = (a.k + 63) / 64 * 64;
-    const Words weight{a.weight, a.n, depth};
-    int8_t* q = scratch<int8_t>(1, a.m * stride);
-    Row* given = scratch<Row>(2, a.m);
-#pragma omp parallel for schedule(static) num_threads(a.m < 16 ? 1 : a.threads)
-    for (ptrdiff_t row = 0; row < a.m; row++)
-        given[row] = quantize_row(a.x + row * a.k, q + row * stride, a.k, stride);
+inline Words words_of(const Int8Args<T>& a) {
+    return {a.weight, a.n, (a.k + 3) / 4};
+}
+
 #if defined(TRI_TILES)
-    if (a.m > FEW_ROWS) {
-        const char* from = reinterpret_cast<const char*>(q);
-        const ptrdiff_t steps = a.k / LINE;
-        const TileRows x{from, a.m, stride, steps, a.k % LINE ? from + steps * LINE : nullptr, stride};
-        return tile_products<Int8Tiles>(x, weight, a.threads, [&](const int32_t* sums, ptrdiff_t row, int rows, ptrdiff_t at) {
-            for (int r = 0; r < rows; r++) finish(a, row + r, given[row + r], at, load<vi>(sums + r * SIDE));
+template <class T>
+inline TileRows tile_rows(const Int8Args<T>& a, const Rows& rows) {
+    const char* from = reinterpret_cast<const char*>(rows.q);
+    const ptrdiff_t steps = a.k / LINE;
+    return {from, a.m, rows.stride, steps, a.k % LINE ? from + steps * LINE : nullptr, rows.stride};
+}
+
+// Outputs are as many gates as values -> y [m, n / 2], silu(gate) * value, each rounded before. n is a multiple of 32, m above 16.
+template <class T>
+void linear_int8_gated(const Int8Args<T>& a) {
+    const Rows x = quantize_rows(a);
+    const ptrdiff_t size = a.n / 2;
+    gated_tile_products<Int8Tiles>(
+        tile_rows(a, x), words_of(a), a.threads,
+        [&](const int32_t* gates, const int32_t* values, ptrdiff_t row, int rows, ptrdiff_t at) {
+            for (int r = 0; r < rows; r++) {
+                const Row& given = x.given[row + r];
+                const vf gate = as(a.x, worth(a, given, at, W, load<vi>(gates + r * SIDE)));
+                const vf value = as(a.x, worth(a, given, size + at, W, load<vi>(values + r * SIDE)));
+                store_float(a.y + (row + r) * size + at, silu_and_mul(a.x, gate, value));
+            }
         });
-    }
+}
+#endif
+
+template <class T>
+void linear_int8(const Int8Args<T>& a) {
+    const Rows x = quantize_rows(a);
+    const Words weight = words_of(a);
+#if defined(TRI_TILES)
+    if (a.m > FEW_ROWS)
+        return tile_products<Int8Tiles>(
+            tile_rows(a, x), weight, a.threads, [&](const int32_t* sums, ptrdiff_t row, int rows, ptrdiff_t at) {
+                for (int r = 0; r < rows; r++) finish(a, row + r, x.given[row + r], at, load<vi>(sums + r * SIDE));
+            });
 #endif
     for_products(a.m, a.n, a.k, a.threads, [&](ptrdiff_t token, auto rows, ptrdiff_t first, auto vectors,
                                                  const Ahead& ahead) {
@@ -85,11 +129,11 @@ void linear_int8(const Int8Args<T>& a) {
         weight.along<vectors>(first, ahead, 0, weight.depth, [&](ptrdiff_t i, const vi words[vectors]) {
             for (int r = 0; r < rows; r++)
                 for (int b = 0; b < vectors; b++)
-                    acc[r][b] = dot_bytes(acc[r][b], four_at(q + (token + r) * stride + 4 * i), words[b]);
+                    acc[r][b] = dot_bytes(acc[r][b], four_at(x.q + (token + r) * x.stride + 4 * i), words[b]);
         });
         for (int b = 0; b < vectors; b++)
             for (int r = 0; r < rows; r++)
-                finish(a, token + r, given[token + r], tile_output(a.n, first, b), acc[r][b]);
+                finish(a, token + r, x.given[token + r], tile_output(a.n, first, b), acc[r][b]);
     });
 }
 
@@ -97,3 +141,7 @@ void linear_int8(const Int8Args<T>& a) {
 
 KERNEL(linear_int8_bf16, tri::Int8Args<tri::bf16>, tri::linear_int8)
 KERNEL(linear_int8_f32, tri::Int8Args<float>, tri::linear_int8)
+#if defined(TRI_TILES)
+KERNEL(linear_int8_gated_bf16, tri::Int8Args<tri::bf16>, tri::linear_int8_gated)
+KERNEL(linear_int8_gated_f32, tri::Int8Args<float>, tri::linear_int8_gated)
+#endif

@@ -2,6 +2,7 @@
 //
 // Each output is a chain of sums along the inputs, so that a token gets the same result in any company.
 #include "dot.h"
+#include "gate.h"
 #include "tile_products.h"
 
 namespace tri {
@@ -63,6 +64,21 @@ void linear(const LinearArgs& a) {
             for (int r = 0; r < rows; r++) finish(load<vf>(sums + r * SIDE), a.bias, a.y, a.n, row + r, output);
         });
 }
+
+// Outputs are as many gates as values -> y [m, n / 2], silu(gate) * value, each rounded before. n is a multiple of 32, m above 16.
+void linear_gated(const LinearArgs& a) {
+    const ptrdiff_t size = a.n / 2;
+    const bf16* type = nullptr;
+    gated_tile_products<Bf16Tiles>(
+        tile_rows(a.x, a.m, a.k, REST), Words{a.weight, a.n, a.k / 2}, a.threads,
+        [&](const float* gates, const float* values, ptrdiff_t row, int rows, ptrdiff_t at) {
+            const vf gate_bias = a.bias ? load_float(a.bias + at) : vf{}, bias = a.bias ? load_float(a.bias + size + at) : vf{};
+            for (int r = 0; r < rows; r++) {
+                const vf gate = rounded(load<vf>(gates + r * SIDE) + gate_bias), value = rounded(load<vf>(values + r * SIDE) + bias);
+                store_float(a.y + (row + r) * size + at, silu_and_mul(type, gate, value));
+            }
+        });
+}
 #else
 void linear(const LinearArgs& a) {
     const Words weight{a.weight, a.n, a.k / 2};
@@ -90,3 +106,6 @@ void linear(const LinearArgs& a) {
 }  // namespace tri
 
 KERNEL(linear_bf16, tri::LinearArgs, tri::linear)
+#if defined(TRI_TILES)
+KERNEL(linear_gated_bf16, tri::LinearArgs, tri::linear_gated)
+#endif

@@ -89,16 +89,16 @@ inline void store_sums(Sum* to, int count) {
     if (count > 2) tile_store<2>(to + 2 * SUMS_OF_TILE, LINE), tile_store<3>(to + 3 * SUMS_OF_TILE, LINE);
 }
 
-// B tiles of outputs from `first` on; beyond the last output, the last tile again.
+// B tiles of outputs, `gap` apart, from `first` on; instead of one beyond the last output the first.
 template <int B>
 struct TileColumns {
     const char *weights[B], *rest[B];
 
-    TileColumns(const Words& words, ptrdiff_t first, const TileRows& x, int slot) {
+    TileColumns(const Words& words, ptrdiff_t first, ptrdiff_t gap, const TileRows& x, int slot) {
         const ptrdiff_t left = words.depth - x.steps * SIDE;  // words that make no whole tile
         char* copy = left ? scratch<char>(slot, B * TILE_SIZE) : nullptr;
         for (int b = 0; b < B; b++) {
-            weights[b] = reinterpret_cast<const char*>(words.of(tile_output(words.n, first, b)));
+            weights[b] = reinterpret_cast<const char*>(words.of(first + b * gap < words.n ? first + b * gap : first));
             rest[b] = copy + b * TILE_SIZE;
             if (!left) continue;
             std::memcpy(copy + b * TILE_SIZE, weights[b] + x.steps * TILE_SIZE, left * LINE);
@@ -122,7 +122,7 @@ void few_tile_rows(const TileRows& x, const Words& words, int threads, F finish)
     for_outputs(words.n, words.depth * 4, B * SIDE, threads, [&](ptrdiff_t first, ptrdiff_t) {
         Tiles tiles;
         tiles.shape(int(x.m));
-        const TileColumns<B> columns(words, first, x, WEIGHT_REST);
+        const TileColumns<B> columns(words, first, SIDE, x, WEIGHT_REST);
         alignas(64) typename Op::Sum sums[B * SUMS_OF_TILE];
         Soon soon{};
         zero_sums();
@@ -132,13 +132,15 @@ void few_tile_rows(const TileRows& x, const Words& words, int threads, F finish)
     });
 }
 
-// For more: outputs `first .. last` of all rows. Pieces of the inputs are the outer loop, so that what is read over and over
-// lies near.
+// For more: outputs `first .. last` of all rows, two tiles at a time: those that lie side by side, or each of the first half
+// with its like of the second, then `gap` is that half. Pieces of the inputs are the outer loop, so that what is read over and
+// over lies near. finish(sums, row, rows, output): sums [2][16][16].
 template <class Op, class F>
-void tile_part(const TileRows& x, const Words& words, ptrdiff_t first, ptrdiff_t last, F finish) {
+void tile_part(const TileRows& x, const Words& words, ptrdiff_t first, ptrdiff_t last, ptrdiff_t gap, F finish) {
     using Sum = typename Op::Sum;
     constexpr ptrdiff_t PAIR_SUMS = 4 * SUMS_OF_TILE, PAIRS = MOST_ROWS / (2 * SIDE);
-    Sum* sums = scratch<Sum>(TILE_SUMS, (last - first + 2 * SIDE - 1) / (2 * SIDE) * PAIRS * PAIR_SUMS);
+    const ptrdiff_t span = gap == SIDE ? 2 * SIDE : SIDE;
+    Sum* sums = scratch<Sum>(TILE_SUMS, (last - first + span - 1) / span * PAIRS * PAIR_SUMS);
     const ptrdiff_t steps = x.steps + (x.rest != nullptr);
     Tiles tiles;
     for (ptrdiff_t top = 0; top < x.m; top += MOST_ROWS) {
@@ -146,8 +148,10 @@ void tile_part(const TileRows& x, const Words& words, ptrdiff_t first, ptrdiff_t
         for (ptrdiff_t begin = 0; begin < steps; begin += PIECE) {
             const ptrdiff_t end = begin + PIECE < steps ? begin + PIECE : steps;
             Sum* kept = sums;
-            for (ptrdiff_t output = first; output < last; output += 2 * SIDE) {
-                const TileColumns<2> columns(words, output, x, WEIGHT_REST), next(words, output + 2 * SIDE, x, WEIGHT_REST + 1);
+            for (ptrdiff_t output = first; output < last; output += span) {
+                const TileColumns<2> columns(words, output, gap, x, WEIGHT_REST);
+                const ptrdiff_t following = output + span < last ? output + span : output;
+                const TileColumns<2> next(words, following, gap, x, WEIGHT_REST + 1);
                 Soon soon{next.weights, 2 * begin * SIDE, 2 * end * SIDE, (2 * SIDE + passes - 1) / passes};
                 for (ptrdiff_t row = top; row < bottom; row += 2 * SIDE, kept += PAIR_SUMS) {
                     const int rows = int(x.m - row < 2 * SIDE ? x.m - row : 2 * SIDE), count = rows > SIDE ? 4 : 2;
@@ -159,26 +163,42 @@ void tile_part(const TileRows& x, const Words& words, ptrdiff_t first, ptrdiff_t
                         tile_steps<Op, 1, 2>(x, row, columns.weights, columns.rest, begin, end, soon);
                     store_sums(kept, count);
                     if (end < steps) continue;
-                    for (int t = 0; t < count; t++) {
-                        const ptrdiff_t at = output + t % 2 * SIDE, from = row + t / 2 * SIDE;
-                        if (at < last) finish(kept + t * SUMS_OF_TILE, from, int(x.m - from < SIDE ? x.m - from : SIDE), at);
-                    }
+                    finish(kept, row, rows < SIDE ? rows : SIDE, output);
+                    if (rows > SIDE) finish(kept + 2 * SUMS_OF_TILE, row + SIDE, rows - SIDE, output);
                 }
             }
         }
     }
 }
 
+// All of `size` outputs, as many parts as give each thread the same.
+template <class Op, class F>
+void tile_parts(const TileRows& x, const Words& words, ptrdiff_t size, ptrdiff_t gap, int threads, F finish) {
+    const ptrdiff_t rounds = (size + threads * PART_OUTPUTS - 1) / (threads * PART_OUTPUTS), parts = rounds * threads;
+    const ptrdiff_t part = ((size + parts - 1) / parts + 2 * SIDE - 1) / (2 * SIDE) * (2 * SIDE);
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (ptrdiff_t first = 0; first < size; first += part)
+        tile_part<Op>(x, words, first, first + part < size ? first + part : size, gap, finish);
+}
+
 // finish(sums, row, rows, output): sums [rows][16] of outputs `output ..` are complete, lines of 64 bytes.
 template <class Op, class F>
 void tile_products(const TileRows& x, const Words& words, int threads, F finish) {
     if (x.m <= SIDE) return few_tile_rows<Op>(x, words, threads, finish);
-    // As many parts as give each thread the same.
-    const ptrdiff_t rounds = (words.n + threads * PART_OUTPUTS - 1) / (threads * PART_OUTPUTS), parts = rounds * threads;
-    const ptrdiff_t size = ((words.n + parts - 1) / parts + 2 * SIDE - 1) / (2 * SIDE) * (2 * SIDE);
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (ptrdiff_t first = 0; first < words.n; first += size)
-        tile_part<Op>(x, words, first, first + size < words.n ? first + size : words.n, finish);
+    tile_parts<Op>(x, words, words.n, SIDE, threads, [&](const auto* sums, ptrdiff_t row, int rows, ptrdiff_t output) {
+        finish(sums, row, rows, output);
+        if (output + SIDE < words.n) finish(sums + SUMS_OF_TILE, row, rows, output + SIDE);
+    });
+}
+
+// Outputs are as many gates as values: finish(gates, values, row, rows, output), each of them as above. For more than 16
+// rows; there are whole tiles of gates.
+template <class Op, class F>
+void gated_tile_products(const TileRows& x, const Words& words, int threads, F finish) {
+    const ptrdiff_t size = words.n / 2;
+    tile_parts<Op>(x, words, size, size, threads, [&](const auto* sums, ptrdiff_t row, int rows, ptrdiff_t output) {
+        finish(sums, sums + SUMS_OF_TILE, row, rows, output);
+    });
 }
 
 }  // namespace tri
