@@ -119,7 +119,10 @@ ALLOW_LONG_MAX_MODEL_LEN = Env(
 )
 PLUGINS: Env[list[str] | None] = Env("PLUGINS", _names, None, "comma list of platform plug-ins to load; unset: all")
 WORKER_MULTIPROC_METHOD = Env(
-    "WORKER_MULTIPROC_METHOD", _one_of("spawn", "fork"), "spawn", "how worker processes start: spawn or fork"
+    "WORKER_MULTIPROC_METHOD",
+    _one_of("spawn", "fork"),
+    "spawn",
+    "accepted for vLLM's sake and unused: the worker lives in the engine's process",
 )
 USE_V1 = Env("USE_V1", _only_v1, True, "accepted for vLLM's sake; 0 is refused: there is one engine")
 CPU_KVCACHE_SPACE: Env[float | None] = Env(

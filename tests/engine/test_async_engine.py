@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -144,6 +145,20 @@ async def test_refusals_name_the_field_and_disturb_nobody(builder: PromptBuilder
     with pytest.raises(RequestError, match="in use"):
         await engine.submit("same", prompt, LONG)
     await stream.aclose()
+    assert await becomes_clean(engine)
+
+
+async def test_no_memory_for_pixels_is_a_503_and_leaves_nothing(
+    builder: PromptBuilder, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`/dev/full` in its place: every write to it fails as on a full device."""
+    monkeypatch.setattr(os, "memfd_create", lambda name: os.open("/dev/full", os.O_RDWR))
+    with pytest.raises(RequestError, match="no room for media: No space left on device") as caught:
+        await engine.submit("full", picture_prompt(builder, 7), GREEDY)
+    assert (caught.value.status, caught.value.code) == (503, "overloaded")
+    monkeypatch.undo()
+    assert await becomes_clean(engine)
+    assert await text_of(engine, "room again", picture_prompt(builder, 7))
     assert await becomes_clean(engine)
 
 

@@ -266,6 +266,30 @@ async def test_usage_does_not_change_on_the_way(engine: AsyncEngine, builder: Pr
     assert {delta.num_prompt_tokens for delta in deltas} == {len(prompt.token_ids)}
 
 
+async def test_logprobs_go_on(engine: AsyncEngine, builder: PromptBuilder) -> None:
+    """One entry a token from both engines, the rivals of each with them."""
+
+    async def logprobs_of(request_id: str, num_kills: int) -> list[tuple[int, list[float]]]:
+        stream = await engine.submit(request_id, prompts(builder)["logprobs"], EVERY_KIND["logprobs"])
+        found = []
+        async for delta in stream:
+            assert delta.logprobs is not None
+            assert [each.token_ids[0] for each in delta.logprobs] == delta.token_ids
+            found += [(each.token_ids[0], sorted(each.logprobs)) for each in delta.logprobs]
+            if num_kills and len(found) > 40:
+                kill(engine)
+                num_kills = 0
+        return found
+
+    calm, before = await logprobs_of("logprobs-calm", 0), engine.last_stats.num_replays
+    killed = await logprobs_of("logprobs-killed", 1)
+    assert engine.last_stats.num_replays == before + 1
+    assert len(calm) == 150 and {len(each) for _, each in calm} <= {2, 3}
+    assert [token_id for token_id, _ in killed] == [token_id for token_id, _ in calm]
+    for (_, one), (_, other) in zip(calm, killed, strict=True):
+        assert other == pytest.approx(one, abs=1e-4)
+
+
 async def test_stops_and_limits_count_the_output_of_both_engines(
     engine: AsyncEngine, builder: PromptBuilder, undisturbed: dict[str, Answer]
 ) -> None:
@@ -321,22 +345,42 @@ async def test_a_stopped_engine_is_replaced(
     assert not is_running(pid)
 
 
-@pytest.mark.parametrize("fault", ["exit:poison", "segv:poison@25", "raise:poison@40"])
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("exit:poison", "the process ended with status 3"),
+        ("segv:poison@25", "the process was ended by SIGSEGV in "),
+        ("raise:poison@40", "the engine died: RuntimeError in a step"),
+    ],
+)
 async def test_a_poisonous_request_fails_alone(
-    fault: str, start: Start, builder: PromptBuilder, undisturbed: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
+    fault: str,
+    told: str,
+    start: Start,
+    builder: PromptBuilder,
+    undisturbed: dict[str, Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """It crashes the engine when it arrives, or when it has got somewhere; its neighbours get everything."""
+    """It crashes the engine when it arrives, or when it has got somewhere; its eighteen neighbours get everything.
+
+    The log tells how it ended, but not the text of its exception, nor where files and memory lie.
+    """
     monkeypatch.setenv("TRIFOCAL_FAULT_INJECT", fault)
     monkeypatch.setenv("TRIFOCAL_ALLOW_FAULT_INJECTION", "1")
     engine = await start()
-    asking = asyncio.create_task(all_answers(engine, builder, "neighbour"))
+    asking = asyncio.gather(*(all_answers(engine, builder, f"neighbour-{number}") for number in range(3)))
     await until_computing(engine, 50)
     with pytest.raises(RequestError, match="engine crashed twice") as caught:
         await answer_of(engine, "poison", builder.build("The quick brown poison", [], []), GREEDY)
     assert (caught.value.status, caught.value.code) == (500, "engine_fault")
-    assert await asking == undisturbed
+    assert await asking == [undisturbed] * 3
     assert engine.last_stats.num_restarts == 2
     assert await becomes_clean(engine)
+    written = caplog.text + capfd.readouterr().err
+    assert told in written
+    assert not [word for word in ("injected fault", 'File "', "0x0", "Traceback") if word in written]
 
 
 async def test_a_request_on_which_the_engine_hangs_fails_alone(

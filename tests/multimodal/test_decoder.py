@@ -26,6 +26,8 @@ import pytest
 
 from tests.multimodal.samples import LIMITS, clip, encoded, frame_numbers, noise
 from trifocal.errors import RequestError
+from trifocal.multimodal import decoder
+from trifocal.multimodal import decoder_messages as messages
 from trifocal.multimodal.processor import FrameSample
 from trifocal.multimodal.reader import MediaReader
 
@@ -140,6 +142,7 @@ def slow_jpeg() -> bytes:
 def test_time() -> None:
     with reader_of(image_decode_timeout=1.0) as reader:
         load(reader)
+        assert [reader.limits.timeout(kind) for kind in ("image", "video")] == [1.0, LIMITS.video_decode_timeout]
         before = time.monotonic()
         refused(reader, slow_jpeg(), r"the image takes longer than 1 s to decode \(--image-decode-timeout\)")
         assert time.monotonic() - before < 30
@@ -203,6 +206,17 @@ def test_a_process_serves_many_jobs_and_is_replaced_some_day() -> None:
         for _ in range(1000):
             reader.open_image(SMALL, WHERE)
         assert first not in pids(reader) and is_gone(first)
+
+
+def test_a_process_that_keeps_much_memory_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = messages.OpenImage(messages.File("here", len(SMALL), 10_000, 30.0))
+    monkeypatch.setattr(decoder, "_start_clock", lambda _: None)
+    for held, is_spent in ((127 << 20, False), (129 << 20, True)):
+        monkeypatch.setattr(decoder, "_own_bytes", lambda held=held: held)
+        answers = io.BytesIO()
+        decoder.serve(io.BytesIO((messages.pack(job) + SMALL) * 2), answers)
+        done = messages.pack(messages.Done(is_spent))
+        assert answers.getvalue().count(done) == (1 if is_spent else 2) and answers.getvalue().endswith(done)
 
 
 def test_no_more_processes_than_allowed() -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from tests.multimodal.samples import LIMITS, clip
+from tests import tiny
+from tests.multimodal.samples import LIMITS, clip, data_url
+from trifocal.config import EngineArgs, resolve
 from trifocal.errors import RequestError
+from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.decoder_pool import DecoderPool
 from trifocal.multimodal.media_cache import MediaCache
 from trifocal.multimodal.processor import FrameSample
@@ -126,6 +130,20 @@ def test_least_recently_used_go_first() -> None:
     for _ in range(9):
         cache.add("a", "a", 2000)
     assert 4000 < cache.num_bytes <= 5000 and cache.get("d", str) == "d"
+
+
+@pytest.mark.parametrize(
+    ("flags", "num_jobs"),
+    [({}, 2), ({"mm_processor_cache_gb": 0.0}, 4), ({"disable_mm_preprocessor_cache": True}, 4)],
+    ids=str,
+)
+async def test_flags_reach_the_cache(tmp_path: Path, jobs: list[str], flags: dict[str, Any], num_jobs: int) -> None:
+    config = resolve(EngineArgs(model=str(tiny.write_checkpoint(tmp_path)), **flags))
+    with closing(PromptBuilder(config)) as builder:
+        content = [{"type": "image_url", "image_url": {"url": data_url(png(1, (56, 56)))}}]
+        for _ in range(2):
+            await builder.chat([{"role": "user", "content": content}])
+    assert len(jobs) == num_jobs
 
 
 def test_none_is_kept_without_room(jobs: list[str]) -> None:

@@ -110,6 +110,13 @@ def test_processes_are_used_again(sandbox: Sandbox) -> None:
     assert 1 <= len(pids(sandbox)) <= 3
 
 
+def test_a_process_writes_nothing_into_the_log(sandbox: Sandbox) -> None:
+    """What Python says of an end that nobody foresaw would have file paths in it."""
+    sandbox.render("a", {}, max_chars=9)
+    [pid] = pids(sandbox)
+    assert os.readlink(f"/proc/{pid}/fd/2") == os.devnull
+
+
 def test_a_killed_process_is_replaced(sandbox: Sandbox) -> None:
     sandbox.render("a", {}, max_chars=9)
     [pid] = pids(sandbox)

@@ -16,7 +16,8 @@ from fastapi.routing import APIRoute
 
 from tests.server.helpers import HELLO, MODEL, Server, image_part, launch, picture, running
 from trifocal.config import EngineArgs, resolve
-from trifocal.server.app import create_app
+from trifocal.multimodal.fetch_policy import FetchPolicy
+from trifocal.server.app import _build, create_app
 from trifocal.server.args import ServerArgs
 from trifocal.server.auth import OPEN_PATHS
 
@@ -190,6 +191,33 @@ def test_no_page_may_where_none_was_allowed(http: httpx.Client) -> None:
     answer = http.options(CHAT, headers=asks)
     assert answer.status_code == 405
     assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_methods_and_headers_of_pages_are_those_allowed(checkpoint: Path) -> None:
+    args = ServerArgs(allowed_origins=[PAGE], allowed_methods=["POST"], allowed_headers=["x-one"])
+    app = create_app(cast(Any, None), cast(Any, None), resolve(EngineArgs(model=str(checkpoint))), args)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for method, header, status in (("POST", "x-one", 200), ("DELETE", "x-one", 400), ("POST", "x-two", 400)):
+            asks = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": header}
+            assert (await client.options(CHAT, headers={"Origin": PAGE, **asks})).status_code == status, (
+                method,
+                header,
+            )
+
+
+# ---------------------------------------------------------------------------------------------- fetching
+
+
+def test_flags_reach_the_fetch_policy(checkpoint: Path, tmp_path: Path) -> None:
+    flags: dict[str, Any] = {
+        "allowed_local_media_path": str(tmp_path), "allowed_media_domains": ["media.example"],
+        "allowed_media_networks": ["10.0.0.0/8"], "media_proxy": "http://proxy.example:3128",
+    }  # fmt: skip
+    config = resolve(EngineArgs(model=str(checkpoint)))
+    for args, expected in ((flags, FetchPolicy.from_flags(**flags)), ({}, FetchPolicy())):
+        builder, _ = _build(config, ServerArgs(**args))
+        assert builder._fetch_policy == expected
+        builder.close()
 
 
 # ---------------------------------------------------------------------------------------------- sockets

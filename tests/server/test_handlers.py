@@ -40,6 +40,10 @@ async def death() -> Response:
     raise EngineDeadError("RuntimeError: /some/library.so at 0x7f00deadbeef")
 
 
+async def full() -> Response:
+    raise RequestError("no room for media: No space left on device", status=503, code="overloaded")
+
+
 async def breaking() -> Response:
     return StreamingResponse(_broken_stream())
 
@@ -48,7 +52,7 @@ async def breaking() -> Response:
 def app(checkpoint: Path) -> FastAPI:
     """The application with routes that fail; it has no engine, and they ask for none."""
     app = create_app(cast(Any, None), cast(Any, None), resolve(EngineArgs(model=str(checkpoint))), ServerArgs())
-    for route in (surprise, fault, death, breaking):
+    for route in (surprise, fault, death, full, breaking):
         app.add_api_route(f"/{route.__name__}", route, response_model=None)
     return app
 
@@ -65,6 +69,7 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         ("/surprise", 500, "internal_error", "internal error"),
         ("/fault", 500, "engine_fault", "the file …/abc is gone at 0x…"),
         ("/death", 503, "engine_dead", "the engine is down"),
+        ("/full", 503, "overloaded", "no room for media"),
     ],
 )
 async def test_a_failure_is_answered(
@@ -80,6 +85,7 @@ async def test_a_failure_is_answered(
     response = await client.get(path, headers={"x-request-id": "an-id"})
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["type"]) == (status, code, "server_error")
+    assert ("retry-after" in response.headers) == (status == 503)
     assert response.headers["x-request-id"] == "an-id" and says in error["message"]
     assert SECRET not in response.text and "0x7f" not in response.text
     lines = [DiscreetFormatter().format(record) for record in caplog.records if record.levelno >= logging.ERROR]

@@ -9,12 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.engine.processes import is_running
 from tests.server.helpers import (
     HELLO,
     MODEL,
@@ -53,7 +55,10 @@ def is_gone(pid: int) -> bool:
 
 def events(server: Server, seen: list[str], begun: threading.Event, fields: dict[str, Any]) -> None:
     """Read a long stream to its end, into `seen`."""
-    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=LONG | fields, timeout=120) as response:
+    with (
+        suppress(httpx.RemoteProtocolError, httpx.ReadError),  # a server that is killed
+        httpx.stream("POST", f"{server.url}/v1/chat/completions", json=LONG | fields, timeout=120) as response,
+    ):
         for line in response.iter_lines():
             if line:
                 seen.append(line.removeprefix("data: "))
@@ -201,6 +206,31 @@ def test_an_engine_that_does_not_come_back(start: Launch, monkeypatch: pytest.Mo
     error = json.loads(seen[-1])["error"]
     assert (error["type"], error["code"]) == ("server_error", "engine_dead")
     assert "Traceback" not in server.log.read_text()
+
+
+def test_a_killed_server_leaves_nothing_behind(start: Launch) -> None:
+    """SIGKILL with all kinds of processes at work: engine, decoders and renderers end, the port and memory are free."""
+    server = start()
+    server.wait_ready()
+    files = set(Path("/dev/shm").iterdir())
+    _, reader = follow(server, messages=ask(image_part(picture())))
+    family = [pid for pid in descendants(server.process.pid) if pid != server.process.pid]
+    assert len(family) >= 3, "an engine, a decoder, a process that renders templates"
+    server.process.kill()
+    server.process.wait()
+    assert eventually(lambda: not any(map(is_running, family)))
+    assert not accepts(server.port)
+    assert {file.name for file in set(Path("/dev/shm").iterdir()) - files if "trifocal" in file.name} == set()
+    reader.join(60)
+
+
+def descendants(root: int) -> list[int]:
+    """A process and all below it."""
+    found = [root]
+    for pid in found:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def test_signal_while_starting(start: Launch) -> None:

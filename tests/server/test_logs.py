@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 
 from tests.server.helpers import (
     HELLO,
@@ -28,6 +29,9 @@ from tests.server.helpers import (
     running,
     video_part,
 )
+from trifocal.server.access_log import AccessLog
+from trifocal.server.args import ServerArgs
+from trifocal.server.visit import Visit
 
 CHAT = "/v1/chat/completions"
 SECRET = "Zauberwort"  # in prompts, pictures and keys; in no answer that refuses and in no line
@@ -119,6 +123,28 @@ def test_the_text_form_and_none(checkpoint: Path, tmp_path: Path) -> None:
     with running(checkpoint, tmp_path / "log", "--disable-uvicorn-access-log") as server:
         httpx.get(f"{server.url}/v1/models")
     assert "method=" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "written"),
+    [
+        ({}, ["/a 200", "/a 404", "/health 404"]),
+        ({"disable_access_log_for_endpoints": "/a, /b"}, ["/a 404", "/health 200", "/health 404"]),
+        ({"uvicorn_log_level": "warning"}, []),
+        ({"access_log": "none"}, []),
+    ],
+    ids=str,
+)
+def test_what_flags_leave_out(
+    flags: dict[str, Any], written: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = AccessLog(ServerArgs(**flags))
+    monkeypatch.setattr(log._logger, "handlers", [caplog.handler])
+    caplog.set_level("INFO", "trifocal.access")
+    for path in ("/a", "/health"):
+        for status in (200, 404):
+            log(Visit("id", "GET", path, "c:1", Headers(), route=path, status=status))
+    assert [" ".join(re.findall(r"path=(\S+) status=(\d+)", line)[0]) for line in caplog.messages] == written
 
 
 # ---------------------------------------------------------------------------------------------- secrets

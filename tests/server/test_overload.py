@@ -134,6 +134,7 @@ def narrow(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     flags = {
         "max-num-seqs": 1, "max-request-bytes": BODY, "max-media-bytes-in-flight": 1_500_000, "max-queued-tokens": 100,
         "body-timeout": 3, "queue-timeout": 3, "max-n": 3, "max-answers": 6, "max-stop-strings": 2, "max-logit-bias": 2,
+        "max-stop-token-ids": 2, "max-logprobs": 2, "max-request-values": 1000,
         "h11-max-incomplete-event-size": 8000, "h11-max-header-count": 30,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
@@ -203,7 +204,9 @@ def test_queued_tokens(narrow: Server, tight: httpx.Client) -> None:
     [
         (CHAT, {"n": 4}, "n"),
         (CHAT, {"stop": ["a", "b", "c"]}, "stop"),
+        (CHAT, {"stop_token_ids": [1, 2, 3]}, "stop_token_ids"),
         (CHAT, {"logit_bias": {"1": 1, "2": 1, "3": 1}}, "logit_bias"),
+        (CHAT, {"logprobs": True, "top_logprobs": 3}, "top_logprobs"),
         ("/v1/completions", {"prompt": ["a"] * 7}, "prompt"),
         ("/v1/completions", {"prompt": ["a"] * 3, "n": 3}, "prompt"),
     ],
@@ -216,9 +219,17 @@ def test_counts(tight: httpx.Client, path: str, fields: dict[str, Any], param: s
 
 
 def test_as_much_as_is_allowed(tight: httpx.Client) -> None:
-    fields = {"n": 3, "stop": ["zz", "yy"], "logit_bias": {"1": 1, "2": 1}}
+    fields = {"n": 3, "stop": ["zz", "yy"], "logit_bias": {"1": 1, "2": 1}, "stop_token_ids": [1, 2]}
+    fields |= {"logprobs": True, "top_logprobs": 2, "user": "," * 900}
     assert tight.post(CHAT, json={**SHORT, **fields}).status_code == 200
     assert tight.post("/v1/completions", json={"prompt": ["a", "b"], "n": 3, "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("value", [[[]] * 500, [1] * 1000, [{"a": 1}] * 500, "," * 1000], ids=["lists", "1", "{}", ","])
+def test_values_of_a_body(tight: httpx.Client, value: Any) -> None:
+    """They are counted as they come in, not parsed: a list of empty lists would take twenty times its bytes."""
+    error = error_of(tight.post(CHAT, json={**SHORT, "metadata": value}), 413)
+    assert error["code"] == "request_too_large" and "--max-request-values 1000" in error["message"]
 
 
 def test_headers(narrow: Server, tight: httpx.Client) -> None:

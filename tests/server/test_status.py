@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.helpers import HELLO, MODEL, ask, image_part, metric, picture
+from tests.server.helpers import HELLO, MODEL, ROOT, ask, image_part, metric, picture
 from trifocal import __version__
 
 VLLM_NAMES = (
@@ -60,9 +60,21 @@ def test_metrics_have_vllms_names_and_ours(http: httpx.Client) -> None:
     assert len(names) == len(set(names))
 
 
+def test_every_metric_of_the_documentation_is_there(http: httpx.Client) -> None:
+    """And no other: `operations.md` lists them by their names without prefix."""
+    page = (ROOT / "docs" / "operations.md").read_text().partition("## Metrics")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in page.splitlines() if line.startswith("| ")][1:]
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    types = re.findall(r"^# TYPE trifocal:(\w+) (\w+)$", http.get("/metrics").text, re.MULTILINE)
+    shown = {name.removesuffix("_total") if kind == "counter" else name for name, kind in types}
+    shown -= {name for name in shown if name.endswith("_created")}
+    assert told == shown
+
+
 def test_metrics_count_requests(http: httpx.Client) -> None:
     names = ("prompt_tokens_total", "generation_tokens_total", "e2e_request_latency_seconds_count",
-             "time_to_first_token_seconds_count", "inter_token_latency_seconds_count")  # fmt: skip
+             "time_to_first_token_seconds_count", "inter_token_latency_seconds_count",
+             "request_time_per_output_token_seconds_count")  # fmt: skip
     before = {name: metric(http, f"vllm:{name}") for name in names}
     body = {"messages": HELLO, "max_tokens": 5, "ignore_eos": True, "n": 2}
     usage = http.post("/v1/chat/completions", json=body).json()["usage"]
@@ -70,6 +82,7 @@ def test_metrics_count_requests(http: httpx.Client) -> None:
     assert grown["generation_tokens_total"] == usage["completion_tokens"] == 10
     assert grown["prompt_tokens_total"] == 2 * usage["prompt_tokens"]  # each choice is a sequence of its own
     assert grown["e2e_request_latency_seconds_count"] == grown["time_to_first_token_seconds_count"] == 2
+    assert grown["request_time_per_output_token_seconds_count"] == 2
     assert 1 <= grown["inter_token_latency_seconds_count"] <= 8
 
 
@@ -104,10 +117,14 @@ def test_metrics_count_bytes_and_responses(http: httpx.Client) -> None:
         names = ("trifocal:request_body_bytes_total", "trifocal:media_bytes_total")
         return (sum(responses), *(metric(http, name) for name in names))  # type: ignore[return-value]
 
-    before, file = counts(), picture(seed=78)
+    def steps() -> float:
+        return metric(http, "trifocal:media_step_seconds_count")
+
+    before, file, num_steps = counts(), picture(seed=78), steps()
     response = http.post("/v1/chat/completions", json={"messages": ask(image_part(file)), "max_tokens": 1})
     grown = tuple(now - then for now, then in zip(counts(), before, strict=True))
     assert grown == (1, int(response.request.headers["content-length"]), len(file))
+    assert steps() == num_steps + 3  # fetch, decode, process
 
 
 def test_refused_requests_count_as_nothing(http: httpx.Client) -> None:

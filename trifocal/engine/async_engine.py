@@ -140,7 +140,7 @@ class AsyncEngine:
             return await loop.run_in_executor(self._store_thread, self._media_store.share, users, prompt)
         except OSError as error:
             self._release(users)
-            raise RequestError(f"no room for media: {error.strerror}", param="messages", status=503) from None
+            raise RequestError(f"no room for media: {error.strerror}", status=503, code="overloaded") from None
         except BaseException:  # cancelled; the write may still be going on
             self._release(users)
             raise

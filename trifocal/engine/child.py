@@ -18,10 +18,13 @@ from trifocal import envs
 from trifocal.config import EngineConfig
 from trifocal.engine import messages
 from trifocal.engine.channel import LENGTH_BYTES, frame
+from trifocal.engine.crash_trace import CrashTrace, way
 from trifocal.engine.step_note import StepNote
 from trifocal.errors import ConfigError, EngineDeadError
+from trifocal.log import get_logger
 from trifocal.parent import python_module, python_path
 
+logger = get_logger(__name__)
 _END_GRACE_S = 1.0  # between saying that it failed and being gone
 _STOP_GRACE_S = 5.0
 _KILL_GRACE_S = 30.0  # a driver may hold a process back that was killed, for ever if the device is ill
@@ -29,7 +32,7 @@ _SIGNALS_OF_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGH
 
 
 class VanishedError(EngineDeadError):
-    """The engine process was killed, or hung, before it could say anything: the next one may do better."""
+    """The engine process was killed, hung or not there before it could say anything: the next one may do better."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,26 @@ class Death:
 
 
 class EngineChild:
-    """A process, our end of its socket pair and its step note. One lifetime: `spawn`, `ready`, `run` or `stop`.
+    """A process, our end of its socket pair, its step note and crash trace. One lifetime: `spawn`, `ready`, `run` or
+    `stop`.
 
     Whatever is left when a method raises, `stop` removes.
     """
 
     def __init__(
-        self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, note: StepNote
+        self,
+        process: Process,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        note: StepNote,
+        trace: CrashTrace,
     ) -> None:
         self.pid = process.pid
         self._process = process
         self._reader = reader
         self._writer = writer
         self._note = note
+        self._trace = trace
         self._num_oom_kills = _num_oom_kills()
         self._heard = monotonic()
         self._num_steps = 0
@@ -67,13 +77,20 @@ class EngineChild:
 
     @classmethod
     async def spawn(cls) -> EngineChild:
-        """Start the process; it waits for its configuration."""
+        """Start the process; it waits for its configuration. Raises `VanishedError` where the system has no room."""
+        try:
+            return await cls._spawn()
+        except OSError as error:
+            raise VanishedError(f"no engine process can be started: {error.strerror}") from None
+
+    @classmethod
+    async def _spawn(cls) -> EngineChild:
         ours, theirs = socket.socketpair()
-        note = StepNote.create()
+        note, trace = StepNote.create(), CrashTrace.create()
         process = None
         try:
             with theirs:
-                inherited = (theirs.fileno(), note.fileno)
+                inherited = (theirs.fileno(), note.fileno, trace.fileno)
                 process = await asyncio.create_subprocess_exec(
                     *python_module("trifocal.engine.process", *map(str, inherited)),
                     pass_fds=inherited,
@@ -83,11 +100,12 @@ class EngineChild:
         except BaseException:
             ours.close()
             note.close()
+            trace.close()
             if process is not None:
                 process.kill()
                 await process.wait()
             raise
-        return cls(process, reader, writer, note)
+        return cls(process, reader, writer, note, trace)
 
     async def ready(self, config: EngineConfig) -> messages.Ready:
         """Configure it and wait until it is ready.
@@ -199,7 +217,13 @@ class EngineChild:
         else:
             is_oom = _num_oom_kills() != self._num_oom_kills
             is_from_outside = -status in _SIGNALS_OF_OTHERS and not is_oom
-        return Death(self._last_words or f"the process {_ended(status)}", self._note.read(), is_from_outside)
+        return Death(self._last_words or self._crash(status), self._note.read(), is_from_outside)
+
+    def _crash(self, status: int) -> str:
+        trace = self._trace.read()
+        if trace:
+            logger.debug("%s", trace)
+        return f"the process {_ended(status)}" + (f" in {where}" if (where := way(trace)) else "")
 
     # ------------------------------------------------------------------------------------------ ending
 
@@ -213,6 +237,7 @@ class EngineChild:
         self._kill()
         self._writer.close()
         self._note.close()
+        self._trace.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(_KILL_GRACE_S):
                 await self._process.wait()

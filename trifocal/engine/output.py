@@ -14,6 +14,7 @@ from trifocal.tokenizer import Tokenizer
 from trifocal.types import Delta, Prompt, Request, TokenLogprobs, TokenOutput
 
 _log = get_logger(__name__)
+_MAX_TOLD = 8  # stop ids in one line of the log
 
 
 def expand(
@@ -50,7 +51,7 @@ def _warn_of_words(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
     """Say once that stop ids look meant for another vocabulary: clients of vLLM send InternLM2's to any InternVL."""
     words = [token_id for token_id in sorted(stop_ids - tokenizer.special_ids) if tokenizer.id_to_token(token_id)]
     if words:
-        shown = ", ".join(f"{token_id} ({tokenizer.decode([token_id])!r})" for token_id in words)
+        shown = ", ".join(f"{token_id} ({tokenizer.decode([token_id])!r})" for token_id in words[:_MAX_TOLD])
         _log.warning("stop_token_ids: ordinary tokens of this model's vocabulary will end answers: %s", shown)
 
 

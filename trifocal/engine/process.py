@@ -1,7 +1,8 @@
-"""The engine process: `python -m trifocal.engine.process SOCKET NOTE`, started by the supervisor.
+"""The engine process: `python -m trifocal.engine.process SOCKET NOTE TRACE`, started by the supervisor.
 
 The arguments are inherited file descriptors: a `Channel` to the server process, whose first message is the
-configuration, and a `StepNote`. It ends when it is told to, when it fails, and with its parent, however that ends.
+configuration, a `StepNote` and a `CrashTrace`. It ends when it is told to, when it fails, and with its parent, however
+that ends.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class EngineProcess:
         self._note = note
         self._inject = injected_fault()
         self._sent_stats = EngineStats()
+        self.is_ready = False
 
     def run(self) -> None:
         """Serve until told to stop. Raises `ConfigError` if the engine cannot start."""
@@ -47,6 +49,7 @@ class EngineProcess:
         config = messages.decode_config(self._channel.receive(None) or b"")
         engine = Engine(config, self._begin_step)
         self._send(messages.Ready(engine.limits))
+        self.is_ready = True
         tidied = monotonic()
         while self._take_messages(engine):
             self._send_outputs(engine, engine.step())
@@ -109,18 +112,19 @@ class EngineProcess:
         self._channel.send(messages.encode(message))
 
 
-def main(socket: str, note: str) -> int:
+def main(socket: str, note: str, trace: str) -> int:
     """Run the engine process; returns its exit status."""
     end_with_parent(signal.SIGKILL)()
     for number in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group; the server decides what they mean
         signal.signal(number, signal.SIG_IGN)
-    faulthandler.enable()
+    faulthandler.enable(int(trace))
     log.configure()
     few_heaps()
     few_primitives()
-    channel = Channel(int(socket))
+    channel, process = Channel(int(socket)), None
     try:
-        EngineProcess(channel, StepNote(int(note))).run()
+        process = EngineProcess(channel, StepNote(int(note)))
+        process.run()
         return 0
     except EOFError:  # the server process is gone
         return 1
@@ -128,7 +132,9 @@ def main(socket: str, note: str) -> int:
         return _say(channel, messages.Failed(str(error), is_config=True))
     except Exception as error:
         logger.exception("the engine failed")
-        return _say(channel, messages.Failed(f"{type(error).__name__}: {error}", is_config=False))
+        kind = type(error).__name__  # that of a step may quote a request, and the log tells its way
+        reason = f"{kind} in a step" if process is not None and process.is_ready else f"{kind}: {error}"
+        return _say(channel, messages.Failed(reason, is_config=False))
 
 
 def _say(channel: Channel, message: messages.Failed) -> int:

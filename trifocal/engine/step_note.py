@@ -17,6 +17,14 @@ _HEADER_BYTES = 8  # checksum and length, four bytes each
 _ids = msgspec.msgpack.Decoder(frozenset[str])
 
 
+def nameless_file(name: str) -> int:
+    """The descriptor of an empty file, in memory where that can be; gone with the last process that holds it."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 class StepNote:
     """One engine's note; `fileno` is what its process inherits. Nothing is written in the beginning."""
 
@@ -26,10 +34,7 @@ class StepNote:
     @classmethod
     def create(cls) -> StepNote:
         """A new, empty one."""
-        if hasattr(os, "memfd_create"):
-            return cls(os.memfd_create("trifocal-step"))
-        with tempfile.TemporaryFile() as file:
-            return cls(os.dup(file.fileno()))
+        return cls(nameless_file("trifocal-step"))
 
     def write(self, request_ids: Collection[str]) -> None:
         """Replace what is written."""

@@ -108,7 +108,8 @@ class Sandbox:
                 _end(process)
         # -P: the folder of the program is no place to import from.
         command = [sys.executable, "-P", str(_PROGRAM), str(self._max_seconds)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # What Python says of an end that nobody foresaw would have file paths in it.
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -13,7 +12,6 @@ from dataclasses import dataclass, replace
 from trifocal.engine.async_engine import RequestStream
 from trifocal.errors import EngineDeadError, TrifocalError
 from trifocal.sampling_params import SamplingParams
-from trifocal.server.errors import OverloadedError
 from trifocal.server.responses import Usage
 from trifocal.server.service import Service
 from trifocal.server.visit import Visit
@@ -52,11 +50,6 @@ class Answer:
             for prompt in prompts:
                 # A client may use one x-request-id for several requests at a time; the engine's ids are unique.
                 streams.append(await service.engine.submit(f"{request_id}-{next(_serial)}", prompt, params))
-        except OSError as error:
-            await _close_all(streams)
-            if error.errno == errno.ENOSPC:
-                raise OverloadedError("shared memory is full", service.admission.retry_after_s) from None
-            raise
         except BaseException:
             await _close_all(streams)
             raise

@@ -9,7 +9,7 @@ from trifocal.config import arg
 from trifocal.errors import ConfigError
 
 _LEVELS = ["critical", "error", "warning", "info", "debug", "trace"]
-_MAY_BE_ZERO = ("port", "ssl_cert_reqs", "max_logit_bias", "max_stop_strings")
+_MAY_BE_ZERO = ("port", "ssl_cert_reqs", "max_logit_bias", "max_stop_strings", "max_stop_token_ids")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,10 @@ class ServerArgs:
         4 << 20,
     )  # fmt: skip
     max_request_bytes: int = arg("limits", "largest request body; beyond: 413 (default 256 MiB)", 256 << 20)
+    max_request_values: int = arg(
+        "limits", "most JSON values of a request's body, told by its commas and opening brackets, those in texts too; "
+        "beyond: 413 (default 1 Mi)", 1 << 20,
+    )  # fmt: skip
     max_media_bytes_in_flight: int = arg(
         "limits", "bodies while they are read, media fetched and preprocessed, of all requests together, in bytes; "
         "beyond: 503 (default 2 GiB)", 2 << 30,
@@ -51,6 +55,7 @@ class ServerArgs:
     max_n: int = arg("limits", "largest n of a request", 128)
     max_answers: int = arg("limits", "most answers of one completion request: prompts times n", 1024)
     max_stop_strings: int = arg("limits", "most stop strings of a request", 64)
+    max_stop_token_ids: int = arg("limits", "most stop_token_ids of a request", 1024)
     max_logit_bias: int = arg("limits", "most entries of a request's logit_bias", 1024)
     h11_max_incomplete_event_size: int = arg(
         "limits", "most bytes of a request's headers; beyond: 431 (default 64 KiB)", 64 << 10

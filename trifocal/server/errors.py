@@ -57,8 +57,8 @@ def error_body(error: RequestError) -> ErrorAnswer:
 
 def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
     """The HTTP response of a refused request."""
-    if isinstance(error, OverloadedError):
-        headers = {"Retry-After": str(error.retry_after_s), **(headers or {})}
+    if error.status == 503:
+        headers = {"Retry-After": str(getattr(error, "retry_after_s", 1)), **(headers or {})}
     return Response(msgspec.json.encode(error_body(error)), error.status, headers, media_type="application/json")
 
 

@@ -23,6 +23,7 @@ from trifocal.server.visit import Visit, visit_of
 B = TypeVar("B", bound=Body)
 
 MAX_STOP_LENGTH = 1024  # characters of text held back while a stop string may be coming
+_MARKS = (b",", b"[", b"{")  # one of them comes before every JSON value but the first
 _INLINE_BYTES = 64 << 10  # parsing this much takes well under a millisecond; more goes to a thread
 
 
@@ -35,46 +36,55 @@ async def read_json(request: Request, model: type[B]) -> B:
     args = service.args
     visit.holding = service.admission.open()
     async with within(args.body_timeout, "the body", "body-timeout", status=408):
-        data = await _read(request, visit, args.max_request_bytes)
+        data = await _read(request, visit, args)
     if len(data) <= _INLINE_BYTES:
-        return _parse(data, model)
-    return await asyncio.to_thread(_parse, data, model)
+        return _parse(data, model, args)
+    return await asyncio.to_thread(_parse, data, model, args)
 
 
-def _parse(data: bytes, model: type[B]) -> B:
+def _parse(data: bytes, model: type[B], args: ServerArgs) -> B:
     try:
         body = model.model_validate_json(data)
     except ValidationError as error:
         raise explain(error) from None
     check_extras(body.model_extra or {}, getattr(body, "n", None))
+    _check_counts(body, args)
     return body
 
 
-async def _read(request: Request, visit: Visit, max_bytes: int) -> bytes:
-    """The body. What is refused in the middle goes on arriving: uvicorn drops it, and the client reads the answer."""
+async def _read(request: Request, visit: Visit, args: ServerArgs) -> bytes:
+    """The body. What is refused in the middle goes on arriving: uvicorn drops it, and the client reads the answer.
+
+    Values are counted before they are parsed: `[[],[],…` takes twenty times its bytes, and the interpreter's lock.
+    """
     chunks: list[bytes] = []
+    num_values = 1
     async for chunk in request.stream():
         visit.received(len(chunk))
-        if visit.num_bytes_in > max_bytes:
-            raise RequestError(f"the body is larger than --max-request-bytes {max_bytes}", status=413)
+        if visit.num_bytes_in > args.max_request_bytes:
+            raise RequestError(f"the body is larger than --max-request-bytes {args.max_request_bytes}", status=413)
+        num_values += sum(map(chunk.count, _MARKS))
+        if num_values > args.max_request_values:
+            raise RequestError(f"the body has more values than --max-request-values {args.max_request_values}",
+                               status=413)  # fmt: skip
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+def _check_counts(body: Body, args: ServerArgs) -> None:
+    """Raise `RequestError` for lists that are too long. In the thread: later they are looked at on the event loop."""
+    for name, flag in {"stop": "stop_strings", "stop_token_ids": "stop_token_ids", "logit_bias": "logit_bias"}.items():
+        value, most = getattr(body, name, None), getattr(args, f"max_{flag}")
+        if isinstance(value, list | dict) and len(value) > most:
+            raise RequestError(f"{name} must have at most {most} entries (--max-{flag.replace('_', '-')})", param=name)
 
 
 def check_params(params: SamplingParams, args: ServerArgs) -> None:
     """Raise `RequestError` for amounts that no engine should be asked for; what this one has, it checks itself."""
     if params.n > args.max_n:
         raise RequestError(f"n must be at most {args.max_n} (--max-n), got {params.n}", param="n")
-    stops, most = params.stop_strings, args.max_stop_strings
-    if len(stops) > most or any(len(text) > MAX_STOP_LENGTH for text in stops):
-        raise RequestError(
-            f"stop must be at most {most} strings (--max-stop-strings) of at most {MAX_STOP_LENGTH} characters",
-            param="stop",
-        )
-    if len(params.logit_bias or {}) > args.max_logit_bias:
-        raise RequestError(
-            f"logit_bias must have at most {args.max_logit_bias} entries (--max-logit-bias)", param="logit_bias"
-        )
+    if any(len(text) > MAX_STOP_LENGTH for text in params.stop_strings):
+        raise RequestError(f"stop must be strings of at most {MAX_STOP_LENGTH} characters", param="stop")
 
 
 def check_token_ids(token_ids: Iterable[int], config: EngineConfig, field: str) -> None:

@@ -10,7 +10,7 @@ module checks it, it is told: by `json_schema_input_type` beside the validator, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
@@ -35,12 +35,26 @@ def _is_list_of(value: object, kind: type) -> bool:
     return isinstance(value, list) and all(type(item) is kind for item in value)
 
 
+def _biases(value: object) -> object:
+    if value is None or (isinstance(value, dict) and len(value) <= _MAX_BIASES and _are_numbers(value.values())):
+        return value
+    raise ValueError("must be an object of numbers, one a token")
+
+
+def _are_numbers(values: Iterable[object]) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
 Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool | Literal[0, 1])]
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # what the engine's tensors hold
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Text = Annotated[str, Field(min_length=1)]
 Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text | list[Text] | None)]
+# The first wrong item is enough: a complaint about each takes hundreds of bytes and as many microseconds.
+Ints = Annotated[list[Int32], Field(fail_fast=True)]
 Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
+Messages = Annotated[list[Message], Field(fail_fast=True)]
+_MAX_BIASES = 1 << 18  # more than any vocabulary has tokens
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 
 SAMPLING_FIELDS = (
@@ -114,12 +128,14 @@ class GenerationBody(Body):
     min_p: float | None = None
     seed: Int64 | None = None
     stop: Strings = None
-    stop_token_ids: list[Int32] | None = None
+    stop_token_ids: Ints | None = None
     ignore_eos: Flag | None = None
     max_tokens: Int32 | None = None
     min_tokens: Int32 | None = None
     logit_bias: Annotated[
-        dict[str, float] | None, Field(json_schema_extra={"propertyNames": {"pattern": f"^{_TOKEN_ID.pattern}$"}})
+        dict[str, float] | None,
+        BeforeValidator(_biases),
+        Field(json_schema_extra={"propertyNames": {"pattern": f"^{_TOKEN_ID.pattern}$"}}),
     ] = None
     skip_special_tokens: Flag | None = None
     include_stop_str_in_output: Flag | None = None
@@ -164,7 +180,7 @@ class GenerationBody(Body):
 class Conversation(Body):
     """Messages and how to render them."""
 
-    messages: list[Message] | None = Field(default=None, min_length=1)
+    messages: Messages | None = Field(default=None, min_length=1)
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -182,7 +198,7 @@ class Conversation(Body):
 class ChatBody(Conversation, GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages = Field(min_length=1)
     max_completion_tokens: Int32 | None = None
     logprobs: Flag | None = None
     top_logprobs: Int32 | None = None
@@ -257,7 +273,7 @@ class TokenizeBody(Conversation):
 class DetokenizeBody(Body):
     """POST /detokenize."""
 
-    tokens: list[Int32]
+    tokens: Ints
 
 
 def with_param(error: RequestError, renamed: Mapping[str, str]) -> RequestError:
