@@ -130,7 +130,7 @@ CPU_KVCACHE_SPACE: Env[float | None] = Env(
 )
 CPU_KERNELS = Env(
     "CPU_KERNELS",
-    _one_of("1", "0", "avx2", "avx512", "avx512_bf16"),
+    _one_of("1", "0", "avx2", "avx512", "avx512_bf16", "amx"),
     "1",
     "0: compute on a CPU with torch alone; an instruction set: use kernels for this one; 1: for the best one there is",
 )

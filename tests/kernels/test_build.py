@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels import isa
+from trifocal import envs
 from trifocal.kernels.base import TORCH
 from trifocal.kernels.cpu import build as building
 from trifocal.kernels.cpu import library as loading
@@ -44,6 +45,12 @@ def test_the_best_instruction_set_is_chosen() -> None:
             choose(better.name, worse.features)
     with pytest.raises(BuildError, match="lacks AVX2"):
         choose("1", frozenset({"sse2"}))
+
+
+def test_each_can_be_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in isa.NAMES:
+        monkeypatch.setenv("TRIFOCAL_CPU_KERNELS", name)
+        assert envs.CPU_KERNELS.get() == name
 
 
 def test_amx_needs_the_systems_leave(monkeypatch: pytest.MonkeyPatch) -> None:
