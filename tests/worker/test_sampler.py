@@ -11,7 +11,7 @@ import torch
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import Prompt, Request, ScheduledNew
 from trifocal.worker.input_batch import SequenceState
-from trifocal.worker.sampler import Sampler, _top_k_top_p
+from trifocal.worker.sampler import Sampler, _argmax, _top_k_top_p
 
 VOCAB, PADDED = 40, 48
 
@@ -232,3 +232,13 @@ def test_what_cannot_be_ruled_out_alone_is_not_ruled_out_by_a_neighbour() -> Non
     kept = _top_k_top_p(probs, [SamplingParams(), SamplingParams(top_k=1)])
     assert torch.equal(kept[0], probs[0])
     assert kept[1].count_nonzero() == 1
+
+
+@pytest.mark.parametrize("vocab", [1, 5, 127, 128, 129, 1000, 92553])
+def test_argmax_is_the_first_of_the_largest(vocab: int) -> None:
+    logits = torch.randn(7, vocab, generator=torch.Generator().manual_seed(vocab))
+    logits[1:3] = -torch.inf
+    logits[2, -1] = -5
+    for row, places in ((3, (vocab // 2, vocab - 1)), (4, (0, vocab - 1)), (5, (vocab // 3, vocab // 3 * 2))):
+        logits[row, list(places)] = 99
+    assert torch.equal(_argmax(logits), logits.argmax(dim=-1))
