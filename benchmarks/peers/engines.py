@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trifocal
-from benchmarks.peers import llamacpp
+from benchmarks.peers import llamacpp, openvino
 from benchmarks.peers.contender import Contender, Precision, server, worker
 from benchmarks.peers.process import ContenderError
 from trifocal.parent import python_module, python_path
@@ -64,7 +64,8 @@ def find_peers(
     absent: list[Absent] = []
     for name, find in (
         ("llama.cpp", lambda: llamacpp.contenders(model, cache / "llama.cpp", llama_cpp)),
-        ("vLLM", lambda: [_vllm(model, vllm)]),
+        ("vLLM", lambda: [_vllm(model, cache / "vllm", vllm)]),
+        ("OpenVINO GenAI", lambda: openvino.contenders(model, cache / "openvino")),
         ("transformers", lambda: [_transformers(model)]),
     ):
         try:
@@ -82,11 +83,14 @@ def _transformers(model: Path) -> Contender:
     return Contender("transformers bf16", "transformers", version, "bf16", worker(command, python_path()))
 
 
-def _vllm(model: Path, named: str | None) -> Contender:
-    """vLLM for CPUs, with limits that keep its profiling short: without them it draws a picture of 12 megapixels."""
-    program = named or shutil.which("vllm")
+def _vllm(model: Path, home: Path, named: str | None) -> Contender:
+    """vLLM for CPUs, with limits that keep its profiling short: without them it draws a picture of 12 megapixels.
+
+    `home` is where scripts/build-vllm put it.
+    """
+    program = named or shutil.which("vllm") or shutil.which("vllm", path=home / "bin")
     if program is None:
-        raise ContenderError("no vllm in PATH (--vllm names one)")
+        raise ContenderError("no vllm in PATH (build it with scripts/build-vllm, or name one by --vllm)")
     done = subprocess.run([program, "--version"], capture_output=True, text=True)
     if done.returncode:
         raise ContenderError(f"{program} --version failed: {done.stderr.strip()[-200:]}")
@@ -97,4 +101,12 @@ def _vllm(model: Path, named: str | None) -> Contender:
         return [program, "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *limits]
 
     version = (done.stdout.split() or ["?"])[-1]
-    return Contender("vLLM bf16", "vllm", version, "bf16", server(command, {"VLLM_CPU_KVCACHE_SPACE": "2"}))
+    return Contender("vLLM bf16", "vllm", version, "bf16", server(command, _vllm_env(program)))
+
+
+def _vllm_env(program: str) -> dict[str, str]:
+    """All processors are its own, as they are everybody's here; and Intel's OpenMP, where its environment has it."""
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    env = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_NO_USAGE_STATS": "1"}
+    openmp = Path(program).parent.parent / "lib" / "libiomp5.so"
+    return env | ({"LD_PRELOAD": str(openmp.resolve())} if openmp.is_file() else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,12 +15,14 @@ from benchmarks.peers.__main__ import Run
 from benchmarks.peers.chart import chart
 from benchmarks.peers.contender import Contender, server, worker
 from benchmarks.peers.cost import Rates, floor_seconds, picture_flop, prompt_flop, step_flop
+from benchmarks.peers.engines import find_peers
+from benchmarks.peers.openvino import contenders as openvino_contenders
 from benchmarks.peers.process import ContenderError, Others, ProcessTree
 from benchmarks.peers.results import Figures, Results, describe_machine
 from benchmarks.peers.targets import fit, lines
 from benchmarks.peers.workloads import figures, long_prompts, same_picture
 from trifocal.bench.load import Measured
-from trifocal.bench.workload import Shape, make_questions
+from trifocal.bench.workload import Question, Shape, make_questions
 from trifocal.demo.run import MODEL
 from trifocal.parent import python_module, python_path
 
@@ -186,3 +189,173 @@ def test_a_round_goes_on_after_failures(tmp_path: Path, monkeypatch: pytest.Monk
     assert good.value("text1", "prompt_tokens") and good.peak_bytes > 100 << 20
     assert good.runs["text2"][0]["tok_s"] > 0
     json.dumps(run.results.contenders[2].runs)
+
+
+def pictures(name: str, engine: str, precision: str, ttft_s: float | None) -> Figures:
+    """A contender that was asked about a picture; or, without a figure, one that did not start."""
+    runs = {} if ttft_s is None else {"image1": [{"ttft_s": ttft_s, "tok_s": 9.0}]}
+    return Figures(name, engine, "1", precision, runs=runs)
+
+
+def test_recorded_figures_stand_in_for_engines_that_did_not_run() -> None:
+    def beside(*peers: Figures) -> dict[str, str]:
+        run = Results(describe_machine(), 1)
+        run.contenders = [pictures(f"Trifocal {kind}", "trifocal", kind, 1.0) for kind in ("bf16", "int8")]
+        run.contenders += peers
+        return {line.what.partition(", ")[2]: line.beside for line in lines(run) if line.what.startswith("first token")}
+
+    assert beside() == {
+        "bf16": "0.85 × vLLM-CPU 0.32 bf16, recorded",
+        "int8": "0.7 × OpenVINO GenAI 2026.4 int8, recorded",
+    }
+    slow = [pictures("vLLM bf16", "vllm", "bf16", 7.0), pictures("OpenVINO int8", "openvino", "int8", 8.0)]
+    assert beside(*slow) == {"bf16": "0.85 × vLLM bf16", "int8": "0.7 × vLLM bf16"}
+    broken = [pictures("vLLM bf16", "vllm", "bf16", None), pictures("OpenVINO int4", "openvino", "int4", 8.0)]
+    assert beside(*broken) == {
+        "bf16": "0.85 × vLLM-CPU 0.32 bf16, recorded",
+        "int8": "0.7 × vLLM-CPU 0.32 bf16, recorded",
+    }
+
+
+def program(path: Path, *lines: str) -> Path:
+    """A shell script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return path
+
+
+def test_peers_that_scripts_installed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    _, absent = find_peers(MODEL, tmp_path)
+    reasons = {peer.name: peer.reason for peer in absent}
+    assert "scripts/build-vllm" in reasons["vLLM"]
+    assert "scripts/build-openvino" in reasons["OpenVINO GenAI"]
+
+    vllm = program(tmp_path / "vllm" / "bin" / "vllm", "echo a word of its own", "echo 0.32.0+cpu")
+    program(tmp_path / "openvino" / "runtime" / "bin" / "python", "echo 2026.4.1.0")
+    export(tmp_path / "openvino")
+    found, absent = find_peers(MODEL, tmp_path)
+    assert not {"vLLM", "OpenVINO GenAI"} & {peer.name for peer in absent}
+    here = {peer.name: peer for peer in found}
+    assert here["vLLM bf16"].version == "0.32.0+cpu"
+    assert [name for name in here if name.startswith("OpenVINO")] == ["OpenVINO bf16", "OpenVINO int8", "OpenVINO int4"]
+
+    program(vllm, "echo it is broken >&2", "exit 1")
+    assert "it is broken" in {peer.name: peer.reason for peer in find_peers(MODEL, tmp_path)[1]}["vLLM"]
+
+
+def export(home: Path, *last: str) -> Path:
+    """What takes optimum's place: it counts its calls, and writes weights into the folder that is its last word."""
+    lines = ["while [ $# -gt 2 ]; do shift; done", f'echo "$1" >>"{home}/calls"', '/bin/mkdir "$2"']
+    return program(
+        home / "export" / "bin" / "python", *lines, *(last or ['echo 12345 >"$2/openvino_language_model.bin"'])
+    )
+
+
+def test_a_checkpoint_is_exported_once(tmp_path: Path) -> None:
+    program(tmp_path / "runtime" / "bin" / "python", "echo 2026.4.1.0")
+    with pytest.raises(ContenderError, match="cannot be started"):
+        openvino_contenders(MODEL, tmp_path)
+    export(tmp_path, "echo no memory left >&2")
+    with pytest.raises(ContenderError, match="could not be exported: no memory left"):
+        openvino_contenders(MODEL, tmp_path)
+    export(tmp_path)
+    for _ in range(2):
+        found = openvino_contenders(MODEL, tmp_path)
+        assert [(one.precision, one.version, one.weight_bytes) for one in found] == [
+            ("bf16", "2026.4.1.0", 6), ("int8", "2026.4.1.0", 6), ("int4", "2026.4.1.0", 6),
+        ]  # fmt: skip
+    assert (tmp_path / "calls").read_text().split() == ["fp16", "fp16", "int8", "int4"]
+
+
+OPENVINO = """
+class Tensor:
+    def __init__(self, pixels):
+        self.shape = pixels.shape
+"""
+OPENVINO_GENAI = """
+import sys
+from types import SimpleNamespace as Thing
+
+SchedulerConfig = Thing
+GenerationConfig = lambda **fields: Thing(**fields)
+
+class Handle:
+    def __init__(self, images, config):
+        assert all(image.shape == (1, 448, 448, 3) for image in images)
+        assert config.ignore_eos and not config.do_sample and config.min_new_tokens == config.max_new_tokens
+        self.left, self.unread, self.tokens = config.max_new_tokens, [], 20 + 256 * len(images)
+    def can_read(self):
+        return bool(self.unread)
+    def read(self):
+        return {0: Thing(generated_ids=[self.unread.pop()])}
+    def get_vlm_perf_metrics(self):
+        return Thing(get_num_input_tokens=lambda: self.tokens)
+
+class ContinuousBatchingPipeline:
+    def __init__(self, folder, scheduler, device, properties):
+        print("a library talks", folder, device, properties)
+        self.running = []
+    def add_request(self, number, text, images, config):
+        if text == "too much":
+            raise RuntimeError("no blocks left")
+        self.running.append(Handle(images, config))
+        return self.running[-1]
+    def has_non_finished_requests(self):
+        self.running = [one for one in self.running if one.left]
+        return bool(self.running)
+    def step(self):
+        for one in self.running:
+            one.left -= 1
+            one.unread.append(7)
+"""
+
+
+def test_openvinos_worker_times_every_token(tmp_path: Path) -> None:
+    (tmp_path / "openvino.py").write_text(OPENVINO)
+    (tmp_path / "openvino_genai.py").write_text(OPENVINO_GENAI)
+    script = Path(document.__file__).with_name("openvino_worker.py")
+    questions = make_questions(Shape(3, 3, 8, 5, num_images=1), "seed")
+    questions.append(Question(make_questions(Shape(1, 1, 8, 2), "seed")[0].messages, 2))
+    with worker([PYTHON, "-P", str(script), "folder", "{}"], {"PYTHONPATH": str(tmp_path)})(
+        tmp_path / "log"
+    ) as session:
+        measured = session.ask(questions)
+        with pytest.raises(ContenderError, match="no blocks left"):
+            session.ask([Question([{"role": "user", "content": [{"type": "text", "text": "too much"}]}], 1)])
+        assert len(session.ask(questions[:1])) == 1
+    assert [len(one.chunk_times) for one in measured] == [one.num_output_tokens for one in measured] == [5, 5, 5, 2]
+    assert [one.num_prompt_tokens for one in measured] == [276, 276, 276, 20]
+    for one in measured:
+        assert one.start < one.chunk_times[0] and one.chunk_times == sorted(one.chunk_times)
+        assert one.end == one.chunk_times[-1]
+    assert "a library talks folder CPU {}" in (tmp_path / "log").read_text()
+
+
+TORCH = """
+declared = []
+
+class library:
+    class Library:
+        def __init__(self, *words):
+            pass
+        def define(self, words):
+            declared.append(words.partition("(")[0])
+"""
+
+
+def test_operators_of_torchvision_are_declared_once(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(TORCH)
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "extension.py").write_text("import torch\n")
+    (package / "__init__.py").write_text(
+        "import torch\nfrom . import extension\nassert torch.declared == ['nms', 'qnms']\n"
+    )
+    script = Path(document.__file__).with_name("torchvision_shim.py")
+    for _ in range(2):
+        env = {"PYTHONPATH": str(tmp_path)}
+        done = subprocess.run([PYTHON, script], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (package / "extension.py").read_text().count("_declared =") == 1
