@@ -112,6 +112,13 @@ def test_int8_of_nothing(kernels: CpuKernels) -> None:
         assert each.linear_int8_blocks(torch.zeros(0, 32, dtype=HALF), weight, scale, None).shape == (0, 20)
 
 
+def test_int8_of_next_to_nothing(kernels: CpuKernels) -> None:
+    """A row whose scale has no inverse counts as zeros."""
+    weight, scale = in_blocks(integers(-127, 128, 20, 32).to(torch.int8)), torch.ones(20)
+    for rows in (2, 20):
+        assert kernels.linear_int8_blocks(torch.full((rows, 32), 1e-37), weight, scale, None).eq(0).all()
+
+
 def test_int8_shows_a_broken_row(kernels: CpuKernels) -> None:
     weight, scale = in_blocks(integers(-127, 128, 20, 32).to(torch.int8)), torch.ones(20)
     for bad in (float("nan"), float("inf")):

@@ -218,7 +218,11 @@ inline Group quantize_group(const bf16* x, int8_t* q, ptrdiff_t size) {
         most = max(most, select(v < 0.0f, -v, v));
         broken += v * 0.0f;  // stays 0 unless something is no number
     }
-    const float largest = max(most), inverse = largest > 0 ? 127 / largest : 0;
+    const float largest = max(most) + sum(broken), inverse = 127 / largest;
+    if (!(largest <= __FLT_MAX__ && inverse <= __FLT_MAX__)) {  // not a number, too small or 0
+        std::memset(q, 0, size);
+        return {largest / 127, 0};
+    }
     vi totals = {};
     for (ptrdiff_t i = 0; i < size; i += W) {
         const vi whole = __builtin_convertvector(round_even(load_float(x + i) * inverse), vi);
@@ -227,7 +231,7 @@ inline Group quantize_group(const bf16* x, int8_t* q, ptrdiff_t size) {
     }
     int32_t total = 0;
     for (int i = 0; i < W; i++) total += totals[i];
-    return {largest / 127 + sum(broken), float(total)};
+    return {largest / 127, float(total)};
 }
 
 // total plus what whole sums of a group are worth.

@@ -26,7 +26,11 @@ Row quantize_row(const T* x, int8_t* q, ptrdiff_t size, ptrdiff_t stride) {
         broken += v * 0.0f;  // stays 0 unless something is no number
     });
     const float largest = max(most) + sum(broken);
-    const float scale = largest / 127, inverse = largest > 0 ? 127 / largest : 0;
+    const float scale = largest / 127, inverse = 127 / largest;
+    if (!(largest <= __FLT_MAX__ && inverse <= __FLT_MAX__)) {  // not a number, too small or 0
+        std::memset(q, 0, stride);
+        return {scale, 0};
+    }
     vi totals = {};
     along(size, [&](ptrdiff_t i, int lanes) {
         const vi whole = __builtin_convertvector(round_even(get(x + i, lanes) * inverse), vi);
