@@ -20,7 +20,7 @@ from trifocal.types import TokenLogprobs
 from trifocal.worker.input_batch import SequenceState
 
 _KEY_MASK = (1 << 64) - 1
-_BLOCK = 128
+_BLOCK = 128  # tokens whose largest is found first, see `_argmax`
 
 
 @dataclass(frozen=True)
