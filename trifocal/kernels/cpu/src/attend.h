@@ -23,27 +23,36 @@ constexpr bool BY_TILES = false;
 template <class X>
 constexpr int BLOCK = BY_TILES<X> ? 16 : W == 16 ? 8 : 6;  // rows multiplied at a time, but for tiles by two vectors
 constexpr float LOWEST = -1e30f;        // the maximum of no scores
+constexpr float SLACK = 8;              // sums are scaled anew when a score is so much (times LOG2_E) above their maximum
 constexpr float LOG2_E = 1.44269504f;
 
 enum Slot { OPERAND, ROWS, KEYS, VALUES, SUMS, ITEMS, SHARED };  // of `scratch`
 
-// 2^x to 2e-7 for x <= 0: exactly 1 for 0, exactly 0 below -126 (-infinity is), NaN for NaN.
+// 2^x to 2e-7, or to 4e-6 if it becomes a bfloat16, for x up to 0 and a little more: exactly 1 for 0, exactly 0 for -infinity
+// and what is far below -126, NaN for NaN.
+template <class X>
 inline vf exp2(vf x) {
 #if defined(__AVX512F__)
-    vf whole = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const vf f = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
 #else
-    vf whole = (x + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: sums are rounded to integers
+    const vf whole = (vf)_mm256_floor_ps((__m256)x), f = x - whole;
 #endif
-    vf f = x - whole;
-    vf p = splat(0.001326472731307149f);
-    p = p * f + 0.009671512991189957f;
-    p = p * f + 0.05550733581185341f;
-    p = p * f + 0.24022242426872253f;
-    p = p * f + 0.6931470036506653f;
+    vf p;
+    if constexpr (sizeof(X) == 2) {
+        p = splat(0.01342668797320232f);
+        p = p * f + 0.052242468227626154f;
+        p = p * f + 0.2412802075983314f;
+        p = p * f + 0.6930448445323444f;
+    } else {
+        p = splat(0.001867130495828203f);
+        p = p * f + 0.00901702941474125f;
+        p = p * f + 0.055799913759004144f;
+        p = p * f + 0.2401644499724848f;
+        p = p * f + 0.6931513118200793f;
+    }
     p = p * f + 1.0f;
 #if defined(__AVX512F__)
-    __mmask16 is_some = _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-126), _CMP_NLT_UQ);
-    return (vf)_mm512_maskz_scalef_ps(is_some, (__m512)p, (__m512)whole);
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);  // p * 2^floor(x)
 #else
     vi exponent = __builtin_convertvector(whole, vi) << 23;
     return select(x < -126.0f, splat(0.0f), (vf)((vi)p + exponent));
@@ -58,15 +67,37 @@ inline vf larger(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 inline float largest(vf x) { return max(x); }
 #endif
 
+// The largest element of each of W vectors, in the lane of its number; the vectors are lost.
+#if defined(__AVX512F__)
+template <int HALF = W / 2>
+inline vf largest_of_each(vf (&x)[W]) {
+    vi crossed;
+    uint32_t second = 0;  // lanes that are those of the second half's vectors
+    for (int i = 0; i < W; i++) crossed[i] = i & HALF ? W + i - HALF : i + HALF, second |= (i & HALF ? 1u : 0u) << i;
+    for (int i = 0; i < HALF; i++) {
+        const __m512 one = (__m512)x[i], two = (__m512)x[i + HALF];
+        x[i] = larger((vf)_mm512_mask_blend_ps(second, one, two), (vf)_mm512_permutex2var_ps(one, (__m512i)crossed, two));
+    }
+    if constexpr (HALF > 1) return largest_of_each<HALF / 2>(x);
+    return x[0];
+}
+#else
+inline vf largest_of_each(vf (&x)[W]) {
+    vf all;
+    for (int i = 0; i < W; i++) all[i] = largest(x[i]);
+    return all;
+}
+#endif
+
 // acc + x * y, of a float or of two bfloat16s in each lane; x is the same for all lanes.
 inline vf multiply(vf acc, const float* x, vi y) { return acc + *x * (vf)y; }
 #if defined(__AVX512BF16__)
 inline vf multiply(vf acc, const bf16* x, vi y) { return dot_pairs(acc, x, y); }
 #endif
 
-inline void narrow(float* to, vf x) { store(to, x); }
+inline void narrow(float* to, vf one, vf two) { store(to, one), store(to + W, two); }
 #if defined(__AVX512BF16__)
-inline void narrow(bf16* to, vf x) { store(to, _mm512_cvtneps_pbh((__m512)x)); }
+inline void narrow(bf16* to, vf one, vf two) { store(to, _mm512_cvtne2ps_pbh((__m512)two, (__m512)one)); }
 #endif
 
 // ------------------------------------------------------------------------------------------------------ packing
@@ -160,7 +191,7 @@ void pack_values(const C* const values[TILE], const C* const soon[TILE], ptrdiff
 
 // ----------------------------------------------------------------------------------------------------- the sums
 
-// Softmax so far, by row: weighted sum of values [width], sum of weights in W lanes, maximum (times LOG2_E).
+// Softmax so far, by row: weighted sum of values [width], sum of weights in W lanes, maximum (times LOG2_E; up to SLACK less).
 struct Sums {
     float *values, *total, *most;
 };
@@ -314,44 +345,52 @@ struct Block<X, true> {
         tri::score(q, depth, keys, vectors, scores);
     }
     void weigh(int rows, const X* weights, const vi* v, ptrdiff_t count, ptrdiff_t width, const float* decay, float* values) {
+        tiles.shape(rows);
         scale_rows(rows, width, decay, values);
         tri::weigh(weights, v, count, width, values);
     }
 };
 #endif
 
-// Weights of a tile from the scores of rows `row ..`; the first `vectors` of them hold all that these rows see.
+// Weights of a tile from the scores of rows `row ..`; the first `vectors` of them, an even number, hold all that these rows see.
 template <class C, class X>
 void soften(const Queries<X>& q, const Place<C>& place, ptrdiff_t tile, ptrdiff_t row, int rows, ptrdiff_t vectors,
             float* scores, X* weights, Sums sums, float* decay) {
-    alignas(64) float before[W] = {}, after[W] = {};
+    const float scale = q.scale * LOG2_E, none = -__builtin_inff();
     vi lane;
     for (int i = 0; i < W; i++) lane[i] = i;
+    alignas(64) float before[W] = {}, after[W];
+    vf most[W];
+    for (vf& each : most) each = splat(none);
     ptrdiff_t sees = q.seen(row) - tile, alike = q.group - row % q.group;  // and how many rows see the same
     for (int r = 0; r < rows; r++, alike--) {
         if (alike == 0) sees++, alike = q.group;
-        const int seen = int(sees < TILE ? sees : TILE);
         before[r] = sums.most[row + r];
-        vf most = splat(before[r]);
         for (ptrdiff_t n = 0; n < vectors; n++) {
             float* at = scores + r * TILE + n * W;
-            vf s = load<vf>(at) * (q.scale * LOG2_E);
+            vf s = load<vf>(at);
+            const bool is_cut = sees < (n + 1) * W;
             if constexpr (sizeof(C) == 1) s = s * load<vf>(place.key_scales + n * W);
-            if (seen < (n + 1) * W) s = select(lane + int(n * W) < seen, s, splat(-__builtin_inff()));
-            store(at, s);
-            most = larger(most, s);
+            if (is_cut) s = select(lane + int(n * W) < int(sees), s, splat(none));
+            if (is_cut || sizeof(C) == 1) store(at, s);
+            most[r] = larger(most[r], s);
         }
-        after[r] = sums.most[row + r] = largest(most);
     }
-    vf fade = exp2(load<vf>(before) - load<vf>(after));
-    store(decay, fade);
+    const vf was = load<vf>(before), found = largest_of_each(most) * scale, is = select(found > was + SLACK, found, was);
+    store(after, is);
+    store(decay, exp2<float>(was - is));
     for (int r = 0; r < rows; r++) {
+        sums.most[row + r] = after[r];
         vf total = {};
-        for (ptrdiff_t n = 0; n < vectors; n++) {
-            vf weight = exp2(load<vf>(scores + r * TILE + n * W) - after[r]);
-            total += weight;
-            if constexpr (sizeof(C) == 1) weight = weight * load<vf>(place.value_scales + n * W);
-            narrow(weights + r * TILE + n * W, weight);
+        for (ptrdiff_t n = 0; n < vectors; n += 2) {
+            const float* at = scores + r * TILE + n * W;
+            vf one = exp2<X>(load<vf>(at) * scale - after[r]), two = exp2<X>(load<vf>(at + W) * scale - after[r]);
+            total += one + two;
+            if constexpr (sizeof(C) == 1) {
+                one = one * load<vf>(place.value_scales + n * W);
+                two = two * load<vf>(place.value_scales + (n + 1) * W);
+            }
+            narrow(weights + r * TILE + n * W, one, two);
         }
         float* to = sums.total + (row + r) * W;
         store(to, load<vf>(to) * decay[r] + total);
@@ -366,8 +405,8 @@ void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& loc
     std::memset(sums.values, 0, q.count * (q.width + W) * sizeof(float));  // and the totals behind them
     vi* keys = scratch<vi>(KEYS, TILE * q.depth * sizeof(X) / sizeof(vi) + 1);
     vi* values = scratch<vi>(VALUES, TILE / PER * q.width / W);
-    alignas(64) float scores[BLOCK<X> * TILE], decay[W];
-    alignas(64) X weights[BLOCK<X> * TILE];
+    alignas(64) float scores[2][BLOCK<X> * TILE], decay[2][W];
+    alignas(64) X weights[2][BLOCK<X> * TILE];
     Place<C> places[2];
     Block<X> block;
     locate(from, to - from < TILE ? to - from : TILE, places[0]);
@@ -380,13 +419,25 @@ void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& loc
         pack_keys<C, X>(place.keys, left > 0 ? next.keys : place.keys, count, q.head_dim, q.depth, keys);
         pack_values<C, X>(place.values, left > 0 ? next.values : place.values, block.whole(count), q.head_dim, q.width, values);
         const ptrdiff_t first = tile > q.position ? (tile - q.position) * q.group : 0;  // to see some of the tile
-        for (ptrdiff_t row = first; row < q.count; row += BLOCK<X>) {
-            const int rows = q.count - row < BLOCK<X> ? int(q.count - row) : BLOCK<X>;
-            const ptrdiff_t last = q.seen(row + rows - 1) - tile, visible = last < count ? last : count;
-            const ptrdiff_t vectors = (visible + 2 * W - 1) / (2 * W) * 2;
-            block.score(rows, q.data + row * q.depth, q.depth, keys, vectors, scores);
-            soften(q, place, tile, row, rows, vectors, scores, weights, sums, decay);
-            block.weigh(rows, weights, values, visible, q.width, decay, sums.values + row * q.width);
+        const ptrdiff_t blocks = (q.count - first + BLOCK<X> - 1) / BLOCK<X>;
+        // Three blocks at a time are on their way: tiles multiply for the first and the last while vectors soften the other.
+        for (ptrdiff_t turn = 0; turn < blocks + 2; turn++) {
+            auto with = [&](ptrdiff_t i, auto f) {
+                if (i < 0 || i >= blocks) return;
+                const ptrdiff_t row = first + i * BLOCK<X>;
+                const int rows = q.count - row < BLOCK<X> ? int(q.count - row) : BLOCK<X>;
+                const ptrdiff_t last = q.seen(row + rows - 1) - tile, visible = last < count ? last : count;
+                f(row, rows, visible, (visible + 2 * W - 1) / (2 * W) * 2, i % 2);
+            };
+            with(turn, [&](ptrdiff_t row, int rows, ptrdiff_t, ptrdiff_t vectors, ptrdiff_t i) {
+                block.score(rows, q.data + row * q.depth, q.depth, keys, vectors, scores[i]);
+            });
+            with(turn - 2, [&](ptrdiff_t row, int rows, ptrdiff_t visible, ptrdiff_t, ptrdiff_t i) {
+                block.weigh(rows, weights[i], values, visible, q.width, decay[i], sums.values + row * q.width);
+            });
+            with(turn - 1, [&](ptrdiff_t row, int rows, ptrdiff_t, ptrdiff_t vectors, ptrdiff_t i) {
+                soften(q, place, tile, row, rows, vectors, scores[i], weights[i], sums, decay[i]);
+            });
         }
     }
 }
@@ -396,7 +447,7 @@ inline void merge(ptrdiff_t rows, ptrdiff_t width, Sums sums, Sums part) {
     for (ptrdiff_t r = 0; r < rows; r++) {
         if (part.most[r] == LOWEST) continue;
         float most = sums.most[r] < part.most[r] ? part.most[r] : sums.most[r];
-        vf keep = exp2(splat(sums.most[r] - most)), take = exp2(splat(part.most[r] - most));
+        vf keep = exp2<float>(splat(sums.most[r] - most)), take = exp2<float>(splat(part.most[r] - most));
         for (ptrdiff_t i = r * width; i < (r + 1) * width; i += W)
             store(sums.values + i, load<vf>(sums.values + i) * keep + load<vf>(part.values + i) * take);
         store(sums.total + r * W, load<vf>(sums.total + r * W) * keep + load<vf>(part.total + r * W) * take);
