@@ -90,6 +90,8 @@ inline void for_products(ptrdiff_t m, ptrdiff_t n, ptrdiff_t row_bytes, int thre
         run(std::integral_constant<int, TILE_ROWS>(), std::integral_constant<int, TILE>());
 }
 
+constexpr ptrdiff_t NEAR = 64;
+
 // Weights in blocks of 16 outputs, [depth][16] words of 32 bits in each: a word holds some consecutive inputs of an output.
 // A block is read from its beginning to its end. Behind the last output it holds anything.
 struct Words {
@@ -100,7 +102,9 @@ struct Words {
     const int32_t* of(ptrdiff_t first) const { return words + first / 16 * depth * 16 + first % 16; }
 
     // f(i, words) for i in begin .. end: the i-th words of B vectors of outputs from `first` on, at their places in the tile.
-    // In its first pass a tile comes from memory, and in the others arithmetic takes the time: one is done beside the other.
+    // Memory is asked for what comes NEAR words later, in this tile or the next one: the processor would not guess where
+    // that one begins. Where a tile is passed over several times, it comes from memory in the first of them alone: then each
+    // asks for a share of the next one.
     template <int B, class F>
     void along(ptrdiff_t first, const Ahead& ahead, ptrdiff_t begin, ptrdiff_t end, F f) const {
         const int32_t *from[B], *soon[B];
@@ -108,14 +112,19 @@ struct Words {
             from[b] = of(tile_output(n, first, b));
             soon[b] = of(tile_output(n, ahead.first, b));
         }
-        const bool fetches = ahead.passes > 1 && ahead.first < n;
-        ptrdiff_t wait = (ahead.pass + ahead.passes - begin % ahead.passes) % ahead.passes;
+        const bool is_once = ahead.passes == 1;
+        ptrdiff_t wait = is_once || ahead.first >= n ? -1 : (ahead.pass + ahead.passes - begin % ahead.passes) % ahead.passes;
         for (ptrdiff_t i = begin; i < end; i++) {
             vi each[B];
             for (int b = 0; b < B; b++) each[b] = load<vi>(from[b] + 16 * i);
-            if (fetches && wait-- == 0) {
+            auto fetch = [&](const int32_t* const* where, ptrdiff_t at) {
+                for (int b = 0; b < B; b++) _mm_prefetch(reinterpret_cast<const char*>(where[b] + 16 * at), _MM_HINT_T1);
+            };
+            if (is_once) {
+                i + NEAR < depth ? fetch(from, i + NEAR) : fetch(soon, i + NEAR - depth);
+            } else if (wait-- == 0) {
                 wait = ahead.passes - 1;
-                for (int b = 0; b < B; b++) _mm_prefetch(reinterpret_cast<const char*>(soon[b] + 16 * i), _MM_HINT_T1);
+                fetch(soon, i);
             }
             f(i, each);
         }
