@@ -241,4 +241,14 @@ def test_argmax_is_the_first_of_the_largest(vocab: int) -> None:
     logits[2, -1] = -5
     for row, places in ((3, (vocab // 2, vocab - 1)), (4, (0, vocab - 1)), (5, (vocab // 3, vocab // 3 * 2))):
         logits[row, list(places)] = 99
-    assert torch.equal(_argmax(logits), logits.argmax(dim=-1))
+    chosen, largest = _argmax(logits)
+    assert torch.equal(chosen, logits.argmax(dim=-1))
+    assert torch.equal(largest, logits.amax(dim=-1))
+
+
+@pytest.mark.parametrize("place", [0, 128, 300])
+def test_argmax_does_not_hide_what_is_no_number(place: int) -> None:
+    logits = torch.zeros(2, 301)
+    logits[1, place] = torch.nan
+    _, largest = _argmax(logits)
+    assert largest.isnan().tolist() == [False, True]

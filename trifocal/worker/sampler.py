@@ -46,17 +46,16 @@ class Sampler:
     def __call__(self, logits: Tensor, states: list[SequenceState]) -> Sampled:
         """logits float32 [m, vocab], one row per state. The logits are changed in place."""
         logits[:, self.num_vocab :] = -torch.inf
-        is_valid = torch.isfinite(logits.amax(dim=-1))  # NaN spreads through amax, +inf is caught too
         params = [state.request.params for state in states]
         raw = {i: logits[i].clone() for i, p in enumerate(params) if p.logprobs is not None}
         for row, state in enumerate(states):
             self._adjust(logits[row], state)
-        chosen = _argmax(logits)
+        chosen, largest = _argmax(logits)
+        valid = torch.isfinite(largest).tolist()
         drawn = [i for i, p in enumerate(params) if not p.is_greedy]
         if drawn:
             rows = logits if len(drawn) == len(params) else logits[drawn]
             chosen[drawn] = _draw(rows, [states[i] for i in drawn])
-        valid = is_valid.tolist()
         token_ids = [int(t) if ok else 0 for t, ok in zip(chosen.tolist(), valid, strict=True)]
         return Sampled(
             token_ids=token_ids,
@@ -77,13 +76,17 @@ class Sampler:
             counts.penalize(row, params)
 
 
-def _argmax(logits: Tensor) -> Tensor:
-    """First of the largest of each row; int64 [m]. On a CPU torch's own looks at one number at a time."""
-    padded = F.pad(logits, (0, -logits.shape[1] % _BLOCK), value=-torch.inf)
+def _argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of the largest of each row, int64 [m], and how large it is: no number if one in the row is none.
+
+    On a CPU torch's own looks at one number at a time.
+    """
+    missing = -logits.shape[1] % _BLOCK
+    padded = F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
     blocks = padded.reshape(len(logits), -1, _BLOCK)
-    best = blocks.amax(dim=-1).argmax(dim=-1)
-    inside: Tensor = blocks[torch.arange(len(logits), device=logits.device), best].argmax(dim=-1)
-    return best * _BLOCK + inside
+    largest, best = blocks.amax(dim=-1).max(dim=-1)
+    inside = blocks[torch.arange(len(logits), device=logits.device), best].argmax(dim=-1)
+    return best * _BLOCK + inside, largest
 
 
 def _has_penalty(params: SamplingParams) -> bool:
