@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from trifocal.errors import ConfigError
@@ -137,6 +138,13 @@ CPU_KERNELS = Env(
 CACHE_ROOT: Env[str | None] = Env(
     "CACHE_ROOT", str, None, "folder for what is made once, e.g. compiled kernels; unset: ~/.cache/trifocal"
 )
+PACKED_CACHE = Env(
+    "PACKED_CACHE",
+    _bool,
+    False,
+    "1 keeps weights as a CPU's kernels read them in the cache folder (as large as in memory): the next start of the "
+    "same model in the same format reads these instead of making them",
+)
 LOGGING_LEVEL = Env(
     "LOGGING_LEVEL", _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
 )
@@ -146,3 +154,11 @@ MEDIA_THREADS: Env[int | None] = Env(
 )
 
 ALL: tuple[Env[object], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Env))
+
+
+def cache_folder(kind: str) -> Path:
+    """Where things of one kind are kept that are made once and can be made again; it need not exist yet."""
+    root = CACHE_ROOT.get()
+    if root:
+        return Path(root) / kind
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trifocal" / kind

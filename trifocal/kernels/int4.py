@@ -43,10 +43,9 @@ class Int4Weight:
 
     def store(self, start: int, q: Tensor) -> None:
         """Put integers 0 .. 15 [rows, in] in as outputs `start ..`."""
-        nibbles = q.to(torch.int32).view(len(q), -1, 8)
-        words = torch.zeros_like(nibbles[..., 0])
-        for place, index in enumerate(_NIBBLES):
-            words |= nibbles[..., index] << 4 * place
+        eights = q.to(torch.uint8).view(len(q), -1, 2, 2, 2)  # bits of a weight's index: a nibble's byte, half, byte
+        nibbles = eights[..., 0, :] | eights[..., 1, :] << 4  # see _NIBBLES
+        words = nibbles.transpose(-1, -2).flatten(-2).view(torch.int32)[..., 0]
         store_rows(self.words, start, words)
 
     def store_scale(self, start: int, scale: Tensor) -> None:

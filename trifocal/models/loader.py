@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trifocal import envs
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.pages import empty_together
@@ -24,6 +25,7 @@ from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.model_spec import ModelSpec, Quantization, read_json
 from trifocal.models.base import Model
 from trifocal.models.decoder import Decoder
+from trifocal.models.packed_cache import PackedCache
 from trifocal.models.registry import MODELS
 from trifocal.quant.awq import OUTPUTS_PER_COLUMN
 from trifocal.quant.base import Slot
@@ -59,7 +61,13 @@ def load_model(
     if load_format == "dummy":
         _fill_randomly(model, seed)
     else:
-        load_weights(model, Path(spec.path), progress=progress)
+        wanted = (dtype, quantization, kernels.wants_blocks)
+        keeps = envs.PACKED_CACHE.get() and device.type == "cpu"
+        cache = PackedCache.of(Path(spec.path), wanted) if keeps else None
+        if cache is None or not cache.restore(model):
+            load_weights(model, Path(spec.path), progress=progress)
+            if cache is not None:
+                cache.keep(model)
     return model.eval()
 
 

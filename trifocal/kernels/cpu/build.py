@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from trifocal import envs
+from trifocal.envs import cache_folder
 
 SOURCES = Path(__file__).parent / "src"
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-exceptions", "-fopenmp", "-fPIC", "-fvisibility=hidden")
@@ -96,20 +96,12 @@ def compiler() -> list[str]:
     raise BuildError(f"no C++ compiler was found ({', '.join(_COMPILERS)}; $CXX names another)")
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept."""
-    root = envs.CACHE_ROOT.get()
-    if root:
-        return Path(root) / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trifocal" / "kernels"
-
-
 def library_path(chosen: InstructionSet, command: Sequence[str]) -> Path:
     """The file that holds, or will hold, the kernels of the present sources."""
     digest = hashlib.sha256(repr((command, FLAGS, chosen.flags)).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
-    return cache_folder() / f"{chosen.name}-{digest.hexdigest()[:16]}.so"
+    return cache_folder("kernels") / f"{chosen.name}-{digest.hexdigest()[:16]}.so"
 
 
 def build(chosen: InstructionSet) -> Path:

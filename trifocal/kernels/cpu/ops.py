@@ -38,13 +38,7 @@ class CpuKernels(Kernels):
         rows = x.numel() // in_features
         if x.dtype != torch.bfloat16 or rows == 0:
             return super().linear_blocks(x, weight, out_features, bias)
-        x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], out_features))
-        self._linear(
-            x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
-            rows, out_features, in_features, torch.get_num_threads(),
-        )  # fmt: skip
-        return y
+        return _product(self._linear, x, (weight,), bias, out_features, rows, out_features, in_features)
 
     def gated_linear_blocks(self, x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
         """By tiles, many rows are gated before they are stored: as rounded as in two steps."""
@@ -52,66 +46,35 @@ class CpuKernels(Kernels):
         rows = x.numel() // in_features
         if self._gated is None or x.dtype != torch.bfloat16 or not _is_gated_by_tiles(rows, out_features):
             return super().gated_linear_blocks(x, weight, out_features, bias)
-        x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], out_features // 2))
-        self._gated(
-            x.data_ptr(), weight.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
-            rows, out_features, in_features, torch.get_num_threads(),
-        )  # fmt: skip
-        return y
-
-    def gated_linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """As `gated_linear_blocks`."""
-        function = self._gated_int8.get(x.dtype)
-        out_features, in_features = len(scale), x.shape[-1]
-        rows = x.numel() // in_features
-        if function is None or not _is_gated_by_tiles(rows, out_features):
-            return super().gated_linear_int8_blocks(x, weight, scale, bias)
-        x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], out_features // 2))
-        function(
-            x.data_ptr(), weight.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
-            rows, out_features, in_features, torch.get_num_threads(),
-        )  # fmt: skip
-        return y
+        return _product(self._gated, x, (weight,), bias, out_features // 2, rows, out_features, in_features)
 
     def linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         """Any number of rows. Sums are exact integers, so a row's result is the same in any company."""
-        function = self._linear_int8.get(x.dtype)
+        kernel = self._linear_int8.get(x.dtype)
         out_features, in_features = len(scale), x.shape[-1]
         rows = x.numel() // in_features
-        if function is None or rows == 0:
+        if kernel is None or rows == 0:
             return super().linear_int8_blocks(x, weight, scale, bias)
-        x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], out_features))
-        function(
-            x.data_ptr(), weight.data_ptr(), scale.data_ptr(), None if bias is None else bias.data_ptr(), y.data_ptr(),
-            rows, out_features, in_features, torch.get_num_threads(),
-        )  # fmt: skip
-        return y
+        return _product(kernel, x, (weight, scale), bias, out_features, rows, out_features, in_features)
+
+    def gated_linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """As `gated_linear_blocks`."""
+        kernel = self._gated_int8.get(x.dtype)
+        out_features, in_features = len(scale), x.shape[-1]
+        rows = x.numel() // in_features
+        if kernel is None or not _is_gated_by_tiles(rows, out_features):
+            return super().gated_linear_int8_blocks(x, weight, scale, bias)
+        return _product(kernel, x, (weight, scale), bias, out_features // 2, rows, out_features, in_features)
 
     def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
         """Any number of rows, whole q times activations, scaled in float32 group by group: the same in any company."""
-        y = self._by_int4(self._linear_int4, x, weight, bias)
+        y = _int4_product(self._linear_int4, x, weight, bias)
         return super().linear_int4(x, weight, bias) if y is None else y
 
     def linear_int4_int8(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
         """Any number of rows. Sums of a group are exact integers, scaled in float32: the same in any company."""
-        y = self._by_int4(self._linear_int4_int8, x, weight, bias)
+        y = _int4_product(self._linear_int4_int8, x, weight, bias)
         return super().linear_int4_int8(x, weight, bias) if y is None else y
-
-    def _by_int4(self, kernel: Kernel, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor | None:
-        rows = x.numel() // weight.in_features
-        if x.dtype != torch.bfloat16 or rows == 0 or weight.group % 16:
-            return None
-        x = x.contiguous()
-        y = x.new_empty((*x.shape[:-1], weight.out_features))
-        kernel(
-            x.data_ptr(), weight.words.data_ptr(), weight.scale.data_ptr(), weight.zero.data_ptr(),
-            None if bias is None else bias.data_ptr(), y.data_ptr(),
-            rows, weight.out_features, weight.in_features, weight.group, torch.get_num_threads(),
-        )  # fmt: skip
-        return y
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """One pass over memory; rows may lie apart."""
@@ -185,6 +148,28 @@ class CpuKernels(Kernels):
             q.stride(0), k.stride(0), v.stride(0), len(lengths), heads, size, size**-0.5, torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+
+def _product(
+    kernel: Kernel, x: Tensor, weights: tuple[Tensor, ...], bias: Tensor | None, width: int, *sizes: int
+) -> Tensor:  # fmt: skip
+    """What a kernel for linear layers makes of all rows of x, `width` numbers of each."""
+    x = x.contiguous()
+    y = x.new_empty((*x.shape[:-1], width))
+    kernel(
+        x.data_ptr(), *(each.data_ptr() for each in weights), None if bias is None else bias.data_ptr(), y.data_ptr(),
+        *sizes, torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def _int4_product(kernel: Kernel, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor | None:
+    """None: no kernel does it."""
+    rows, out_features = x.numel() // weight.in_features, weight.out_features
+    if x.dtype != torch.bfloat16 or rows == 0 or weight.group % 16:
+        return None
+    operands = (weight.words, weight.scale, weight.zero)
+    return _product(kernel, x, operands, bias, out_features, rows, out_features, weight.in_features, weight.group)
 
 
 def _is_gated_by_tiles(rows: int, out_features: int) -> bool:
