@@ -170,11 +170,30 @@ void pack_keys(const C* const keys[TILE], const C* const soon[TILE], ptrdiff_t c
         }
 }
 
+// Whether values are paired by an instruction that does so within quarters of a vector. Of 32 elements the first vector then
+// holds the first four of each eight, the other one the rest; `put_row` puts them in order.
+template <class C, class X>
+inline bool in_quarters(ptrdiff_t head_dim) {
+    return sizeof(C) == 2 && sizeof(X) == 2 && head_dim % (2 * W) == 0;
+}
+
 // -> [tile][width] floats, or [tile / 2][width] pairs of bfloat16s that belong to two tokens.
 template <class C, class X>
 void pack_values(const C* const values[TILE], const C* const soon[TILE], ptrdiff_t count, ptrdiff_t head_dim,
                  ptrdiff_t width, vi* to) {
     constexpr ptrdiff_t PER = 4 / sizeof(X);
+#if defined(__AVX512BF16__)
+    if (in_quarters<C, X>(head_dim)) {
+        for (ptrdiff_t t = 0; t < count; t += 2)
+            for (ptrdiff_t i = 0; i < head_dim; i += 2 * W, to += 2) {
+                const __m512i one = _mm512_loadu_si512(values[t] + i), two = _mm512_loadu_si512(values[t + 1] + i);
+                fetch(soon[t] + i), fetch(soon[t + 1] + i);
+                store(to, _mm512_unpacklo_epi16(one, two));
+                store(to + 1, _mm512_unpackhi_epi16(one, two));
+            }
+        return;
+    }
+#endif
     for (ptrdiff_t t = 0; t < count; t += PER)
         for (ptrdiff_t i = 0; i < width; i += W, to++) {
             const int lanes = lanes_of(head_dim, i);
@@ -300,6 +319,32 @@ inline void weigh(const bf16* weights, const vi* v, ptrdiff_t count, ptrdiff_t w
     }
 }
 
+// Scores of up to 16 rows with keys that lie together 16 by 16, which are tiles as they lie: each key meets all rows, the
+// result is turned around. `queries` [head_dim / 2][16] are words of each row; keys of the next tile are asked for.
+inline void score_lying(int rows, const vi* queries, const bf16* const* keys, const bf16* const* soon, ptrdiff_t count,
+                        ptrdiff_t head_dim, float* scores) {
+    alignas(64) float sums[TILE / SIDE][SUMS_OF_TILE];
+    for (ptrdiff_t key = 0; key < count; key += SIDE) {
+        tile_zero<5>();
+        for (ptrdiff_t k = 0; k < head_dim; k += 2 * SIDE) {
+            tile_load<6>(keys[key] + k, head_dim * sizeof(bf16));
+            tile_load<7>(queries + k / 2, LINE);
+            Bf16Tiles::multiply<5, 6, 7>();
+            for (int i = 0; i < SIDE; i++) fetch(soon[key + i] + k);
+        }
+        tile_store<5>(sums[key / SIDE], LINE);
+    }
+    for (ptrdiff_t key = 0; key < count; key += SIDE) {
+        const char* lines[SIDE];
+        for (int i = 0; i < SIDE; i++) lines[i] = reinterpret_cast<const char*>(sums[key / SIDE] + i * SIDE);
+        for (int r = 0; r < rows; r += 4) {
+            vi turned[4];
+            transpose(lines, r * sizeof(float), turned);
+            for (int i = 0; i < 4; i++) store(scores + (r + i) * TILE + key, turned[i]);
+        }
+    }
+}
+
 inline void scale_rows(int rows, ptrdiff_t width, const float* decay, float* values) {
     for (int r = 0; r < rows; r++)
         if (decay[r] != 1)
@@ -343,6 +388,11 @@ struct Block<X, true> {
     void score(int rows, const X* q, ptrdiff_t depth, const vi* keys, ptrdiff_t vectors, float* scores) {
         tiles.shape(rows);
         tri::score(q, depth, keys, vectors, scores);
+    }
+    void score_lying(int rows, const vi* queries, const bf16* const* keys, const bf16* const* soon, ptrdiff_t count,
+                     ptrdiff_t head_dim, float* scores) {
+        tiles.shape(rows);
+        tri::score_lying(rows, queries, keys, soon, count, head_dim, scores);
     }
     void weigh(int rows, const X* weights, const vi* v, ptrdiff_t count, ptrdiff_t width, const float* decay, float* values) {
         tiles.shape(rows);
@@ -397,9 +447,18 @@ void soften(const Queries<X>& q, const Place<C>& place, ptrdiff_t tile, ptrdiff_
     }
 }
 
-// The sums over keys from .. to; locate(first, count, place) says where those of a tile lie.
+// Words of up to 16 rows -> [words of a row][16].
+template <class X>
+void turn(const Queries<X>& q, vi* to) {
+    const char* rows[W];
+    for (ptrdiff_t i = 0; i < W; i++) rows[i] = reinterpret_cast<const char*>(q.data + (i < q.count ? i : 0) * q.depth);
+    for (ptrdiff_t k = 0; k < q.depth * ptrdiff_t(sizeof(X)); k += 16, to += 4) transpose(rows, k, to);
+}
+
+// The sums over keys from .. to; locate(first, count, place) says where those of a tile lie. `is_together`: keys lie side by
+// side, 16 of them from each multiple of 16 on, and all 16 may be read.
 template <class C, class X, class Locate>
-void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& locate, Sums sums) {
+void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& locate, Sums sums, bool is_together = false) {
     constexpr ptrdiff_t PER = 4 / sizeof(X);
     for (ptrdiff_t r = 0; r < q.count; r++) sums.most[r] = LOWEST;
     std::memset(sums.values, 0, q.count * (q.width + W) * sizeof(float));  // and the totals behind them
@@ -409,6 +468,8 @@ void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& loc
     alignas(64) X weights[2][BLOCK<X> * TILE];
     Place<C> places[2];
     Block<X> block;
+    const bool as_they_lie = BY_TILES<X> && sizeof(C) == sizeof(X) && is_together && q.count <= BLOCK<X> && q.head_dim == q.depth;
+    if (as_they_lie) turn(q, keys);
     locate(from, to - from < TILE ? to - from : TILE, places[0]);
     for (ptrdiff_t tile = from; tile < to; tile += TILE) {
         const ptrdiff_t count = to - tile < TILE ? to - tile : TILE;
@@ -416,9 +477,10 @@ void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& loc
         Place<C>& next = places[(tile / TILE + 1) % 2];
         const ptrdiff_t left = to - tile - count;
         if (left > 0) locate(tile + TILE, left < TILE ? left : TILE, next);
-        pack_keys<C, X>(place.keys, left > 0 ? next.keys : place.keys, count, q.head_dim, q.depth, keys);
-        pack_values<C, X>(place.values, left > 0 ? next.values : place.values, block.whole(count), q.head_dim, q.width, values);
-        const ptrdiff_t first = tile > q.position ? (tile - q.position) * q.group : 0;  // to see some of the tile
+        const Place<C>& soon = left > 0 ? next : place;
+        if (!as_they_lie) pack_keys<C, X>(place.keys, soon.keys, count, q.head_dim, q.depth, keys);
+        pack_values<C, X>(place.values, soon.values, block.whole(count), q.head_dim, q.width, values);
+        const ptrdiff_t first = tile > q.position && !as_they_lie ? (tile - q.position) * q.group : 0;  // to see some of the tile
         const ptrdiff_t blocks = (q.count - first + BLOCK<X> - 1) / BLOCK<X>;
         // Three blocks at a time are on their way: tiles multiply for the first and the last while vectors soften the other.
         for (ptrdiff_t turn = 0; turn < blocks + 2; turn++) {
@@ -430,6 +492,9 @@ void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& loc
                 f(row, rows, visible, (visible + 2 * W - 1) / (2 * W) * 2, i % 2);
             };
             with(turn, [&](ptrdiff_t row, int rows, ptrdiff_t, ptrdiff_t vectors, ptrdiff_t i) {
+                if constexpr (BY_TILES<X> && sizeof(C) == sizeof(X)) {
+                    if (as_they_lie) return block.score_lying(rows, keys, place.keys, soon.keys, count, q.head_dim, scores[i]);
+                }
                 block.score(rows, q.data + row * q.depth, q.depth, keys, vectors, scores[i]);
             });
             with(turn - 2, [&](ptrdiff_t row, int rows, ptrdiff_t visible, ptrdiff_t, ptrdiff_t i) {
@@ -456,9 +521,22 @@ inline void merge(ptrdiff_t rows, ptrdiff_t width, Sums sums, Sums part) {
 }
 
 // Row r of the result, for a head of its own.
-template <class T>
+template <class T, class C>
 void put_row(T* to, ptrdiff_t head_dim, ptrdiff_t width, Sums sums, ptrdiff_t r) {
     const float total = sum(load<vf>(sums.total + r * W));
+#if defined(__AVX512BF16__)
+    if (in_quarters<C, typename Operand<T>::type>(head_dim)) {
+        const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+        for (ptrdiff_t i = 0; i < head_dim; i += 2 * W) {
+            const float* from = sums.values + r * width + i;
+            const __m512 low = (__m512)(load<vf>(from) / total), high = (__m512)(load<vf>(from + W) / total);
+            store_float(to + i, (vf)_mm512_permutex2var_ps(low, first, high));
+            store_float(to + i + W, (vf)_mm512_permutex2var_ps(low, second, high));
+        }
+        return;
+    }
+#endif
     along(head_dim, [&](ptrdiff_t i, int lanes) { put(to + i, load<vf>(sums.values + r * width + i) / total, lanes); });
 }
 

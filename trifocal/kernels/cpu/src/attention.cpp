@@ -125,13 +125,13 @@ void write_token(const Attention& a, ptrdiff_t token) {
     }
 }
 
-template <class T>
+template <class T, class C>
 void finish(const Attention& a, const Item& item, ptrdiff_t width, Sums sums) {
     const ptrdiff_t group = group_of(a);
     for (ptrdiff_t r = 0; r < item.rows; r++) {
         ptrdiff_t head = item.kv_head * group + r % group;
         T* to = static_cast<T*>(a.out) + ((item.token + r / group) * a.heads + head) * a.head_dim;
-        put_row(to, a.head_dim, width, sums, r);
+        put_row<T, C>(to, a.head_dim, width, sums, r);
     }
 }
 
@@ -146,7 +146,7 @@ void run(const Attention& a, const Item& item, ptrdiff_t part, float* shared) {
     const Queries<X> q{rows, item.rows, group, item.position, d, depth, width, a.scale};
     auto where = [&](ptrdiff_t first, ptrdiff_t count, Place<C>& place) { locate(a, item, first, count, place); };
     auto sum_up = [&](ptrdiff_t stretch, Sums sums) {
-        attend<C>(q, stretch * STRETCH, end_of(a, item, stretch), where, sums);
+        attend<C>(q, stretch * STRETCH, end_of(a, item, stretch), where, sums, a.block_size % 16 == 0);
     };
     if (item.stretches > 1) return sum_up(part - item.first, sums_at(shared, item.rows, width));
     float* own = scratch<float>(SUMS, 2 * floats);
@@ -155,7 +155,7 @@ void run(const Attention& a, const Item& item, ptrdiff_t part, float* shared) {
         sum_up(stretch, stretch ? next : sums);
         if (stretch) merge(item.rows, width, sums, next);
     }
-    finish<T>(a, item, width, sums);
+    finish<T, C>(a, item, width, sums);
 }
 
 template <class T, class C>
@@ -183,7 +183,7 @@ void attention(const Attention& a) {
             Sums sums = sums_at(shared + item.first * slice, item.rows, width);
             for (ptrdiff_t stretch = 1; stretch < item.stretches; stretch++)
                 merge(item.rows, width, sums, sums_at(shared + (item.first + stretch) * slice, item.rows, width));
-            finish<T>(a, item, width, sums);
+            finish<T, C>(a, item, width, sums);
         }
     }
 }

@@ -49,7 +49,7 @@ void run(const Segments& a, const Part& part) {
     Sums sums = sums_at(scratch<float>(SUMS, floats_of(part.rows, width)), part.rows, width);
     attend<T>(q, 0, part.length, where, sums);
     for (ptrdiff_t r = 0; r < part.rows; r++)
-        put_row(static_cast<T*>(a.out) + ((token + r) * a.heads + part.head) * d, d, width, sums, r);
+        put_row<T, T>(static_cast<T*>(a.out) + ((token + r) * a.heads + part.head) * d, d, width, sums, r);
 }
 
 template <class T>
