@@ -43,9 +43,10 @@ class Int4Weight:
 
     def store(self, start: int, q: Tensor) -> None:
         """Put integers 0 .. 15 [rows, in] in as outputs `start ..`."""
-        eights = q.to(torch.uint8).view(len(q), -1, 2, 2, 2)  # bits of a weight's index: a nibble's byte, half, byte
-        nibbles = eights[..., 0, :] | eights[..., 1, :] << 4  # see _NIBBLES
-        words = nibbles.transpose(-1, -2).flatten(-2).view(torch.int32)[..., 0]
+        eight = q.to(torch.uint8).contiguous().view(torch.int64)
+        pairs = eight | eight >> 12  # bytes 0, 4, 1 and 5 are now the nibbles of the word two by two, see _NIBBLES
+        words = pairs & 0xFF | pairs >> 24 & 0xFF00 | pairs << 8 & 0xFF0000 | pairs >> 16 & 0xFF000000
+        words = words.to(torch.int32)
         store_rows(self.words, start, words)
 
     def store_scale(self, start: int, scale: Tensor) -> None:
