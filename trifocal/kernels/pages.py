@@ -1,7 +1,8 @@
-"""Memory for what is large and stays: weights and KV caches."""
+"""Memory for what is large and stays, weights and KV caches, and for the files that it is copied from."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import sys
 from collections.abc import Sequence
@@ -45,3 +46,16 @@ def _memory(num_bytes: int) -> Tensor:
     memory = torch.frombuffer(mapped, dtype=torch.uint8)
     start = -memory.data_ptr() % _HUGE_PAGE
     return memory[start : start + num_bytes]
+
+
+def forget(tensor: Tensor) -> None:
+    """Let go of a mapped file's pages that were copied; without, a process would seem to hold every weight twice.
+
+    The file itself stays in the system's cache.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:  # advice: what it answers does not matter
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)

@@ -6,9 +6,6 @@ and the tensor.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +16,7 @@ from torch import Tensor, nn
 from trifocal import envs
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.kernels.base import TORCH, Kernels
-from trifocal.kernels.pages import empty_together
+from trifocal.kernels.pages import empty_together, forget
 from trifocal.layers.base import use_kernels
 from trifocal.layers.linear import Linear, MergedLinear
 from trifocal.model_spec import ModelSpec, Quantization, read_json
@@ -257,23 +254,10 @@ def _tensors(folder: Path, progress: bool) -> Iterator[tuple[str, str, Tensor]]:
                     for name in shard.keys():  # noqa: SIM118  # not a dict
                         tensor = shard.get_tensor(name)
                         yield where, name, tensor
-                        _forget(tensor)
+                        forget(tensor)
                         bar.update()
             except SafetensorError as error:
                 raise unreadable(folder / file, error) from None
-
-
-def _forget(tensor: Tensor) -> None:
-    """Let go of a mapped file's pages that were copied; without, a process would seem to hold every weight twice.
-
-    The file itself stays in the system's cache.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if start < end:  # advice: what it answers does not matter
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _weight_map(folder: Path) -> dict[str, str]:

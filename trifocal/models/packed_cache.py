@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.envs import cache_folder
+from trifocal.kernels.pages import forget
 from trifocal.log import get_logger
 
 logger = get_logger(__name__)
@@ -62,7 +63,9 @@ class PackedCache:
         memory = torch.frombuffer(mapped, dtype=torch.uint8)
         with torch.no_grad():
             for parameter, offset in zip(model.parameters(), offsets, strict=True):
-                _bytes(parameter).copy_(memory[offset : offset + parameter.nbytes])
+                part = memory[offset : offset + parameter.nbytes]
+                _bytes(parameter).copy_(part)
+                forget(part)
         return True
 
     def keep(self, model: nn.Module) -> None:

@@ -90,7 +90,7 @@ inline void for_products(ptrdiff_t m, ptrdiff_t n, ptrdiff_t row_bytes, int thre
         run(std::integral_constant<int, TILE_ROWS>(), std::integral_constant<int, TILE>());
 }
 
-constexpr ptrdiff_t NEAR = 64;
+constexpr ptrdiff_t NEAR = 64;  // words ahead, of each vector of a tile, that memory is asked for
 
 // Weights in blocks of 16 outputs, [depth][16] words of 32 bits in each: a word holds some consecutive inputs of an output.
 // A block is read from its beginning to its end. Behind the last output it holds anything.
