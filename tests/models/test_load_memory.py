@@ -38,14 +38,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_checkpoint(tmp_path_factory.mktemp("large"), tied=False, vocab=600_000, dtype="bfloat16")
 
 
+def peak_and_weights(folder: Path, method: str, kernels: str) -> tuple[int, int]:
+    words = [sys.executable, "-c", LOAD, str(folder), method, kernels]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    peak, weights = map(int, done.stdout.split())
+    return peak, weights
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("kernels", ["kernels", "torch"])
 @pytest.mark.parametrize("method", ["", "int8", "int4"])
 def test_peak(folder: Path, method: str, kernels: str) -> None:
     """The bound of real models is 15 % and 300 MB; here the one tensor that is being copied is most of the rest."""
-    words = [sys.executable, "-c", LOAD, str(folder), method, kernels]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    peak, weights = map(int, done.stdout.split())
+    peak, weights = peak_and_weights(folder, method, kernels)
     largest = 600_000 * 64 * 2
     assert weights > (1.9 if not method else 1.4) * largest
     assert peak < 1.15 * weights + largest + (32 << 20)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_peak_from_the_packed_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFOCAL_PACKED_CACHE", "1")
+    monkeypatch.setenv("TRIFOCAL_CACHE_ROOT", str(tmp_path))
+    peak_and_weights(folder, "", "torch")
+    [_] = (tmp_path / "weights").iterdir()
+    peak, weights = peak_and_weights(folder, "", "torch")
+    assert peak < 1.15 * weights + 600_000 * 64 * 2 + (32 << 20)
