@@ -113,14 +113,19 @@ def print_stream(response: httpx.Response) -> int:
 
 
 def main() -> int:
-    """Send the request and print the answer: text if streaming, else the whole JSON body."""
+    """Send the request and print the answer: text if streaming, else the whole JSON body. 2: the picture is missing."""
     args = parse_args()
+    try:
+        body = request_body(args)
+    except OSError as error:
+        print(f"--image-path {args.image_path}: {error.strerror}", file=sys.stderr)
+        return 2
     url = f"http://{args.docker_ip}:{args.served_port}/v1/chat/completions"
     is_local = args.docker_ip in ("127.0.0.1", "localhost")  # then no proxy of the environment is wanted
     try:
         with (
             httpx.Client(timeout=600.0, trust_env=not is_local) as client,
-            client.stream("POST", url, json=request_body(args)) as response,
+            client.stream("POST", url, json=body) as response,
         ):
             if response.status_code == 200 and args.stream:
                 return print_stream(response)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_internvl, tiny_minicpmv
-from trifocal.demo.run import NAME, SAMPLES
+from trifocal.demo.run import MODEL, NAME, SAMPLES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -51,6 +51,8 @@ def test_online_failures(demo_server: str) -> None:
     done = online(demo_server, "--top-p", "1.5", "--text", "What?")
     assert done.returncode == 1 and "top_p" in done.stdout
     assert online("http://127.0.0.1:9", "--text", "What?").returncode == 1
+    done = online("http://127.0.0.1:9", "--image-path", "nothing.png", "--text", "What?")
+    assert (done.returncode, done.stderr) == (2, "--image-path nothing.png: No such file or directory\n")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,15 @@ def test_offline_minicpmv(tmp_path: Path, modality: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("What is it?\n  ")
     assert run("offline_inference/vision_language.py", "--model-type", "minicpmv").returncode == 2  # no such folder
+
+
+def test_offline_model_type_must_fit_the_folder() -> None:
+    done = run("offline_inference/vision_language.py", "--model-type", "internvl_chat", "--model", str(MODEL))
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == (
+        f"vision_language.py: --model-type internvl_chat: the model in {MODEL} is a "
+        "Qwen2_5_VLForConditionalGeneration; use --model-type qwen2_5_vl\n"
+    )
 
 
 def test_offline_mistakes() -> None:

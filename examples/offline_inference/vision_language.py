@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from trifocal import LLM, EngineArgs, SamplingParams
 from trifocal.cli.flags import Parser, add_flags
 from trifocal.demo.run import MODEL, SAMPLES
 from trifocal.errors import ConfigError
+from trifocal.model_spec import ModelSpec
 
 SAMPLING = SamplingParams(
     max_tokens=64,
@@ -103,7 +105,19 @@ def run_internvl_chat(questions: list[str], modality: str) -> ModelRequest:
     return ModelRequest(engine_args, prompts)
 
 
-MODEL_TYPES = {"qwen2_5_vl": run_qwen2_5_vl, "internvl_chat": run_internvl_chat, "minicpmv": run_minicpmv}
+@dataclass(frozen=True)
+class ModelType:
+    """What writes its prompts, and the architectures (in `config.json`) that understand them."""
+
+    request: Callable[[list[str], str], ModelRequest]
+    architectures: tuple[str, ...]
+
+
+MODEL_TYPES = {
+    "qwen2_5_vl": ModelType(run_qwen2_5_vl, ("Qwen2_5_VLForConditionalGeneration",)),
+    "internvl_chat": ModelType(run_internvl_chat, ("InternVLChatModel", "InternVLForConditionalGeneration")),
+    "minicpmv": ModelType(run_minicpmv, ("MiniCPMV",)),
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -147,14 +161,24 @@ def read_media(args: argparse.Namespace) -> tuple[Any, list[str]]:
     return data, [questions[index % len(questions)] for index in range(args.num_prompts)]
 
 
+def check_model_type(name: str, folder: str) -> None:
+    """Raise `ConfigError` where the folder holds a model of another type, which would not understand the prompts."""
+    architecture = ModelSpec.from_checkpoint(folder).architecture
+    fitting = [other for other, kind in MODEL_TYPES.items() if architecture in kind.architectures]
+    if name not in fitting:
+        hint = f"use --model-type {fitting[0]}" if fitting else f"this script knows {', '.join(MODEL_TYPES)}"
+        raise ConfigError(f"--model-type {name}: the model in {folder} is a {architecture}; {hint}")
+
+
 def run(args: argparse.Namespace) -> None:
     """Build the prompts, generate, print."""
     if args.num_prompts < 1 or args.num_frames < 1:
         raise ConfigError("--num-prompts and --num-frames must be at least 1")
     data, questions = read_media(args)
-    request = MODEL_TYPES[args.model_type](questions, args.modality)
+    request = MODEL_TYPES[args.model_type].request(questions, args.modality)
     given = {name: value for name, value in vars(args).items() if name in EngineArgs.__dataclass_fields__}
     engine_args = replace(request.engine_args, **given)
+    check_model_type(args.model_type, engine_args.model)
     llm = LLM(**asdict(engine_args))
     try:
         inputs = [{"prompt": prompt, "multi_modal_data": {args.modality: data}} for prompt in request.prompts]
