@@ -128,7 +128,8 @@ class FakeWorker:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """One step, in the order that the contract of `StepPlan` gives."""
-        assert plan.scheduled
+        assert plan.scheduled or plan.finished or plan.free_embeds, "a step for nothing"
+        assert plan.scheduled or not (plan.new or plan.encode)
         assert plan.num_tokens <= self.limits.max_num_batched_tokens
         assert len(plan.scheduled) <= self.limits.max_num_seqs
         assert len({seq.request_id for seq in plan.scheduled}) == len(plan.scheduled)
@@ -148,7 +149,14 @@ class FakeWorker:
                 errors.setdefault(seq.request_id, "the model produced no valid probabilities")
             if seq.samples and seq.request_id not in errors:
                 token_ids[seq.request_id] = token_id
-        return StepResult(plan.step_id, token_ids, errors=errors, failed_media=frozenset(failed))
+        return StepResult(
+            plan.step_id,
+            token_ids,
+            errors=errors,
+            failed_media=frozenset(failed),
+            num_sequences=len(self._states),
+            num_embeds=len(self.embeds),
+        )
 
     def _encode(self, plan: StepPlan) -> set[bytes]:
         failed = set()

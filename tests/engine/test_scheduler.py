@@ -171,6 +171,60 @@ def test_an_id_can_be_used_again_while_its_old_step_runs() -> None:
     assert outputs[0].token_ids == oracle(again)[0][:1]
 
 
+def test_workers_are_told_of_the_last_end_by_a_step_of_its_own() -> None:
+    """Else they would keep the sequence, and with it its pixels, until somebody asks for something else."""
+    scheduler, worker = make(encoder_cache_bytes=16)
+    scheduler.add(picture_request("a", RED, max_tokens=1))
+    plan = plan_of(scheduler)
+    scheduler.update(plan, worker.execute(plan))
+    assert scheduler.stats().num_running == 0 and scheduler.stats().worker_sequences == 1
+    assert scheduler.has_work
+    last = plan_of(scheduler)
+    assert (last.scheduled, last.new, last.encode, last.finished) == ([], [], [], ["a"])
+    assert scheduler.update(last, worker.execute(last)) == []
+    stats = scheduler.stats()
+    assert (stats.worker_sequences, stats.worker_embeds, stats.encoder_items) == (0, 1, 1)
+    assert stats.num_steps == 1, "nothing was computed"
+    assert scheduler.schedule() is None and not scheduler.has_work
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_workers_are_told_of_an_abort(is_running: bool) -> None:
+    scheduler, worker = make()
+    scheduler.add(request("a", [2, 3, 4], max_tokens=3))
+    plan = plan_of(scheduler)
+    result = worker.execute(plan)
+    if not is_running:
+        scheduler.update(plan, result)
+    scheduler.abort("a")
+    last = plan_of(scheduler)
+    assert (last.scheduled, last.finished) == ([], ["a"])
+    if is_running:
+        assert scheduler.update(plan, result) == []
+    scheduler.update(last, worker.execute(last))
+    assert not scheduler.has_work and scheduler.stats().worker_sequences == 0
+
+
+def test_a_request_that_never_ran_is_no_business_of_the_workers() -> None:
+    scheduler, _ = make()
+    scheduler.add(request("a", [2, 3, 4], max_tokens=3))
+    scheduler.abort("a")
+    assert scheduler.schedule() is None and not scheduler.has_work
+
+
+def test_workers_are_told_of_embeddings_that_failed_last() -> None:
+    scheduler, worker = make()
+    scheduler.add(picture_request("a", RED))
+    plan = plan_of(scheduler)
+    worker.execute(plan)
+    scheduler.update(plan, _fail_encoding(plan))
+    last = plan_of(scheduler)
+    assert (last.scheduled, last.finished, last.free_embeds) == ([], ["a"], [RED])
+    scheduler.update(last, worker.execute(last))
+    stats = scheduler.stats()
+    assert (stats.worker_sequences, stats.worker_embeds, stats.encoder_items) == (0, 0, 0)
+
+
 def test_an_id_in_use_is_refused() -> None:
     scheduler, _ = make()
     scheduler.add(request("a", [2]))
@@ -181,6 +235,20 @@ def test_an_id_in_use_is_refused() -> None:
 def _fail_encoding(plan: StepPlan) -> StepResult:
     errors = {job.request_id: "the image could not be encoded" for job in plan.encode}
     return StepResult(plan.step_id, {}, errors=errors, failed_media=frozenset(job.content_hash for job in plan.encode))
+
+
+def test_a_picture_that_fails_before_anybody_needs_it_is_encoded_anew() -> None:
+    """The step that encodes it computes a separator of its span and no place of an embedding: nobody has failed yet."""
+    scheduler, worker = make(max_num_batched_tokens=3)
+    lonely = request("a", [2, 3, *[PLACEHOLDER] * 3], media=[media_item(RED, 2, (False, True, True))], max_tokens=2)
+    scheduler.add(lonely)
+    plan = plan_of(scheduler)
+    assert [job.content_hash for job in plan.encode] == [RED]
+    worker.execute(plan)
+    del worker.embeds[RED]
+    assert scheduler.update(plan, StepResult(plan.step_id, {}, failed_media=frozenset([RED]))) == []
+    assert [output.token_ids[0] for output in finish(scheduler, worker)["a"]] == oracle(lonely)[0]
+    assert worker.num_encoded == 2
 
 
 @pytest.mark.parametrize("leaves", ["stays", "is aborted"])
@@ -269,7 +337,7 @@ def steps_of(scheduler: Scheduler, worker: FakeWorker, seconds: float) -> list[l
     """Who computes in each step, until nothing is left; a step with more than two tokens takes `seconds`, others 1."""
     steps = []
     while (plan := scheduler.schedule()) is not None:
-        steps.append([seq.request_id for seq in plan.scheduled])
+        steps += [[seq.request_id for seq in plan.scheduled]] if plan.scheduled else []
         is_long = sum(seq.num_tokens for seq in plan.scheduled) > 2
         scheduler.update(plan, worker.execute(plan), seconds if is_long else 1.0)
     assert not scheduler.has_work

@@ -128,6 +128,7 @@ class Run:
         """Everything was given back and everybody got the right answer."""
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting, stats.kv_blocks_used, stats.encoder_bytes_pinned) == (0, 0, 0, 0)
+        assert (stats.worker_sequences, stats.worker_embeds) == (0, stats.encoder_items), "workers were not told"
         assert stats.num_media_encoded == self.worker.num_encoded
         for life in self.lives:
             token_ids, reason = oracle(life.request)

@@ -33,6 +33,7 @@ class Scheduler:
         self._forget: list[str] = []  # what the workers are to drop with the next plan
         self._in_flight = StepsInFlight(blocks.block_size)
         self._turns = Turns(limits.max_num_batched_tokens)
+        self._last_step_id = 0
         self._num_steps = 0
         self._num_preemptions = 0
         self._num_prompt_tokens = 0
@@ -42,6 +43,8 @@ class Scheduler:
         self._num_media_encoded = 0
         self._media_encode_s = 0.0
         self._encoder_hits = 0
+        self._worker_sequences = 0
+        self._worker_embeds = 0
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -62,24 +65,32 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is alive."""
-        return bool(self._seqs)
+        """Whether a request is alive, or workers are still to be told what to forget."""
+        return bool(self._seqs) or self._has_due
+
+    @property
+    def _has_due(self) -> bool:
+        return bool(self._forget) or self.encoder_cache.has_dropped
 
     # ------------------------------------------------------------------------------------------ planning
 
     def schedule(self) -> StepPlan | None:
-        """Plan the next step, or None if nothing can be computed now (all wait for tokens in flight)."""
+        """Plan the next step, or None if nothing can be computed now (all wait for tokens in flight).
+
+        When nothing can be computed, what workers are to forget makes a step of its own.
+        """
         draft = self._draft()
         while not draft and self._is_stuck():
             self._preempt(max(self._running, key=lambda seq: seq.order))
             draft = self._draft()
-        if not draft:
+        if not (draft or self._has_due):
             return None
-        self._num_steps += 1
-        self._in_flight.add(self._num_steps, draft.planned)
+        self._last_step_id += 1
+        self._num_steps += bool(draft)
+        self._in_flight.add(self._last_step_id, draft.planned)
         self._turns.begin(draft.planned.values())
         forget, self._forget = self._forget, []
-        plan = draft.plan(self._num_steps, forget)
+        plan = draft.plan(self._last_step_id, forget)
         self._num_media_encoded += len(plan.encode)
         return plan
 
@@ -165,10 +176,11 @@ class Scheduler:
 
     def update(self, plan: StepPlan, result: StepResult, seconds: float = 0.0) -> list[TokenOutput]:
         """Advance by what a step of `seconds` produced; finished sequences give everything back."""
-        outputs = self._fail(plan, result) if result.errors else []
+        outputs = self._fail(plan, result) if result.errors or result.failed_media else []
         planned = self._in_flight.remove(plan.step_id)
         self._turns.end(planned.values(), seconds)
         self._media_encode_s += result.encode_s
+        self._worker_sequences, self._worker_embeds = result.num_sequences, result.num_embeds
         for request_id, token_id in result.token_ids.items():
             if request_id in planned and self._is_alive(planned[request_id].seq):
                 outputs.append(self._append(planned[request_id].seq, token_id, result))
@@ -238,6 +250,9 @@ class Scheduler:
             kv_blocks_total=self.blocks.num_blocks,
             encoder_bytes_pinned=self.encoder_cache.num_pinned_bytes,
             encoder_bytes_cached=self.encoder_cache.num_bytes,
+            encoder_items=self.encoder_cache.num_items,
+            worker_sequences=self._worker_sequences,
+            worker_embeds=self._worker_embeds,
             num_steps=self._num_steps,
             num_preemptions=self._num_preemptions,
             num_prompt_tokens=self._num_prompt_tokens,

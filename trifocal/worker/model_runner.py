@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -33,6 +34,10 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """One step. A fault of one request (its media, its logits) is reported for it; the others go on."""
         self._apply(plan)
+        result = self._compute(plan) if plan.scheduled else StepResult(plan.step_id, {})
+        return replace(result, num_sequences=len(self.states), num_embeds=len(self.embeds))
+
+    def _compute(self, plan: StepPlan) -> StepResult:
         failed, encode_s = self._timed_encode(plan.encode)
         batch = build_batch(
             plan,
