@@ -115,6 +115,7 @@ class ScheduledNew:
 
     request: Request
     output_token_ids: list[int]  # tokens generated before
+    is_long: bool = False  # longer than what longrope's short factors serve
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from tests.engine.fake_worker import PLACEHOLDER, FakeWorker, make_limits, media_item, oracle, request
@@ -13,7 +14,8 @@ from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.scheduler import Scheduler
 from trifocal.errors import RequestError
-from trifocal.types import Request, StepPlan, StepResult, TokenOutput
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import Prompt, Request, StepPlan, StepResult, TokenOutput
 
 RED, BLUE = b"r" * 16, b"b" * 16
 
@@ -230,6 +232,64 @@ def test_an_id_in_use_is_refused() -> None:
     scheduler.add(request("a", [2]))
     with pytest.raises(RequestError, match="'a' is in use"):
         scheduler.add(request("a", [2]))
+
+
+def test_a_sequence_starts_again_once_when_it_outgrows_the_short_factors() -> None:
+    """Not before its token in flight is known, and then at once, from its first token."""
+    scheduler, worker = make(short_context=4, block_size=2)
+    lonely = request("a", [2, 3, 4], max_tokens=5)
+    scheduler.add(lonely)
+    first, second = plan_of(scheduler), plan_of(scheduler)  # of three tokens, and of four
+    assert [new.is_long for new in first.new] == [False]
+    outputs = scheduler.update(first, worker.execute(first))
+    assert scheduler.schedule() is None, "the fifth token is in flight"
+    outputs += scheduler.update(second, worker.execute(second))
+    third = plan_of(scheduler)
+    assert (third.finished, [(seq.start, seq.num_tokens) for seq in third.scheduled]) == (["a"], [(0, 5)])
+    assert [(new.is_long, len(new.output_token_ids)) for new in third.new] == [(True, 2)]
+    outputs += scheduler.update(third, worker.execute(third))
+    outputs += finish(scheduler, worker)["a"]
+    assert [output.token_ids[0] for output in outputs] == oracle(lonely, short_context=4)[0]
+    assert scheduler.stats().num_preemptions == 1
+
+
+def test_a_sequence_that_ends_at_the_border_does_not_start_again() -> None:
+    scheduler, worker = make(short_context=4)
+    scheduler.add(request("a", [2, 3, 4], max_tokens=2))
+    assert len(finish(scheduler, worker)["a"]) == 2
+    assert scheduler.stats().num_preemptions == 0
+
+
+def test_who_outgrows_the_short_factors_goes_before_those_who_wait() -> None:
+    scheduler, worker = make(short_context=4, max_num_seqs=1)
+    for name in ("a", "b"):
+        scheduler.add(request(name, [2, 3, 4], max_tokens=4))
+    steps = steps_of(scheduler, worker, seconds=1.0)
+    assert steps == [["a"]] * 4 + [["b"]] * 4
+
+
+def test_blocks_of_long_sequences_are_found_by_long_ones_alone() -> None:
+    scheduler, worker = make(short_context=8, block_size=2)
+    for name, num_tokens in (("short", 7), ("long", 10), ("short again", 8), ("long again", 9)):
+        scheduler.add(request(name, list(range(2, 2 + num_tokens)), max_tokens=1))
+        plan = plan_of(scheduler)
+        starts = [(seq.request_id, seq.start) for seq in plan.scheduled]
+        assert starts == [(name, {"short again": 6, "long again": 8}.get(name, 0))]
+        scheduler.update(plan, worker.execute(plan))
+
+
+def test_rotary_positions_decide_not_tokens() -> None:
+    """A picture may count for less positions than it has tokens."""
+    scheduler, _ = make(short_context=4)
+    prompt = Prompt([2, 3, 4, 5, 6], positions=np.array([[0, 1, 1, 1, 2]]), position_delta=-2)
+    scheduler.add(Request("a", prompt, SamplingParams(max_tokens=9)))
+    is_long = []
+    for _ in range(4):
+        plan = plan_of(scheduler)
+        is_long += [new.is_long for new in plan.new]
+        result = StepResult(plan.step_id, {"a": 5})
+        scheduler.update(plan, result)
+    assert is_long == [False, True] and scheduler.stats().num_preemptions == 1
 
 
 def _fail_encoding(plan: StepPlan) -> StepResult:

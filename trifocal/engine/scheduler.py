@@ -96,6 +96,7 @@ class Scheduler:
 
     def _draft(self) -> Draft:
         limits = self.limits
+        self._restart_outgrown()
         draft = Draft(limits, self.blocks, self.encoder_cache)
         for seq in sorted(self._running, key=lambda seq: (seq.num_remaining > 1, seq.order)):  # decodes first, by age
             if not (draft and self._turns.is_resting(seq)):
@@ -109,12 +110,26 @@ class Scheduler:
         self._encoder_hits += draft.num_encoder_hits
         return draft
 
+    def _restart_outgrown(self) -> None:
+        """Sequences that have become too long for longrope's short factors are computed anew with the long ones."""
+        for seq in sorted(self._running, key=lambda seq: -seq.order):  # so that the oldest is first to start again
+            if self._has_outgrown(seq) and not seq.num_in_flight:
+                self._preempt(seq)
+
+    def _is_long(self, seq: Sequence) -> bool:
+        return self.limits.short_context is not None and seq.num_positions > self.limits.short_context
+
+    def _has_outgrown(self, seq: Sequence) -> bool:
+        return self._is_long(seq) and not seq.is_long
+
     def _is_stuck(self) -> bool:
         """Whether no result can help: one sequence may wait for blocks of another that waits for its embeddings."""
         return len(self._running) > 1 and not any(seq.num_in_flight for seq in self._seqs.values())
 
     def _schedule_running(self, seq: Sequence, draft: Draft) -> None:
-        if seq.is_at_limit or (draft.has_preempted and seq not in self._running):  # preempted a moment ago
+        if seq.is_at_limit or self._has_outgrown(seq):  # it ends, or starts again, with the token in flight
+            return
+        if draft.has_preempted and seq not in self._running:  # preempted a moment ago
             return
         num_tokens = draft.within_budget(seq)
         while num_tokens and not self.blocks.can_grow(seq, seq.num_computed_tokens + num_tokens):
@@ -127,6 +142,7 @@ class Scheduler:
     def _schedule_waiting(self, seq: Sequence, draft: Draft) -> bool:
         if seq.num_in_flight:  # preempted while a step was running: its token arrives with that step's result
             return False
+        seq.begin(is_long=self._is_long(seq))
         num_hit = self.blocks.take_prefix(seq)
         seq.num_computed_tokens = num_hit
         num_tokens = draft.within_budget(seq)

@@ -48,7 +48,7 @@ class ModelRunner:
         )
         inputs, errors = self._embed(batch, failed)
         self.attention.begin(batch.attention)
-        hidden = self.model(inputs, batch.positions, self.attention)
+        hidden = self.model(inputs, batch.positions, self.attention, batch.is_long)
         token_ids, logprobs = self._sample(batch, hidden, errors)
         return StepResult(plan.step_id, token_ids, logprobs, errors, frozenset(failed), encode_s)
 
