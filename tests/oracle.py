@@ -197,10 +197,19 @@ class Runner:
             self._begin([tables[index] for index in active], first, ends)
             embeds = torch.cat([inputs[index][first:end] for index, end in zip(active, ends, strict=True)])
             parts = [samples[index].positions[:, first:end] for index, end in zip(active, ends, strict=True)]
-            logits = self.model.logits(self.model(embeds, torch.cat(parts, dim=1), self.attention))
+            is_long = self._is_long([(samples[index], end - first) for index, end in zip(active, ends, strict=True)])
+            hidden = self.model(embeds, torch.cat(parts, dim=1), self.attention, is_long)
+            logits = self.model.logits(hidden)
             for index, part in zip(active, torch.split(logits, [end - first for end in ends]), strict=True):
                 outputs[index].append(part)
         return [torch.cat(parts) for parts in outputs]
+
+    def _is_long(self, parts: list[tuple[Sample, int]]) -> Tensor | None:
+        """Which rows of a step are of samples that LongRoPE's long factors are for; a part is a sample and its rows."""
+        short = self.model.language_model.config.rope.short_context
+        if short is None:
+            return None
+        return torch.cat([torch.full((count,), sample.num_tokens > short) for sample, count in parts])
 
     def _begin(self, tables: list[list[int]], first: int, ends: list[int]) -> None:
         width = max(len(table) for table in tables)

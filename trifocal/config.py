@@ -187,7 +187,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")
     dtype = _dtype(args, spec, quantization, device)
     return EngineConfig(
-        spec=spec.for_context(max_model_len),
+        spec=spec,
         tokenizer=args.tokenizer or spec.path,
         device=device,
         dtype=dtype,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ _MOST_SHOWN = 60  # characters of a wrong value in a message
 class RopeConfig:
     """Rotary embedding: `kind` is one of default, linear, dynamic, yarn, llama3, longrope; `extra` its own fields.
 
-    `context_len` is the longest sequence that will be run; longrope chooses its frequencies by it.
+    Longrope's own fields are two lists of factors, see `short_context`.
     """
 
     theta: float = 10000.0
@@ -35,8 +35,15 @@ class RopeConfig:
     factor: float = 1.0
     original_max_position_embeddings: int | None = None
     mrope_section: tuple[int, ...] | None = None
-    context_len: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def short_context(self) -> int | None:
+        """Most positions of a sequence that is run with longrope's short factors; longer ones take the long factors.
+
+        None for the other kinds, which have one set of frequencies.
+        """
+        return self.original_max_position_embeddings if self.kind == "longrope" else None
 
 
 @dataclass(frozen=True)
@@ -141,11 +148,6 @@ class ModelSpec:
                 f"{Path(self.path).name}/preprocessor_config.json is missing: it says how pictures are scaled, cut and "
                 "normalised; take it from where the checkpoint comes from"
             )
-
-    def for_context(self, max_model_len: int) -> ModelSpec:
-        """The same for sequences of at most `max_model_len` tokens."""
-        rope = replace(self.text.rope, context_len=max_model_len)
-        return replace(self, text=replace(self.text, rope=rope))
 
 
 def read_json(path: Path, *, required: bool = False) -> dict[str, Any]:
@@ -278,10 +280,10 @@ def rope_config(text: dict[str, Any]) -> RopeConfig:
     theta = scaling.pop("rope_theta", None) or text.get("rope_theta") or 10000.0
     if kind in _SCALES_CONTEXT and original is None:
         original = text.get("original_max_position_embeddings") or text.get("max_position_embeddings")
-    context_len = text.get("max_position_embeddings")
+    longest = text.get("max_position_embeddings")
     factor = scaling.pop("factor", None)
-    if kind == "longrope" and not factor and original and context_len:
-        length = positive_int(context_len, "max_position_embeddings")
+    if kind == "longrope" and not factor and original and longest:
+        length = positive_int(longest, "max_position_embeddings")
         factor = length / positive_int(original, "original_max_position_embeddings")
     return RopeConfig(
         theta=positive_number(theta, "rope_theta"),
@@ -291,7 +293,6 @@ def rope_config(text: dict[str, Any]) -> RopeConfig:
             positive_int(original, "original_max_position_embeddings") if original else None
         ),
         mrope_section=_mrope_section(scaling.pop("mrope_section", None), name),
-        context_len=positive_int(context_len, "max_position_embeddings") if context_len else None,
         extra=scaling,
     )
 

@@ -115,6 +115,7 @@ class ScheduledNew:
 
     request: Request
     output_token_ids: list[int]  # tokens generated before
+    is_long: bool = False  # longer than what longrope's short factors serve
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,10 @@ class EncodeJob:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """What the workers do in one step, as a diff against what they already hold."""
+    """What the workers do in one step, as a diff against what they already hold.
+
+    Without anything `scheduled` it tells them what to forget, when no other step is going to.
+    """
 
     step_id: int
     scheduled: list[ScheduledSeq]
@@ -171,7 +175,8 @@ class StepResult:
     """What a step produced: the sampled token of each sequence that had `samples` set, and requests that failed.
 
     `failed_media` are the hashes of media without which positions of this step were computed: what they hold is wrong.
-    `encode_s` are the seconds that its media spent in the vision tower.
+    `encode_s` are the seconds that its media spent in the vision tower. `num_sequences` and `num_embeds` are what a
+    worker holds after it: states of sequences, and media whose embeddings it keeps.
     """
 
     step_id: int
@@ -180,6 +185,8 @@ class StepResult:
     errors: dict[str, str] = field(default_factory=dict)
     failed_media: frozenset[bytes] = frozenset()
     encode_s: float = 0.0
+    num_sequences: int = 0
+    num_embeds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +214,10 @@ class EngineStats:
     kv_blocks_total: int = 0
     encoder_bytes_pinned: int = 0  # embeddings that a sequence still needs
     encoder_bytes_cached: int = 0
+    encoder_items: int = 0  # media whose embeddings the encoder cache counts on
+    worker_sequences: int = 0  # states that a worker holds, as its last step left them
+    worker_embeds: int = 0  # media whose embeddings it holds: `encoder_items`, once it has been told everything
+    mapped_media: int = 0  # pixels of requests that the engine process has mapped
     num_steps: int = 0
     num_preemptions: int = 0
     num_prompt_tokens: int = 0

@@ -1,7 +1,8 @@
 """A worker without a model. Its "KV" is a hash of all that a model would have seen, so every plan can be checked.
 
-The content of a position covers its token, the embedding at it (content hash and row), everything before it and the
-cache salt. A sampled token is a function of the content of the last position: it is right only if all blocks are.
+The content of a position covers its token, the embedding at it (content hash and row), everything before it, the cache
+salt, and whether its sequence is longer than `Limits.short_context`. A sampled token is a function of the content of
+the last position: it is right only if all blocks are.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ def make_limits(**changes: object) -> Limits:
 class History:
     """What the contents of one sequence must be."""
 
-    def __init__(self, request: Request, output_token_ids: Iterable[int] = ()) -> None:
+    def __init__(self, request: Request, output_token_ids: Iterable[int] = (), *, is_long: bool = False) -> None:
+        self.is_long = is_long
         self._embeds = dict(_embeds(request.prompt))
-        self.root = crc32((request.prompt.cache_salt or "").encode())
+        self.root = crc32((request.prompt.cache_salt or "").encode(), int(is_long))
         self.token_ids: list[int] = []
         self.contents: list[int] = []
         for token_id in [*request.prompt.token_ids, *output_token_ids]:
@@ -87,12 +89,17 @@ def sample(last: int) -> int:
     return last % VOCAB
 
 
-def oracle(request: Request) -> tuple[list[int], str]:
-    """Output tokens and finish reason of a request that is alone in the world."""
-    history, output = History(request), []
+def is_longer(num_tokens: int, short_context: int | None) -> bool:
+    """Whether a sequence of so many tokens is computed as a long one."""
+    return short_context is not None and num_tokens > short_context
+
+
+def oracle(request: Request, short_context: int | None = None) -> tuple[list[int], str]:
+    """Output tokens and finish reason of a request that is alone in the world: each token from all before it, anew."""
+    output: list[int] = []
     while True:
-        output.append(sample(history.contents[-1]))
-        history.append(output[-1])
+        is_long = is_longer(len(request.prompt.token_ids) + len(output), short_context)
+        output.append(sample(History(request, output, is_long=is_long).contents[-1]))
         if output[-1] in request.stop_token_ids and len(output) > request.params.min_tokens:
             return output, "stop"
         if len(output) == request.params.max_tokens:
@@ -128,7 +135,8 @@ class FakeWorker:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """One step, in the order that the contract of `StepPlan` gives."""
-        assert plan.scheduled
+        assert plan.scheduled or plan.finished or plan.free_embeds, "a step for nothing"
+        assert plan.scheduled or not (plan.new or plan.encode)
         assert plan.num_tokens <= self.limits.max_num_batched_tokens
         assert len(plan.scheduled) <= self.limits.max_num_seqs
         assert len({seq.request_id for seq in plan.scheduled}) == len(plan.scheduled)
@@ -138,7 +146,8 @@ class FakeWorker:
             self.embeds.pop(content_hash, None)  # one whose encoding failed is not there
         for new in plan.new:
             assert new.request.request_id not in self._states
-            self._states[new.request.request_id] = _State(new.request, History(new.request, new.output_token_ids))
+            history = History(new.request, new.output_token_ids, is_long=new.is_long)
+            self._states[new.request.request_id] = _State(new.request, history)
         failed = self._encode(plan)
         errors: dict[str, str] = {}
         token_ids = {}
@@ -148,7 +157,14 @@ class FakeWorker:
                 errors.setdefault(seq.request_id, "the model produced no valid probabilities")
             if seq.samples and seq.request_id not in errors:
                 token_ids[seq.request_id] = token_id
-        return StepResult(plan.step_id, token_ids, errors=errors, failed_media=frozenset(failed))
+        return StepResult(
+            plan.step_id,
+            token_ids,
+            errors=errors,
+            failed_media=frozenset(failed),
+            num_sequences=len(self._states),
+            num_embeds=len(self.embeds),
+        )
 
     def _encode(self, plan: StepPlan) -> set[bytes]:
         failed = set()
@@ -171,6 +187,7 @@ class FakeWorker:
         end, history = seq.start + seq.num_tokens, state.history
         assert seq.num_tokens > 0
         assert end <= len(history.contents), "computes a token that nobody knows"
+        assert history.is_long == is_longer(len(history.contents), self.limits.short_context)
         assert seq.samples == (end == len(history.contents))
         assert len(state.block_ids) == -(-end // size)
         assert len(set(state.block_ids)) == len(state.block_ids)

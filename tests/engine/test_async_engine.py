@@ -74,7 +74,7 @@ async def test_answers_equal_offline_ones_and_nothing_is_left(
         offline = llm.generate([*inputs, "The quick brown"], GREEDY, use_tqdm=False)
     assert texts == [output.outputs[0].text for output in offline]
     assert len(set(texts)) == 4
-    assert (await engine.integrity()).is_clean
+    assert await becomes_clean(engine)
 
 
 async def test_deltas_carry_all_tokens_once_and_the_usage(builder: PromptBuilder, engine: AsyncEngine) -> None:
@@ -95,10 +95,25 @@ async def test_closing_a_stream_frees_everything(builder: PromptBuilder, engine:
     await anext(streams[0])
     held = await engine.integrity()
     assert held.num_requests == 4 and held.kv_blocks > 0 and held.shared_bytes > 0
+    assert held.worker_sequences > 0 and held.mapped_media > 0
     for stream in streams:
         await stream.aclose()
         await stream.aclose()
     assert await becomes_clean(engine)
+
+
+async def test_an_idle_engine_holds_nothing_of_the_last_request(builder: PromptBuilder, engine: AsyncEngine) -> None:
+    """No other request comes: its state is gone from the workers all the same, and its pixels are unmapped."""
+    stream = await engine.submit("last", picture_prompt(builder, 50), GREEDY)
+    await anext(stream)
+    held = await engine.integrity()
+    assert (held.worker_sequences, held.mapped_media) == (1, 1)
+    async for _ in stream:
+        pass
+    assert await becomes_clean(engine)
+    assert engine.last_stats.worker_embeds == engine.last_stats.encoder_items > 0, "embeddings are kept for the next"
+    assert engine.engine_pid is not None
+    assert "trifocal-media" not in Path(f"/proc/{engine.engine_pid}/maps").read_text()
 
 
 async def test_the_engine_hears_of_an_end_before_pixels_are_given_back(

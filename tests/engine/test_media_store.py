@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.engine.processes import open_memory
-from trifocal.engine.media_store import MediaStore, map_pixels
+from trifocal.engine.media_store import MediaStore, map_pixels, num_mapped
 from trifocal.errors import RequestError
 from trifocal.types import MediaItem, Prompt, SharedPixels, Span
 
@@ -84,6 +84,19 @@ def test_memory_is_there_until_its_last_user_is_gone(store: MediaStore) -> None:
     np.testing.assert_array_equal(mapped, RED.pixels)  # who has mapped it keeps it
     with pytest.raises(RequestError, match="media are gone"):
         map_pixels(shared.media[0])
+
+
+def test_mappings_are_counted_until_nothing_looks_at_the_pixels(store: MediaStore) -> None:
+    shared = store.share(["a"], prompt(RED, BLUE)).media
+    before = num_mapped()
+    red, blue = (map_pixels(each).pixels for each in shared)
+    assert num_mapped() == before + 2
+    part = np.asarray(red)[1:, 2:]
+    del red, blue
+    assert num_mapped() == before + 1, "a part keeps the whole"
+    np.testing.assert_array_equal(part, RED.pixels[1:, 2:])  # type: ignore[index]
+    del part
+    assert num_mapped() == before
 
 
 def test_sharing_again_after_the_end_writes_again(store: MediaStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from tests.engine.fake_worker import PLACEHOLDER, FakeWorker, make_limits, media_item, oracle, request
@@ -13,7 +14,8 @@ from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.scheduler import Scheduler
 from trifocal.errors import RequestError
-from trifocal.types import Request, StepPlan, StepResult, TokenOutput
+from trifocal.sampling_params import SamplingParams
+from trifocal.types import Prompt, Request, StepPlan, StepResult, TokenOutput
 
 RED, BLUE = b"r" * 16, b"b" * 16
 
@@ -171,6 +173,60 @@ def test_an_id_can_be_used_again_while_its_old_step_runs() -> None:
     assert outputs[0].token_ids == oracle(again)[0][:1]
 
 
+def test_workers_are_told_of_the_last_end_by_a_step_of_its_own() -> None:
+    """Else they would keep the sequence, and with it its pixels, until somebody asks for something else."""
+    scheduler, worker = make(encoder_cache_bytes=16)
+    scheduler.add(picture_request("a", RED, max_tokens=1))
+    plan = plan_of(scheduler)
+    scheduler.update(plan, worker.execute(plan))
+    assert scheduler.stats().num_running == 0 and scheduler.stats().worker_sequences == 1
+    assert scheduler.has_work
+    last = plan_of(scheduler)
+    assert (last.scheduled, last.new, last.encode, last.finished) == ([], [], [], ["a"])
+    assert scheduler.update(last, worker.execute(last)) == []
+    stats = scheduler.stats()
+    assert (stats.worker_sequences, stats.worker_embeds, stats.encoder_items) == (0, 1, 1)
+    assert stats.num_steps == 1, "nothing was computed"
+    assert scheduler.schedule() is None and not scheduler.has_work
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_workers_are_told_of_an_abort(is_running: bool) -> None:
+    scheduler, worker = make()
+    scheduler.add(request("a", [2, 3, 4], max_tokens=3))
+    plan = plan_of(scheduler)
+    result = worker.execute(plan)
+    if not is_running:
+        scheduler.update(plan, result)
+    scheduler.abort("a")
+    last = plan_of(scheduler)
+    assert (last.scheduled, last.finished) == ([], ["a"])
+    if is_running:
+        assert scheduler.update(plan, result) == []
+    scheduler.update(last, worker.execute(last))
+    assert not scheduler.has_work and scheduler.stats().worker_sequences == 0
+
+
+def test_a_request_that_never_ran_is_no_business_of_the_workers() -> None:
+    scheduler, _ = make()
+    scheduler.add(request("a", [2, 3, 4], max_tokens=3))
+    scheduler.abort("a")
+    assert scheduler.schedule() is None and not scheduler.has_work
+
+
+def test_workers_are_told_of_embeddings_that_failed_last() -> None:
+    scheduler, worker = make()
+    scheduler.add(picture_request("a", RED))
+    plan = plan_of(scheduler)
+    worker.execute(plan)
+    scheduler.update(plan, _fail_encoding(plan))
+    last = plan_of(scheduler)
+    assert (last.scheduled, last.finished, last.free_embeds) == ([], ["a"], [RED])
+    scheduler.update(last, worker.execute(last))
+    stats = scheduler.stats()
+    assert (stats.worker_sequences, stats.worker_embeds, stats.encoder_items) == (0, 0, 0)
+
+
 def test_an_id_in_use_is_refused() -> None:
     scheduler, _ = make()
     scheduler.add(request("a", [2]))
@@ -178,9 +234,81 @@ def test_an_id_in_use_is_refused() -> None:
         scheduler.add(request("a", [2]))
 
 
+def test_a_sequence_starts_again_once_when_it_outgrows_the_short_factors() -> None:
+    """Not before its token in flight is known, and then at once, from its first token."""
+    scheduler, worker = make(short_context=4, block_size=2)
+    lonely = request("a", [2, 3, 4], max_tokens=5)
+    scheduler.add(lonely)
+    first, second = plan_of(scheduler), plan_of(scheduler)  # of three tokens, and of four
+    assert [new.is_long for new in first.new] == [False]
+    outputs = scheduler.update(first, worker.execute(first))
+    assert scheduler.schedule() is None, "the fifth token is in flight"
+    outputs += scheduler.update(second, worker.execute(second))
+    third = plan_of(scheduler)
+    assert (third.finished, [(seq.start, seq.num_tokens) for seq in third.scheduled]) == (["a"], [(0, 5)])
+    assert [(new.is_long, len(new.output_token_ids)) for new in third.new] == [(True, 2)]
+    outputs += scheduler.update(third, worker.execute(third))
+    outputs += finish(scheduler, worker)["a"]
+    assert [output.token_ids[0] for output in outputs] == oracle(lonely, short_context=4)[0]
+    assert scheduler.stats().num_preemptions == 1
+
+
+def test_a_sequence_that_ends_at_the_border_does_not_start_again() -> None:
+    scheduler, worker = make(short_context=4)
+    scheduler.add(request("a", [2, 3, 4], max_tokens=2))
+    assert len(finish(scheduler, worker)["a"]) == 2
+    assert scheduler.stats().num_preemptions == 0
+
+
+def test_who_outgrows_the_short_factors_goes_before_those_who_wait() -> None:
+    scheduler, worker = make(short_context=4, max_num_seqs=1)
+    for name in ("a", "b"):
+        scheduler.add(request(name, [2, 3, 4], max_tokens=4))
+    steps = steps_of(scheduler, worker, seconds=1.0)
+    assert steps == [["a"]] * 4 + [["b"]] * 4
+
+
+def test_blocks_of_long_sequences_are_found_by_long_ones_alone() -> None:
+    scheduler, worker = make(short_context=8, block_size=2)
+    for name, num_tokens in (("short", 7), ("long", 10), ("short again", 8), ("long again", 9)):
+        scheduler.add(request(name, list(range(2, 2 + num_tokens)), max_tokens=1))
+        plan = plan_of(scheduler)
+        starts = [(seq.request_id, seq.start) for seq in plan.scheduled]
+        assert starts == [(name, {"short again": 6, "long again": 8}.get(name, 0))]
+        scheduler.update(plan, worker.execute(plan))
+
+
+def test_rotary_positions_decide_not_tokens() -> None:
+    """A picture may count for less positions than it has tokens."""
+    scheduler, _ = make(short_context=4)
+    prompt = Prompt([2, 3, 4, 5, 6], positions=np.array([[0, 1, 1, 1, 2]]), position_delta=-2)
+    scheduler.add(Request("a", prompt, SamplingParams(max_tokens=9)))
+    is_long = []
+    for _ in range(4):
+        plan = plan_of(scheduler)
+        is_long += [new.is_long for new in plan.new]
+        result = StepResult(plan.step_id, {"a": 5})
+        scheduler.update(plan, result)
+    assert is_long == [False, True] and scheduler.stats().num_preemptions == 1
+
+
 def _fail_encoding(plan: StepPlan) -> StepResult:
     errors = {job.request_id: "the image could not be encoded" for job in plan.encode}
     return StepResult(plan.step_id, {}, errors=errors, failed_media=frozenset(job.content_hash for job in plan.encode))
+
+
+def test_a_picture_that_fails_before_anybody_needs_it_is_encoded_anew() -> None:
+    """The step that encodes it computes a separator of its span and no place of an embedding: nobody has failed yet."""
+    scheduler, worker = make(max_num_batched_tokens=3)
+    lonely = request("a", [2, 3, *[PLACEHOLDER] * 3], media=[media_item(RED, 2, (False, True, True))], max_tokens=2)
+    scheduler.add(lonely)
+    plan = plan_of(scheduler)
+    assert [job.content_hash for job in plan.encode] == [RED]
+    worker.execute(plan)
+    del worker.embeds[RED]
+    assert scheduler.update(plan, StepResult(plan.step_id, {}, failed_media=frozenset([RED]))) == []
+    assert [output.token_ids[0] for output in finish(scheduler, worker)["a"]] == oracle(lonely)[0]
+    assert worker.num_encoded == 2
 
 
 @pytest.mark.parametrize("leaves", ["stays", "is aborted"])
@@ -269,7 +397,7 @@ def steps_of(scheduler: Scheduler, worker: FakeWorker, seconds: float) -> list[l
     """Who computes in each step, until nothing is left; a step with more than two tokens takes `seconds`, others 1."""
     steps = []
     while (plan := scheduler.schedule()) is not None:
-        steps.append([seq.request_id for seq in plan.scheduled])
+        steps += [[seq.request_id for seq in plan.scheduled]] if plan.scheduled else []
         is_long = sum(seq.num_tokens for seq in plan.scheduled) > 2
         scheduler.update(plan, worker.execute(plan), seconds if is_long else 1.0)
     assert not scheduler.has_work

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.engine.fake_worker import PLACEHOLDER, VOCAB, FakeWorker, make_limits, media_item, oracle
 from trifocal.engine.admission import Limits
@@ -28,13 +28,20 @@ class Life:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
 
+    def has_outgrown(self, num_tokens: int | None) -> bool:
+        """Whether it got a token for which more than `num_tokens` were computed, and began with less."""
+        begun = len(self.request.prompt.token_ids)
+        return num_tokens is not None and begun <= num_tokens < begun + len(self.token_ids) - 1
+
 
 class Run:
     """One engine life, stepped as `Engine.step` does: the next plan is made before the last result is in."""
 
-    def __init__(self, seed: int, *, can_fail: bool = False) -> None:
+    def __init__(self, seed: int, *, can_fail: bool = False, can_outgrow: bool = False) -> None:
         self.random = random.Random(seed)
         self.limits = self._limits()
+        if can_outgrow:
+            self.limits = replace(self.limits, short_context=self.random.choice([4, 9, 16, 20, 30]))
         self.can_abort = self.random.random() < 0.5
         self.is_pipelined = self.random.random() < 0.8
         failing = self.random.sample(_HASHES, 2) if can_fail else []
@@ -128,9 +135,10 @@ class Run:
         """Everything was given back and everybody got the right answer."""
         stats = self.scheduler.stats()
         assert (stats.num_running, stats.num_waiting, stats.kv_blocks_used, stats.encoder_bytes_pinned) == (0, 0, 0, 0)
+        assert (stats.worker_sequences, stats.worker_embeds) == (0, stats.encoder_items), "workers were not told"
         assert stats.num_media_encoded == self.worker.num_encoded
         for life in self.lives:
-            token_ids, reason = oracle(life.request)
+            token_ids, reason = oracle(life.request, self.limits.short_context)
             if life.finish_reason == "error":
                 is_unlucky = life.request.request_id in self.worker.unlucky
                 assert is_unlucky or self.worker.failed_hashes & _hashes(life.request), "failed by others' fault"
@@ -165,3 +173,17 @@ def test_a_failing_picture_fails_only_those_who_show_it() -> None:
         run.check_end()
         num_failed += sum(life.finish_reason == "error" for life in run.lives)
     assert num_failed > 100
+
+
+def test_sequences_that_outgrow_the_short_factors() -> None:
+    """They start again in the midst of all that the others do, also where pictures and sampling fail."""
+    totals = dict.fromkeys(("num_preemptions", "prefix_hits"), 0)
+    num_crossed = 0
+    for seed in range(2000, 2100):
+        run = Run(seed, can_fail=seed % 4 == 0, can_outgrow=True)
+        run.live(num_requests=14)
+        run.check_end()
+        for name in totals:
+            totals[name] += getattr(run.scheduler.stats(), name)
+        num_crossed += sum(life.has_outgrown(run.limits.short_context) for life in run.lives)
+    assert min(*totals.values(), num_crossed) > 150, f"this was too easy: {totals}, {num_crossed}"

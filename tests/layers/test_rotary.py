@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from trifocal.errors import ConfigError
-from trifocal.layers.rotary import RotaryEmbedding, Rotate, inverse_frequencies
+from trifocal.layers.rotary import RotaryEmbedding, Rotate, inverse_frequencies, long_rows
 from trifocal.model_spec import RopeConfig, rope_config
 
 HEAD_DIM, MAX_POSITIONS = 64, 512
@@ -27,6 +28,11 @@ SCALINGS: dict[str, dict[str, Any]] = {
         "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 256, "truncate": False,
         "attention_factor": 1.25,
     },
+    "longrope": {
+        "rope_type": "longrope", "original_max_position_embeddings": 128,
+        "short_factor": [1 + index / 40 for index in range(HEAD_DIM // 2)],
+        "long_factor": [1 + index / 3 for index in range(HEAD_DIM // 2)],
+    },
 }  # fmt: skip
 
 
@@ -42,10 +48,11 @@ def test_scaled_frequencies(name: str) -> None:
         max_position_embeddings=MAX_POSITIONS,
         rope_parameters={**SCALINGS[name], "rope_theta": 1e4},
     )
-    reference, reference_factor = ROPE_INIT_FUNCTIONS[SCALINGS[name]["rope_type"]](config)
-    ours, factor = inverse_frequencies(rope_config(text), HEAD_DIM)
-    torch.testing.assert_close(ours, reference, rtol=1e-6, atol=0)
-    assert factor == pytest.approx(reference_factor)
+    for length in (128, 129):
+        reference, reference_factor = ROPE_INIT_FUNCTIONS[SCALINGS[name]["rope_type"]](config, seq_len=length)
+        ours, factor = inverse_frequencies(rope_config(text), HEAD_DIM, is_long=length > 128)
+        torch.testing.assert_close(ours, reference, rtol=1e-6, atol=0)
+        assert factor == pytest.approx(reference_factor)
 
 
 def test_yarn_of_long_context_qwen() -> None:
@@ -78,6 +85,22 @@ def test_dynamic_is_plain_within_the_original_context_and_the_reference_at_its_l
     torch.testing.assert_close(cos[1, 0], (150 * reference).cos(), rtol=0, atol=1e-4)
     torch.testing.assert_close(sin[1, 0], (150 * reference).sin(), rtol=0, atol=1e-4)
     assert torch.equal(cos[0], plain(torch.tensor([[3]]), torch.float32)[0][0])
+
+
+def test_longrope_goes_by_the_sequence_of_each_token() -> None:
+    text = {"rope_theta": 1e4, "rope_scaling": SCALINGS["longrope"], "max_position_embeddings": MAX_POSITIONS}
+    rope = rope_config(text)
+    assert rope.short_context == 128 and RopeConfig().short_context is None
+    embedding, positions = RotaryEmbedding(rope, HEAD_DIM), torch.tensor([[3, 90, 3, 128]])
+    mixed = embedding(positions, torch.float32, torch.tensor([False, False, True, True]))
+    short, long = (inverse_frequencies(rope, HEAD_DIM, is_long=is_long)[0] for is_long in (False, True))
+    angles = positions[0, :, None] * torch.stack([short, short, long, long])
+    factor = (1 + math.log(4) / math.log(128)) ** 0.5
+    assert torch.equal(mixed[0][:, 0], angles.cos() * factor) and torch.equal(mixed[1][:, 0], angles.sin() * factor)
+    for part, alone in zip(mixed, embedding(positions[:, :2], torch.float32), strict=True):
+        assert torch.equal(part[:2], alone)
+    assert long_rows(rope, [128, 2, 129]).tolist() == [False] * 130 + [True] * 129
+    assert long_rows(RopeConfig(), [3]) is None
 
 
 def test_sections_take_their_own_axis() -> None:

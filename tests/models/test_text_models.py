@@ -1,4 +1,4 @@
-"""What the decoders refuse, and LongRoPE's choice; their numbers are compared in test_parity."""
+"""What the decoders refuse; their numbers are compared in test_parity, LongRoPE's changeover in test_longrope."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny_internvl as tiny
 from tests.oracle import load_ours
-from trifocal.config import EngineArgs, resolve
 from trifocal.errors import ConfigError
-from trifocal.layers.rotary import inverse_frequencies
 from trifocal.model_spec import ModelSpec, rope_config
 from trifocal.models.internlm2 import InternLM2Decoder
 from trifocal.models.llama import LlamaDecoder
@@ -50,21 +47,6 @@ def test_fused_tensor_of_another_shape(tmp_path: Path, text: tiny.Text, fused: s
     with pytest.raises(ConfigError, match=r"tensor \S+ has \d+ rows") as caught:
         load_ours(folder)
     assert fused.rpartition(".")[2] in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_longrope_goes_by_the_context(tmp_path: Path) -> None:
-    """As in vLLM: --max-model-len within the original context gives the short factors; the scale is the same."""
-    folder = str(tiny.write_checkpoint(tmp_path, "phi3"))
-    scaling = tiny.text_config("phi3")["rope_scaling"]
-    plain = 1.0 / 10000.0 ** (torch.arange(0, tiny.HEAD_DIM, 2) / tiny.HEAD_DIM)
-    scales = set()
-    for length, name in ((None, "long_factor"), (33, "long_factor"), (32, "short_factor")):
-        rope = resolve(EngineArgs(model=folder, max_model_len=length)).spec.text.rope
-        frequencies, scale = inverse_frequencies(rope, tiny.HEAD_DIM)
-        torch.testing.assert_close(frequencies, plain / torch.tensor(scaling[name]))
-        scales.add(scale)
-    (scale,) = scales
-    assert scale == pytest.approx((1 + 6 / 5) ** 0.5)  # sqrt(1 + ln(2048 / 32) / ln(32))
 
 
 def test_older_name_of_longrope() -> None:

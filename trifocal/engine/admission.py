@@ -23,6 +23,7 @@ class Limits:
     max_logprobs: int
     vocab_size: int
     enable_chunked_prefill: bool = True
+    short_context: int | None = None  # longer sequences take other rotary frequencies (`RopeConfig.short_context`)
 
     def num_bytes(self, item: MediaItem) -> int:
         """Bytes that a media item's embeddings take."""

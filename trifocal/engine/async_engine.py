@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import count
 
 from trifocal.config import EngineConfig
@@ -31,17 +31,24 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Integrity:
-    """What requests hold at this moment; all zero when none is alive."""
+    """What requests hold at this moment; all zero soon after the last of them has ended.
+
+    `worker_sequences` are states in a worker, `stray_embeds` media whose embeddings it holds and the scheduler does not
+    know of, `mapped_media` pixels that the engine process has mapped.
+    """
 
     num_requests: int
     kv_blocks: int
     encoder_bytes: int
     shared_bytes: int
+    worker_sequences: int
+    stray_embeds: int
+    mapped_media: int
 
     @property
     def is_clean(self) -> bool:
         """Whether nothing is held."""
-        return (self.num_requests, self.kv_blocks, self.encoder_bytes, self.shared_bytes) == (0, 0, 0, 0)
+        return not any(astuple(self))
 
 
 class AsyncEngine:
@@ -281,8 +288,16 @@ class AsyncEngine:
         return self.last_stats
 
     async def integrity(self) -> Integrity:
-        """What requests hold now, in both processes."""
+        """What requests hold now, in both processes and in the workers."""
         store = self._media_store
         shared = await asyncio.get_running_loop().run_in_executor(self._store_thread, lambda: store.num_bytes)
         stats = await self.stats()
-        return Integrity(len(self._flights), stats.kv_blocks_used, stats.encoder_bytes_pinned, shared)
+        return Integrity(
+            num_requests=len(self._flights),
+            kv_blocks=stats.kv_blocks_used,
+            encoder_bytes=stats.encoder_bytes_pinned,
+            shared_bytes=shared,
+            worker_sequences=stats.worker_sequences,
+            stray_embeds=stats.worker_embeds - stats.encoder_items,
+            mapped_media=stats.mapped_media,
+        )

@@ -30,6 +30,16 @@ class EncoderCache:
         return self._num_bytes
 
     @property
+    def num_items(self) -> int:
+        """Entries held, pinned or not."""
+        return len(self._entries)
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether there are hashes for `take_dropped`."""
+        return bool(self._dropped)
+
+    @property
     def num_pinned_bytes(self) -> int:
         """Bytes that sequences still need."""
         return sum(entry.num_bytes for entry in self._entries.values() if entry.users)

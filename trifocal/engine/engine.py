@@ -36,6 +36,7 @@ class Engine:
             max_logprobs=config.max_logprobs,
             vocab_size=config.spec.text.vocab_size,
             enable_chunked_prefill=config.enable_chunked_prefill,
+            short_context=config.spec.text.rope.short_context,
         )
         blocks = BlockManager(
             capacity.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching

@@ -6,6 +6,8 @@ the last process that uses it. So nothing is left behind however the two end, an
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import resource
 import tempfile
@@ -13,6 +15,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,7 @@ from trifocal.errors import RequestError
 from trifocal.types import MediaItem, Prompt, SharedPixels
 
 _NUM_FILES = 1 << 16
+_mapped: WeakSet[mmap.mmap] = WeakSet()  # in the engine process: arrays hold them, and nothing else does
 
 
 def _has_nameless_memory() -> bool:
@@ -115,7 +119,15 @@ def map_pixels(item: MediaItem) -> MediaItem:
     if not isinstance(shared, SharedPixels):
         return item
     try:
-        pixels: NDArray[np.uint8] = np.memmap(shared.path, dtype=shared.dtype, mode="r", shape=shared.shape)
+        with open(shared.path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        pixels = np.frombuffer(mapped, shared.dtype, count=math.prod(shared.shape)).reshape(shared.shape)
     except (OSError, ValueError):  # ValueError: somebody else's are in their place
         raise RequestError("the request's media are gone", param="messages", status=500) from None
+    _mapped.add(mapped)
     return replace(item, pixels=pixels)
+
+
+def num_mapped() -> int:
+    """How many mappings of `map_pixels` are still there."""
+    return len(_mapped)

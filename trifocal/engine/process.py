@@ -20,7 +20,7 @@ from trifocal.engine import messages
 from trifocal.engine.channel import Channel
 from trifocal.engine.engine import Engine
 from trifocal.engine.fault_injection import injected_fault
-from trifocal.engine.media_store import map_pixels
+from trifocal.engine.media_store import map_pixels, num_mapped
 from trifocal.engine.step_note import StepNote
 from trifocal.errors import ConfigError, RequestError
 from trifocal.executor.base import EXECUTORS
@@ -87,7 +87,7 @@ class EngineProcess:
             for request_id in message.request_ids:
                 engine.abort(request_id)
         elif isinstance(message, messages.QueryStats):
-            self._send(messages.Report(engine.stats()))
+            self._send(messages.Report(_stats(engine)))
 
     def _add(self, engine: Engine, message: messages.AddRequest) -> None:
         try:
@@ -103,13 +103,17 @@ class EngineProcess:
         self._send_outputs(engine, [TokenOutput(message.request_id, [], None, "error", reason)])
 
     def _send_outputs(self, engine: Engine, outputs: list[TokenOutput]) -> None:
-        stats = engine.stats()
+        stats = _stats(engine)
         if outputs or stats != self._sent_stats:
             self._send(messages.Outputs(outputs, stats))
             self._sent_stats = stats
 
     def _send(self, message: messages.FromEngine) -> None:
         self._channel.send(messages.encode(message))
+
+
+def _stats(engine: Engine) -> EngineStats:
+    return replace(engine.stats(), mapped_media=num_mapped())
 
 
 def main(socket: str, note: str, trace: str) -> int:

@@ -33,6 +33,7 @@ class Scheduler:
         self._forget: list[str] = []  # what the workers are to drop with the next plan
         self._in_flight = StepsInFlight(blocks.block_size)
         self._turns = Turns(limits.max_num_batched_tokens)
+        self._last_step_id = 0
         self._num_steps = 0
         self._num_preemptions = 0
         self._num_prompt_tokens = 0
@@ -42,6 +43,8 @@ class Scheduler:
         self._num_media_encoded = 0
         self._media_encode_s = 0.0
         self._encoder_hits = 0
+        self._worker_sequences = 0
+        self._worker_embeds = 0
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -62,29 +65,38 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is alive."""
-        return bool(self._seqs)
+        """Whether a request is alive, or workers are still to be told what to forget."""
+        return bool(self._seqs) or self._has_due
+
+    @property
+    def _has_due(self) -> bool:
+        return bool(self._forget) or self.encoder_cache.has_dropped
 
     # ------------------------------------------------------------------------------------------ planning
 
     def schedule(self) -> StepPlan | None:
-        """Plan the next step, or None if nothing can be computed now (all wait for tokens in flight)."""
+        """Plan the next step, or None if nothing can be computed now (all wait for tokens in flight).
+
+        When nothing can be computed, what workers are to forget makes a step of its own.
+        """
         draft = self._draft()
         while not draft and self._is_stuck():
             self._preempt(max(self._running, key=lambda seq: seq.order))
             draft = self._draft()
-        if not draft:
+        if not (draft or self._has_due):
             return None
-        self._num_steps += 1
-        self._in_flight.add(self._num_steps, draft.planned)
+        self._last_step_id += 1
+        self._num_steps += bool(draft)
+        self._in_flight.add(self._last_step_id, draft.planned)
         self._turns.begin(draft.planned.values())
         forget, self._forget = self._forget, []
-        plan = draft.plan(self._num_steps, forget)
+        plan = draft.plan(self._last_step_id, forget)
         self._num_media_encoded += len(plan.encode)
         return plan
 
     def _draft(self) -> Draft:
         limits = self.limits
+        self._restart_outgrown()
         draft = Draft(limits, self.blocks, self.encoder_cache)
         for seq in sorted(self._running, key=lambda seq: (seq.num_remaining > 1, seq.order)):  # decodes first, by age
             if not (draft and self._turns.is_resting(seq)):
@@ -98,12 +110,26 @@ class Scheduler:
         self._encoder_hits += draft.num_encoder_hits
         return draft
 
+    def _restart_outgrown(self) -> None:
+        """Sequences that have become too long for longrope's short factors are computed anew with the long ones."""
+        for seq in sorted(self._running, key=lambda seq: -seq.order):  # so that the oldest is first to start again
+            if self._has_outgrown(seq) and not seq.num_in_flight:
+                self._preempt(seq)
+
+    def _is_long(self, seq: Sequence) -> bool:
+        return self.limits.short_context is not None and seq.num_positions > self.limits.short_context
+
+    def _has_outgrown(self, seq: Sequence) -> bool:
+        return self._is_long(seq) and not seq.is_long
+
     def _is_stuck(self) -> bool:
         """Whether no result can help: one sequence may wait for blocks of another that waits for its embeddings."""
         return len(self._running) > 1 and not any(seq.num_in_flight for seq in self._seqs.values())
 
     def _schedule_running(self, seq: Sequence, draft: Draft) -> None:
-        if seq.is_at_limit or (draft.has_preempted and seq not in self._running):  # preempted a moment ago
+        if seq.is_at_limit or self._has_outgrown(seq):  # it ends, or starts again, with the token in flight
+            return
+        if draft.has_preempted and seq not in self._running:  # preempted a moment ago
             return
         num_tokens = draft.within_budget(seq)
         while num_tokens and not self.blocks.can_grow(seq, seq.num_computed_tokens + num_tokens):
@@ -116,6 +142,7 @@ class Scheduler:
     def _schedule_waiting(self, seq: Sequence, draft: Draft) -> bool:
         if seq.num_in_flight:  # preempted while a step was running: its token arrives with that step's result
             return False
+        seq.begin(is_long=self._is_long(seq))
         num_hit = self.blocks.take_prefix(seq)
         seq.num_computed_tokens = num_hit
         num_tokens = draft.within_budget(seq)
@@ -165,10 +192,11 @@ class Scheduler:
 
     def update(self, plan: StepPlan, result: StepResult, seconds: float = 0.0) -> list[TokenOutput]:
         """Advance by what a step of `seconds` produced; finished sequences give everything back."""
-        outputs = self._fail(plan, result) if result.errors else []
+        outputs = self._fail(plan, result) if result.errors or result.failed_media else []
         planned = self._in_flight.remove(plan.step_id)
         self._turns.end(planned.values(), seconds)
         self._media_encode_s += result.encode_s
+        self._worker_sequences, self._worker_embeds = result.num_sequences, result.num_embeds
         for request_id, token_id in result.token_ids.items():
             if request_id in planned and self._is_alive(planned[request_id].seq):
                 outputs.append(self._append(planned[request_id].seq, token_id, result))
@@ -238,6 +266,9 @@ class Scheduler:
             kv_blocks_total=self.blocks.num_blocks,
             encoder_bytes_pinned=self.encoder_cache.num_pinned_bytes,
             encoder_bytes_cached=self.encoder_cache.num_bytes,
+            encoder_items=self.encoder_cache.num_items,
+            worker_sequences=self._worker_sequences,
+            worker_embeds=self._worker_embeds,
             num_steps=self._num_steps,
             num_preemptions=self._num_preemptions,
             num_prompt_tokens=self._num_prompt_tokens,

@@ -27,6 +27,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # chained, one per full block of known tokens
     num_published: int = 0  # leading blocks already offered to the prefix cache
     pinned: set[bytes] = field(default_factory=set)  # media whose embeddings this sequence holds in the encoder cache
+    is_long: bool = False  # computed with the rotary frequencies of long sequences
     has_started: bool = False  # was ever scheduled; preemption does not change that
     is_new_to_workers: bool = True
     order: int = field(default_factory=lambda: next(_ORDER))  # age, kept across preemption
@@ -57,6 +58,11 @@ class Sequence:
         return self.num_tokens + self.num_in_flight - self.num_computed_tokens
 
     @property
+    def num_positions(self) -> int:
+        """Its length as rotary positions count it, tokens in flight included."""
+        return self.num_tokens + self.num_in_flight + self.request.prompt.position_delta
+
+    @property
     def is_at_limit(self) -> bool:
         """Whether the tokens in flight are its last."""
         max_tokens = self.request.params.max_tokens
@@ -72,4 +78,10 @@ class Sequence:
 
     def introduce(self) -> ScheduledNew:
         """What workers are told when the sequence starts, or starts again."""
-        return ScheduledNew(self.request, list(self.output_token_ids))
+        return ScheduledNew(self.request, list(self.output_token_ids), self.is_long)
+
+    def begin(self, *, is_long: bool) -> None:
+        """Nothing is computed, and no step of it in flight: with other frequencies its blocks will be other ones."""
+        if is_long != self.is_long:
+            self.is_long = is_long
+            self.block_hashes = []

@@ -7,6 +7,7 @@ sines are float32 and cast to the activation dtype at the end; the rotation itse
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ class RotaryEmbedding(nn.Module):
     """
 
     inv_freq: Tensor
+    long_inv_freq: Tensor  # of longrope alone
 
     def __init__(self, rope: RopeConfig, head_dim: int) -> None:
         super().__init__()
@@ -31,14 +33,22 @@ class RotaryEmbedding(nn.Module):
         self.head_dim = head_dim
         inv_freq, self.attention_factor = inverse_frequencies(rope, head_dim)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
+        if rope.kind == "longrope":
+            long_inv_freq, _ = inverse_frequencies(rope, head_dim, is_long=True)
+            self.register_buffer("long_inv_freq", long_inv_freq, persistent=False)
         if rope.mrope_section and sum(rope.mrope_section) != head_dim // 2:
             raise ConfigError(
                 f"config.json: mrope_section {list(rope.mrope_section)} must add up to half of head_dim {head_dim}"
             )
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions int64 [rows, n] -> cos and sin, each [n, 1, head_dim / 2] in `dtype`."""
-        angles = positions.float()[..., None] * self._frequencies(positions)
+    def forward(
+        self, positions: Tensor, dtype: torch.dtype, is_long: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """positions int64 [rows, n] -> cos and sin, each [n, 1, head_dim / 2] in `dtype`.
+
+        `is_long`, bool [n], marks tokens of sequences that take longrope's long factors; None: there are none.
+        """
+        angles = positions.float()[..., None] * self._frequencies(positions, is_long)
         if self.rope.mrope_section:
             stretches = torch.split(angles, list(self.rope.mrope_section), dim=-1)
             turned = torch.cat([stretch[row] for row, stretch in enumerate(stretches)], dim=-1)
@@ -47,12 +57,15 @@ class RotaryEmbedding(nn.Module):
         cos, sin = turned.cos() * self.attention_factor, turned.sin() * self.attention_factor
         return cos.to(dtype)[:, None], sin.to(dtype)[:, None]
 
-    def _frequencies(self, positions: Tensor) -> Tensor:
-        """Dynamic NTK gives each token the base of a context that ends with it; the others have fixed frequencies.
+    def _frequencies(self, positions: Tensor, is_long: Tensor | None) -> Tensor:
+        """Those of all tokens, [head_dim / 2], or of each, [n, head_dim / 2].
 
-        The reference takes the length of the whole batch instead, which would make a token's key depend on its
-        neighbours and on how a prompt is cut into chunks. Up to the original context both are plain rope.
+        Dynamic NTK gives each token the base of a context that ends with it. The reference takes the length of the
+        whole batch instead, which would make a token's key depend on its neighbours and on how a prompt is cut into
+        chunks. Up to the original context both are plain rope.
         """
+        if self.rope.kind == "longrope" and is_long is not None:
+            return torch.where(is_long[:, None], self.long_inv_freq, self.inv_freq)
         if self.rope.kind != "dynamic":
             return self.inv_freq
         original = self.rope.original_max_position_embeddings
@@ -63,11 +76,15 @@ class RotaryEmbedding(nn.Module):
         return self.inv_freq / stretch**exponent
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:
-    """Float32 [head_dim / 2] on the CPU, and the factor on cos and sin (YaRN's; 1 otherwise)."""
+def inverse_frequencies(rope: RopeConfig, head_dim: int, *, is_long: bool = False) -> tuple[Tensor, float]:
+    """Float32 [head_dim / 2] on the CPU, and the factor on cos and sin (YaRN's and longrope's; 1 otherwise).
+
+    `is_long`: with longrope's long factors.
+    """
     # The device is named because models are built under `torch.device("meta")`.
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
-    plain = 1.0 / rope.theta**exponents
+    powers = rope.theta**exponents
+    plain = 1.0 / powers
     if rope.kind in ("default", "dynamic"):
         return plain, 1.0
     if rope.kind == "linear":
@@ -76,7 +93,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]
         return _llama3(plain, rope), 1.0
     if rope.kind == "yarn":
         return _yarn(plain, rope, head_dim), _yarn_attention_factor(rope)
-    return _longrope(plain, rope), _longrope_attention_factor(rope)
+    return _longrope(powers, rope, is_long), _longrope_attention_factor(rope)
 
 
 def _need(rope: RopeConfig, name: str) -> float:
@@ -125,18 +142,18 @@ def _yarn_attention_factor(rope: RopeConfig) -> float:
     return mscale(top) / mscale(bottom) if top and bottom else mscale(1.0)
 
 
-def _longrope(plain: Tensor, rope: RopeConfig) -> Tensor:
-    """Frequencies divided one by one: by the long factors if the context goes beyond the original one, else the short.
+def _longrope(powers: Tensor, rope: RopeConfig, is_long: bool) -> Tensor:
+    """Wavelengths stretched one by one, by the long factors or by the short ones.
 
-    The reference changes over when a sequence grows past the original context, which makes all keys so far worthless.
-    As in vLLM the choice is made once; --max-model-len within the original context gives the short factors.
+    As in the reference a sequence takes the short ones up to the original context. When it grows past that all its keys
+    are worthless: the scheduler has it computed anew (`Scheduler._restart_outgrown`).
     """
-    is_long = (rope.context_len or 0) > _need(rope, "original_max_position_embeddings")
+    _need(rope, "original_max_position_embeddings")
     name = "long_factor" if is_long else "short_factor"
     factors = rope.extra.get(name)
-    if not isinstance(factors, list) or len(factors) != len(plain):
-        raise ConfigError(f"config.json: rope_scaling.{name} must be a list of {len(plain)} numbers")
-    return plain / torch.tensor(factors, dtype=torch.float32, device="cpu")
+    if not isinstance(factors, list) or len(factors) != len(powers):
+        raise ConfigError(f"config.json: rope_scaling.{name} must be a list of {len(powers)} numbers")
+    return 1.0 / (torch.tensor(factors, dtype=torch.float32, device="cpu") * powers)
 
 
 def _longrope_attention_factor(rope: RopeConfig) -> float:
@@ -146,6 +163,13 @@ def _longrope_attention_factor(rope: RopeConfig) -> float:
     if rope.factor <= 1:
         return 1.0
     return math.sqrt(1 + math.log(rope.factor) / math.log(_need(rope, "original_max_position_embeddings")))
+
+
+def long_rows(rope: RopeConfig, lengths: Sequence[int]) -> Tensor | None:
+    """`RotaryEmbedding.forward`'s `is_long` for whole sequences of these lengths, one behind the other."""
+    if rope.short_context is None:
+        return None
+    return torch.tensor(lengths).gt(rope.short_context).repeat_interleave(torch.tensor(lengths))
 
 
 class Rotate(Layer):

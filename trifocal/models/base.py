@@ -37,8 +37,13 @@ class Model(nn.Module, ABC):
         """A blank media item of about `num_embeds` embeddings, for measuring memory."""
 
     @abstractmethod
-    def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
-        """embeds [n, hidden_size], positions int64 [position_rows, n] -> hidden states after the last norm."""
+    def forward(
+        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """embeds [n, hidden_size], positions int64 [position_rows, n] -> hidden states after the last norm.
+
+        `is_long`, bool [n], marks tokens of sequences longer than `RopeConfig.short_context`; None: there are none.
+        """
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:

@@ -114,8 +114,10 @@ class Decoder(nn.Module):
         """See `Model.unpack`; names are those that `rename` gives."""
         return ((name, tensor),)
 
-    def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
-        """embeds [n, hidden_size], positions int64 [rows, n] -> hidden states after the last norm."""
+    def forward(
+        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """embeds [n, hidden_size], positions int64 [rows, n], is_long bool [n] -> hidden states after the last norm."""
 
         def layers(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             made = None
@@ -124,7 +126,7 @@ class Decoder(nn.Module):
             assert made is not None, "there is a layer"
             return self.norm.add(x, made, self.residual_scale)[1]
 
-        return attention.through(layers, embeds, *self.rotary(positions, embeds.dtype))
+        return attention.through(layers, embeds, *self.rotary(positions, embeds.dtype, is_long))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden_size] -> float32 [m, vocab_size]."""

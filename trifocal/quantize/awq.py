@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from trifocal.config import EngineArgs, EngineConfig, resolve
 from trifocal.errors import ConfigError
+from trifocal.layers.rotary import long_rows
 from trifocal.models.base import Model
 from trifocal.models.decoder import Decoder, DecoderLayer
 from trifocal.models.loader import empty_model, output_rows
@@ -130,9 +131,9 @@ class Work:
         self.source.fill(self.model, self.model, front)
         inputs = embed(self.model, prompts, self.progress)
         self.num_tokens = len(inputs.embeds)
-        cos, sin = self.decoder.rotary(inputs.positions, torch.float32)
-        release(self.model)
         text = self.config.spec.text
+        cos, sin = self.decoder.rotary(inputs.positions, torch.float32, long_rows(text.rope, inputs.lengths))
+        release(self.model)
         step = Step(cos, sin, attention_over(text, inputs.lengths, torch.float32))
         x = inputs.embeds
         bar = tqdm(self.layers, desc="Searching scales", unit="layer", disable=None if self.progress else True)

@@ -23,6 +23,7 @@ class SequenceState:
     request: Request
     token_ids: NDArray[np.int64]  # with room to grow; `num_tokens` of them are valid
     num_tokens: int
+    is_long: bool = False  # takes longrope's long factors
     block_ids: list[int] = field(default_factory=list)
 
     @classmethod
@@ -31,7 +32,7 @@ class SequenceState:
         known = [*new.request.prompt.token_ids, *new.output_token_ids]
         token_ids = np.zeros(len(known) + _GROW_BY, dtype=np.int64)
         token_ids[: len(known)] = known
-        return cls(new.request, token_ids, len(known))
+        return cls(new.request, token_ids, len(known), new.is_long)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -79,10 +80,14 @@ class MediaRows:
 
 @dataclass(frozen=True)
 class ForwardBatch:
-    """The tensors of one step: token_ids int64 [n], positions int64 [rows, n], rows of the logits that are sampled."""
+    """The tensors of one step: token_ids int64 [n], positions int64 [rows, n], rows of the logits that are sampled.
+
+    `is_long`, bool [n], marks tokens that take longrope's long factors; None if none does.
+    """
 
     token_ids: Tensor
     positions: Tensor
+    is_long: Tensor | None
     attention: AttentionBatch
     media: list[MediaRows]
     sampled_rows: Tensor
@@ -114,16 +119,20 @@ def build_batch(
             sampled_rows.append(row - 1)
             sampled_ids.append(seq.request_id)
 
+    query_lens = [seq.num_tokens for seq in plan.scheduled]
+    is_long = np.repeat([states[seq.request_id].is_long for seq in plan.scheduled], query_lens)
+
     def tensor(array: NDArray[np.int64] | list[int]) -> Tensor:
         return torch.from_numpy(np.asarray(array, dtype=np.int64)).to(device, non_blocking=True)
 
     return ForwardBatch(
         token_ids=tensor(np.concatenate(token_ids)),
         positions=tensor(np.concatenate(positions, axis=1)),
+        is_long=torch.from_numpy(is_long).to(device, non_blocking=True) if is_long.any() else None,
         attention=AttentionBatch(
             slots=tensor(np.concatenate(slots)),
             block_tables=tensor(block_tables),
-            query_lens=[seq.num_tokens for seq in plan.scheduled],
+            query_lens=query_lens,
             context_lens=[seq.start + seq.num_tokens for seq in plan.scheduled],
         ),
         media=media,

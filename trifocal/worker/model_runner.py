@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import perf_counter
 
 import torch
@@ -13,7 +14,7 @@ from trifocal.models.base import Model
 from trifocal.platforms.interface import Platform
 from trifocal.types import EncodeJob, StepPlan, StepResult, TokenLogprobs
 from trifocal.worker.input_batch import ForwardBatch, SequenceState, build_batch
-from trifocal.worker.sampler import Sampler
+from trifocal.worker.sampler import Sampled, Sampler
 
 logger = get_logger(__name__)
 
@@ -33,6 +34,10 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """One step. A fault of one request (its media, its logits) is reported for it; the others go on."""
         self._apply(plan)
+        result = self._compute(plan) if plan.scheduled else StepResult(plan.step_id, {})
+        return replace(result, num_sequences=len(self.states), num_embeds=len(self.embeds))
+
+    def _compute(self, plan: StepPlan) -> StepResult:
         failed, encode_s = self._timed_encode(plan.encode)
         batch = build_batch(
             plan,
@@ -43,7 +48,7 @@ class ModelRunner:
         )
         inputs, errors = self._embed(batch, failed)
         self.attention.begin(batch.attention)
-        hidden = self.model(inputs, batch.positions, self.attention)
+        hidden = self.model(inputs, batch.positions, self.attention, batch.is_long)
         token_ids, logprobs = self._sample(batch, hidden, errors)
         return StepResult(plan.step_id, token_ids, logprobs, errors, frozenset(failed), encode_s)
 
@@ -101,17 +106,26 @@ class ModelRunner:
     def _sample(
         self, batch: ForwardBatch, hidden: Tensor, errors: dict[str, str]
     ) -> tuple[dict[str, int], dict[str, TokenLogprobs]]:
-        """Tokens and log-probabilities by request; requests whose logits are no good are added to `errors`."""
+        """Tokens and log-probabilities by request; requests for which none can be chosen are added to `errors`."""
         if not batch.sampled_ids:
             return {}, {}
         states = [self.states[request_id] for request_id in batch.sampled_ids]
-        sampled = self.sampler(self.model.logits(hidden[batch.sampled_rows]), states)
+        sampled = self._choose(hidden[batch.sampled_rows], states)
         token_ids = {}
         for index, (request_id, state) in enumerate(zip(batch.sampled_ids, states, strict=True)):
             token_id = sampled.token_ids[index]
             state.append(token_id)  # even for one that failed: a step planned meanwhile counts on it
-            if index in sampled.invalid:
-                errors.setdefault(request_id, "the model produced no valid probabilities (NaN or infinity)")
+            if index in sampled.errors:
+                errors.setdefault(request_id, sampled.errors[index])
             if request_id not in errors:
                 token_ids[request_id] = token_id
         return token_ids, {batch.sampled_ids[index]: value for index, value in sampled.logprobs.items()}
+
+    def _choose(self, hidden: Tensor, states: list[SequenceState]) -> Sampled:
+        """Sample all rows together; if that fails, one by one, so that only the culprit fails."""
+        logits = self.model.logits(hidden)
+        try:
+            return self.sampler(logits, states)
+        except Exception as error:
+            logger.warning("sampling %d rows together failed (%s): now one by one", len(states), type(error).__name__)
+        return self.sampler.one_by_one(self.model.logits(hidden), states)  # anew: sampling changes logits in place

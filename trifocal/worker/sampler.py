@@ -15,20 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trifocal.log import get_logger
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import TokenLogprobs
 from trifocal.worker.input_batch import SequenceState
 
+logger = get_logger(__name__)
 _KEY_MASK = (1 << 64) - 1
 _BLOCK = 128  # tokens whose largest is found first, see `_argmax`
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """One token per row; `invalid` rows had no finite logits (their token is a filler)."""
+    """One token per row; that of a row with an error is a filler. Errors and log-probabilities go by row."""
 
     token_ids: list[int]
-    invalid: set[int] = field(default_factory=set)
+    errors: dict[int, str] = field(default_factory=dict)
     logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
 
 
@@ -59,9 +61,29 @@ class Sampler:
         token_ids = [int(t) if ok else 0 for t, ok in zip(chosen.tolist(), valid, strict=True)]
         return Sampled(
             token_ids=token_ids,
-            invalid={i for i, ok in enumerate(valid) if not ok},
+            errors={
+                i: "the model produced no valid probabilities (NaN or infinity)" for i, ok in enumerate(valid) if not ok
+            },
             logprobs={i: _logprobs(row, token_ids[i], params[i].logprobs or 0) for i, row in raw.items() if valid[i]},
         )
+
+    def one_by_one(self, logits: Tensor, states: list[SequenceState]) -> Sampled:
+        """The same by a call for each row, in which an exception is the row's own error."""
+        chosen = [self._alone(row[None], state) for row, state in zip(logits, states, strict=True)]
+        return Sampled(
+            token_ids=[each.token_ids[0] for each in chosen],
+            errors={i: each.errors[0] for i, each in enumerate(chosen) if each.errors},
+            logprobs={i: each.logprobs[0] for i, each in enumerate(chosen) if each.logprobs},
+        )
+
+    def _alone(self, row: Tensor, state: SequenceState) -> Sampled:
+        request_id = state.request.request_id
+        self.forget(request_id)  # an exception may have left its tokens half counted; they are counted anew
+        try:
+            return self(row, [state])
+        except Exception:
+            logger.exception("no token could be chosen for request %s", request_id)
+            return Sampled([0], {0: "the next token could not be chosen; the server's log says more"})
 
     def _adjust(self, row: Tensor, state: SequenceState) -> None:
         params = state.request.params

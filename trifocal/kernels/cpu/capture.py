@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from trifocal.kernels.cpu.library import Args, Library
+from trifocal.kernels.cpu.library import Args, Call, Library
 from trifocal.log import get_logger
 
 logger = get_logger(__name__)
@@ -106,12 +106,6 @@ def _is_view(result: Tensor, of: Tensor) -> bool:
     return result.untyped_storage().data_ptr() == of.untyped_storage().data_ptr()
 
 
-class _Call(ctypes.Structure):
-    """`tri::Call` in src/calls.cpp."""
-
-    _fields_ = (("kernel", c_void_p), ("args", c_void_p))
-
-
 class Tape:
     """Recorded calls, with the activations moved into `memory`, or into more where that is too small.
 
@@ -141,8 +135,8 @@ class Tape:
         }
         self._inputs = [moved[x.data_ptr()] for x in inputs]
         self._output = moved[output.data_ptr()].view(output.shape)
-        calls = [_Call(address, ctypes.addressof(args)) for address, args in recorder.calls]
-        self._calls = (_Call * len(calls))(*calls)
+        calls = [Call(address, ctypes.addressof(args)) for address, args in recorder.calls]
+        self._calls = (Call * len(calls))(*calls)
 
     def play(self, inputs: Sequence[Tensor]) -> Tensor:
         """Make the calls."""

@@ -40,6 +40,12 @@ class AttentionStep(ctypes.Structure):
     )
 
 
+class Call(ctypes.Structure):
+    """`tri::Call` in src/calls.cpp."""
+
+    _fields_ = (("kernel", c_void_p), ("args", c_void_p))
+
+
 _LINEAR = _struct("Linear", "x weight bias y", "m n k")
 _INT8 = _struct("Int8", "x weight scale bias y", "m n k")
 _INT4 = _struct("Int4", "x weight scale zero bias y", "m n k group")
@@ -69,6 +75,10 @@ _TILE_KERNELS: dict[str, type[Args]] = {  # which the instruction set with tiles
     **{f"linear_int8_gated_{name}": _INT8 for name in ("bf16", "f32")},
 }
 SUFFIX = {torch.bfloat16: "bf16", torch.float32: "f32"}
+
+
+class LayoutError(Exception):
+    """Python and C++ disagree about a struct: one of them was changed alone, and calls would read the wrong bytes."""
 
 
 class Kernel:
@@ -101,16 +111,30 @@ class Library:
     """The kernels of one compiled library by name, `tri_` left out."""
 
     def __init__(self, chosen: InstructionSet, path: Path) -> None:
+        """Raises `LayoutError` where a struct here is not as large as the library's."""
         self.name = chosen.name
         self.recording = Recording()
         _share_openmp()
         library = ctypes.CDLL(str(path))
         kernels = _KERNELS | _TILE_KERNELS if chosen.has_tiles else _KERNELS
+        layouts: dict[str, type[ctypes.Structure]] = {**kernels, "step": AttentionStep, "call": Call}
+        for name, layout in layouts.items():
+            _check_size(name, layout, library[f"tri_{name}_bytes"])
         self.kernels = {name: Kernel(library[f"tri_{name}"], args, self.recording) for name, args in kernels.items()}
         self.read = library["tri_read"]  # (address, bytes, threads)
         self.read.argtypes = (c_void_p, c_int64, c_int32)
         self.replay = library["tri_replay"]  # (array of Call, count)
         self.replay.argtypes, self.replay.restype = (c_void_p, c_int64), None
+
+
+def _check_size(name: str, layout: type[ctypes.Structure], ask: Any) -> None:
+    ask.argtypes, ask.restype = (), c_int64
+    ours, theirs = ctypes.sizeof(layout), ask()
+    if ours != theirs:
+        raise LayoutError(
+            f"tri_{name}: its struct has {theirs} bytes in kernels/cpu/src, {ours} in kernels/cpu/library.py "
+            f"({layout.__name__}): give both the same fields"
+        )
 
 
 def load() -> Library | None:

@@ -119,9 +119,11 @@ class InternVL(Model):
         pixels = np.zeros((grid[0] * config.grid**2, 3 * config.patch_size**2), dtype=np.uint8)
         return MediaItem("image", bytes(16), Span(0, grid[0] * config.tokens_per_tile), grid, pixels)
 
-    def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         """embeds [n, hidden_size], positions int64 [1, n] -> hidden states after the last norm."""
-        hidden: Tensor = self.language_model(embeds, positions, attention)
+        hidden: Tensor = self.language_model(embeds, positions, attention, is_long)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

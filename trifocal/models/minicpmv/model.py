@@ -109,9 +109,11 @@ class MiniCPMV(Model):
         pixels = np.zeros((count * side**2, 3 * vision.patch_size**2), dtype=np.uint8)
         return MediaItem("image", bytes(16), Span(0, count * self.config.num_queries), (side, side, count), pixels)
 
-    def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         """embeds [n, hidden_size], positions int64 [1, n] -> hidden states after the last norm."""
-        hidden: Tensor = self.language_model(embeds, positions, attention)
+        hidden: Tensor = self.language_model(embeds, positions, attention, is_long)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

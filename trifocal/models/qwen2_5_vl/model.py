@@ -72,9 +72,11 @@ class Qwen2_5_VL(Model):
         pixels = np.zeros((math.prod(grid), config.patch_bytes), dtype=np.uint8)
         return MediaItem("image", bytes(16), Span(0, height * width), grid, pixels)
 
-    def forward(self, embeds: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
+    def forward(
+        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
         """embeds [n, hidden_size], positions int64 [3, n] (T, H, W) -> hidden states after the last norm."""
-        hidden: Tensor = self.language_model(embeds, positions, attention)
+        hidden: Tensor = self.language_model(embeds, positions, attention, is_long)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

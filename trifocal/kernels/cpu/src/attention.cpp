@@ -190,6 +190,7 @@ void attention(const Attention& a) {
 
 }  // namespace tri
 
+SIZE(step, tri::Step)
 // head_dim times the size of a cached element is a multiple of 16, heads of kv_heads.
 KERNEL(attention_bf16, tri::Attention, (tri::attention<tri::bf16, tri::bf16>))
 KERNEL(attention_f32, tri::Attention, (tri::attention<float, float>))

@@ -10,6 +10,8 @@ struct Call {
 
 }  // namespace tri
 
+SIZE(call, tri::Call)
+
 EXPORT void tri_replay(const tri::Call* calls, int64_t count) {
     for (int64_t i = 0; i < count; i++) calls[i].kernel(calls[i].args);
 }

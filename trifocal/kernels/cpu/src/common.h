@@ -14,9 +14,13 @@
 #include <utility>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
+// What library.py compares with its own struct: how many bytes NAME's is.
+#define SIZE(NAME, STRUCT) \
+    EXPORT int64_t tri_##NAME##_bytes() { return sizeof(STRUCT); }
 // A kernel takes the address of one struct, so that calls can be kept and made again (see calls.cpp).
-#define KERNEL(NAME, ARGS, CALL) \
-    EXPORT void tri_##NAME(const void* args) { CALL(*static_cast<const ARGS*>(args)); }
+#define KERNEL(NAME, ARGS, CALL)                                                         \
+    EXPORT void tri_##NAME(const void* args) { CALL(*static_cast<const ARGS*>(args)); } \
+    SIZE(NAME, ARGS)
 
 namespace tri {
 
