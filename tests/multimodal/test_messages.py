@@ -91,6 +91,28 @@ def test_tool_calls() -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (PLAIN, "[user]q[assistant] a "),
+        ("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", "[q][a"),
+        ("{{ messages[-1].content }}: {{ messages[-1].content }} end a", " a :  a "),
+        ("{% for m in messages %}{{ m.content.rstrip('\n') }}.{% endfor %}", "q. a "),
+    ],
+)
+def test_an_open_end_is_found_behind_the_last_words(template: str, expected: str) -> None:
+    conversation = parse([{"role": "user", "content": "q"}, {"role": "assistant", "content": " a "}], template)
+    end = conversation.leave_open(TOKENIZER.guard().mark)
+    assert end.cut(render(template, conversation.messages)) == expected
+
+
+def test_a_template_that_drops_the_last_message_leaves_no_end_open() -> None:
+    end = parse([{"role": "assistant", "content": "a"}]).leave_open(TOKENIZER.guard().mark)
+    with pytest.raises(RequestError, match="does not show the text of the last message") as caught:
+        end.cut("somebody else's a")
+    assert caught.value.param == "continue_final_message"
+
+
+@pytest.mark.parametrize(
     ("messages", "param"),
     [
         ("hi", "messages"),

@@ -23,6 +23,7 @@ MEDIA_TYPES: dict[str, Modality] = {
     "video": "video",
 }
 PASSED_ON = ("name", "tool_call_id", "reasoning_content")
+_PROBE = "\N{EM SPACE}"  # white space that templates do not write: where it is gone, the template strips texts
 URL_FIELDS = ("image_url", "video_url")  # a URL or an object with one; other fields may hold objects offline
 
 
@@ -42,17 +43,40 @@ class Conversation:
     messages: list[dict[str, Any]] = field(default_factory=list)
     media: list[MediaRef] = field(default_factory=list)
 
-    def cut_after_last_words(self, rendered: str) -> str:
-        """`rendered` up to the end of the last message's words, so that the model goes on with them."""
-        content = self.messages[-1]["content"]
-        if isinstance(content, list):
-            content = next((part["text"] for part in reversed(content) if part["type"] == "text"), "")
-        stripped = content.strip()
-        start = rendered.rfind(stripped)
-        if not stripped or start < 0:
+    def leave_open(self, mark: str) -> OpenEnd:
+        """Put `mark` behind the last message, so that its end is found again in a rendering. Raises `RequestError`."""
+        last = self.messages[-1]
+        parts = [{"type": "text", "text": last["content"]}] if isinstance(last["content"], str) else last["content"]
+        if not any(part["type"] == "text" and part["text"].strip() for part in parts):
             raise RequestError("continue_final_message needs a last message with text", param="continue_final_message")
-        words = content.lstrip() if rendered.startswith(content.lstrip(), start) else stripped
-        return rendered[: start + len(words)]
+        if parts[-1]["type"] != "text":
+            parts = [*parts, {"type": "text", "text": ""}]
+        words = parts[-1]["text"]
+        parts = [*parts[:-1], {"type": "text", "text": f"{words}{mark}{_PROBE}"}]
+        last["content"] = parts[0]["text"] if isinstance(last["content"], str) else parts
+        return OpenEnd(mark, words[len(words.rstrip()) :])
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEnd:
+    """Where a last message ends that the model goes on with. `mark` stands there, behind white space `spaces`.
+
+    A text to look for would not do: the message may end in letters that the template writes behind it as well.
+    """
+
+    mark: str
+    spaces: str
+
+    def cut(self, rendered: str) -> str:
+        """`rendered` up to the mark; without the spaces if the template strips texts. Raises `RequestError`."""
+        before, mark, behind = rendered.rpartition(self.mark)
+        if not mark:
+            raise RequestError(
+                "continue_final_message: the chat template does not show the text of the last message",
+                param="continue_final_message",
+            )
+        before = before.replace(self.mark + _PROBE, "").replace(self.mark, "")  # a template may show a text twice
+        return before if behind.startswith(_PROBE) else before.removesuffix(self.spaces)
 
 
 class MessageParser:
