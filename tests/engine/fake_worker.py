@@ -87,15 +87,16 @@ def sample(last: int) -> int:
     return last % VOCAB
 
 
-def oracle(request: Request) -> tuple[list[int], str]:
+def oracle(request: Request, context_len: int = 64) -> tuple[list[int], str]:
     """Output tokens and finish reason of a request that is alone in the world."""
     history, output = History(request), []
+    left = context_len - len(request.prompt.token_ids)
     while True:
         output.append(sample(history.contents[-1]))
         history.append(output[-1])
         if output[-1] in request.stop_token_ids and len(output) > request.params.min_tokens:
             return output, "stop"
-        if len(output) == request.params.max_tokens:
+        if len(output) in (request.params.max_tokens, left):
             return output, "length"
 
 

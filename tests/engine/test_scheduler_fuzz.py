@@ -130,7 +130,7 @@ class Run:
         assert (stats.num_running, stats.num_waiting, stats.kv_blocks_used, stats.encoder_bytes_pinned) == (0, 0, 0, 0)
         assert stats.num_media_encoded == self.worker.num_encoded
         for life in self.lives:
-            token_ids, reason = oracle(life.request)
+            token_ids, reason = oracle(life.request, self.limits.context_len)
             if life.finish_reason == "error":
                 is_unlucky = life.request.request_id in self.worker.unlucky
                 assert is_unlucky or self.worker.failed_hashes & _hashes(life.request), "failed by others' fault"
