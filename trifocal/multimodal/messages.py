@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trifocal.errors import RequestError
+from trifocal.log import get_logger
 from trifocal.multimodal.template import ChatTemplate
 from trifocal.tokenizer import Guard, valid_text
 from trifocal.types import Modality
 
-ROLES = ("system", "user", "assistant", "tool", "developer")
+_log = get_logger(__name__)
+
+_USUAL_ROLES = ("system", "user", "assistant", "tool", "developer")
 TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
 MEDIA_TYPES: dict[str, Modality] = {
     "image_url": "image",
@@ -105,11 +108,11 @@ class MessageParser:
         if not isinstance(message, Mapping):
             raise RequestError(f"{where} must be an object with role and content", param=where)
         role = message.get("role")
-        if role not in ROLES:
-            raise RequestError(
-                f"{where}.role must be one of {', '.join(ROLES)}, got {str(role)[:40]!r}", param=f"{where}.role"
-            )
-        parsed: dict[str, Any] = {"role": role}
+        if not isinstance(role, str) or not role:
+            got = "an empty one" if role == "" else type(role).__name__
+            raise RequestError(f"{where}.role must be a string that is not empty, got {got}", param=f"{where}.role")
+        # Whether it takes a role is the template's affair. One that a client made up may hold control words.
+        parsed: dict[str, Any] = {"role": role if role in _USUAL_ROLES else guard.hide(role)}
         tool_calls = message.get("tool_calls")
         content = message.get("content")
         if content is None and role != "assistant":
@@ -207,11 +210,16 @@ def _tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
             raise RequestError(f"{where}[{index}] must have a function with a name", param=f"{where}[{index}]")
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError) as error:
-                path = f"{where}[{index}].function.arguments"
-                reason = "too deep" if isinstance(error, RecursionError) else error
-                raise RequestError(f"{path} is not JSON: {reason}", param=path) from None
+            arguments = _parsed(arguments, f"{where}[{index}].function.arguments")
         parsed.append({**call, "function": {**function, "arguments": arguments}})
     return parsed
+
+
+def _parsed(arguments: str, where: str) -> Any:
+    """What the JSON text says. One that a model has spoilt stays text: it must not block the rest of its chat."""
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        _log.warning("%s is not JSON (%s); the chat template gets it as text", where, reason)
+        return arguments
