@@ -52,6 +52,15 @@ def check(prompt: Prompt, params: SamplingParams, limits: Limits) -> None:
     _check_media(prompt, limits)
 
 
+def check_max_tokens(params: SamplingParams, context_len: int) -> None:
+    """Raise `RequestError` for `max_tokens` that no prompt leaves."""
+    if params.max_tokens is not None and params.max_tokens > context_len:
+        raise RequestError(
+            f"max_tokens={params.max_tokens} cannot be greater than max_model_len={context_len}; ask for fewer",
+            param="max_tokens",
+        )
+
+
 def clip_max_tokens(params: SamplingParams, num_prompt: int, context_len: int) -> SamplingParams:
     """`params` with as many `max_tokens` as the prompt leaves of the context, if they ask for more or do not say.
 
@@ -60,11 +69,7 @@ def clip_max_tokens(params: SamplingParams, num_prompt: int, context_len: int) -
     """
     if num_prompt == 0:
         raise RequestError("the prompt is empty", param="prompt")
-    if params.max_tokens is not None and params.max_tokens > context_len:
-        raise RequestError(
-            f"max_tokens={params.max_tokens} cannot be greater than max_model_len={context_len}; ask for fewer",
-            param="max_tokens",
-        )
+    check_max_tokens(params, context_len)
     left = context_len - num_prompt
     if left < 1:
         raise RequestError(

@@ -46,6 +46,10 @@ class Generation(ABC):
         self._created = int(time.time())
         self._model = self._visit.model = service.check_model(body.model)
         check_params(params, service.args)
+        try:
+            service.engine.check_max_tokens(params)
+        except RequestError as error:  # the engine does not know what the fields are called here
+            raise with_param(error, self._renamed) from None
 
     @abstractmethod
     async def prompts(self) -> list[Prompt]:
@@ -78,7 +82,7 @@ class Generation(ABC):
     async def _open(self) -> Answer:
         try:
             return await self._first_token()
-        except RequestError as error:  # the engine does not know what the fields are called here
+        except RequestError as error:
             raise with_param(error, self._renamed) from None
 
     async def _first_token(self) -> Answer:
