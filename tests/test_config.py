@@ -122,6 +122,7 @@ def test_sampling_defaults(folder: Path) -> None:
     assert resolved(folder, generation_config="vllm").default_sampling == {}
     overridden = resolved(folder, override_generation_config={"temperature": 0.5}).default_sampling
     assert overridden == {**from_file, "temperature": 0.5}
+    assert resolved(folder, max_model_len=64).default_sampling["max_tokens"] == 64, "what nobody asked for fits"
 
 
 def test_bad_folders(tmp_path: Path, folder: Path) -> None:

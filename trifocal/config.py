@@ -219,7 +219,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         image_decode_timeout=_above_zero("--image-decode-timeout", args.image_decode_timeout),
         video_decode_timeout=_above_zero("--video-decode-timeout", args.video_decode_timeout),
         decode_memory_bytes=int(_above_zero("--decode-memory-gib", args.decode_memory_gib) * (1 << 30)),
-        default_sampling=_default_sampling(args, spec),
+        default_sampling=_default_sampling(args, spec, max_model_len),
     )
 
 
@@ -346,7 +346,7 @@ def _media_limits(limits: dict[str, Any]) -> dict[str, int]:
 _SAMPLING_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
 
 
-def _default_sampling(args: EngineArgs, spec: ModelSpec) -> dict[str, Any]:
+def _default_sampling(args: EngineArgs, spec: ModelSpec, max_model_len: int) -> dict[str, Any]:
     """Sampling defaults by vLLM's rule: these fields of generation_config.json, renamed, then the overrides."""
     from pathlib import Path
 
@@ -361,5 +361,7 @@ def _default_sampling(args: EngineArgs, spec: ModelSpec) -> dict[str, Any]:
     merged = {**source, **args.override_generation_config}
     found = {name: merged[name] for name in _SAMPLING_DEFAULTS if merged.get(name) is not None}
     if "max_new_tokens" in found:
-        found["max_tokens"] = found.pop("max_new_tokens")
+        most = found.pop("max_new_tokens")
+        # A request that asks for more than the context is refused; who asks for nothing has made no mistake.
+        found["max_tokens"] = min(most, max_model_len) if isinstance(most, int) else most
     return found

@@ -94,15 +94,16 @@ def is_longer(num_tokens: int, short_context: int | None) -> bool:
     return short_context is not None and num_tokens > short_context
 
 
-def oracle(request: Request, short_context: int | None = None) -> tuple[list[int], str]:
+def oracle(request: Request, *, context_len: int = 64, short_context: int | None = None) -> tuple[list[int], str]:
     """Output tokens and finish reason of a request that is alone in the world: each token from all before it, anew."""
     output: list[int] = []
+    left = context_len - len(request.prompt.token_ids)
     while True:
         is_long = is_longer(len(request.prompt.token_ids) + len(output), short_context)
         output.append(sample(History(request, output, is_long=is_long).contents[-1]))
         if output[-1] in request.stop_token_ids and len(output) > request.params.min_tokens:
             return output, "stop"
-        if len(output) == request.params.max_tokens:
+        if len(output) in (request.params.max_tokens, left):
             return output, "length"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.fake_worker import PLACEHOLDER, VOCAB, make_limits, media_item
-from trifocal.engine.admission import check
+from trifocal.engine.admission import check, clip_max_tokens
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import MediaItem, Prompt, Span
@@ -26,12 +26,26 @@ def pictures(*spans: tuple[int, int], num_tokens: int = 20) -> Prompt:
 
 
 @pytest.mark.parametrize("limits", [{"max_model_len": 10}, {"num_blocks": 5, "block_size": 2}])
-def test_prompt_and_answer_must_fit_the_context_and_the_cache(limits: dict[str, int]) -> None:
-    check(Prompt([2] * 6), SamplingParams(max_tokens=4), make_limits(**limits))
-    error = refusal(Prompt([2] * 6), SamplingParams(max_tokens=5), **limits)
-    assert (error.status, error.param, error.code) == (400, "max_tokens", "context_length_exceeded")
-    assert "10 tokens" in error.message
-    assert refusal(Prompt([2] * 10), SamplingParams(max_tokens=1), **limits).param == "messages"
+def test_a_prompt_must_leave_room_for_an_answer(limits: dict[str, int]) -> None:
+    for max_tokens in (None, 1, 4, 5, 10):
+        check(Prompt([2] * 9), SamplingParams(max_tokens=max_tokens), make_limits(**limits))
+    error = refusal(Prompt([2] * 10), SamplingParams(max_tokens=1), **limits)
+    assert (error.status, error.param, error.code) == (400, "messages", "context_length_exceeded")
+    assert "maximum context length is 10 tokens, but the prompt has 10" in error.message
+
+
+def test_max_tokens_that_no_prompt_leaves_are_refused() -> None:
+    error = refusal(Prompt([2]), SamplingParams(max_tokens=11), max_model_len=10)
+    assert (error.status, error.param) == (400, "max_tokens")
+    assert "max_tokens=11 cannot be greater than max_model_len=10" in error.message
+
+
+@pytest.mark.parametrize(("max_tokens", "clipped"), [(None, 4), (3, 3), (4, 4), (5, 4), (10, 4)])
+def test_max_tokens_are_clipped_to_what_the_prompt_leaves(max_tokens: int | None, clipped: int) -> None:
+    params = SamplingParams(max_tokens=max_tokens, seed=5)
+    assert clip_max_tokens(params, 6, 10) == params.replace(max_tokens=clipped)
+    with pytest.raises(RequestError, match="min_tokens must be an integer between 0 and 4"):
+        clip_max_tokens(SamplingParams(max_tokens=10, min_tokens=5), 6, 10)
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ async def test_stop_string_ends_the_request_in_the_engine(builder: PromptBuilder
 
 async def test_refusals_name_the_field_and_disturb_nobody(builder: PromptBuilder, engine: AsyncEngine) -> None:
     prompt = builder.build("hello", [], [])
-    with pytest.raises(RequestError, match="maximum context length") as caught:
+    with pytest.raises(RequestError, match="max_tokens=100000 cannot be greater than max_model_len") as caught:
         await engine.submit("long", prompt, GREEDY.replace(max_tokens=100_000))
     assert caught.value.param == "max_tokens"
     stream = await engine.submit("same", prompt, LONG)

@@ -97,6 +97,27 @@ def test_stop_token_and_stop_string_end_early(llm: LLM) -> None:
     assert (by_text.finish_reason, by_text.stop_reason) == ("stop", stop)
 
 
+def test_the_models_own_end_of_a_turn_is_no_stop_reason(llm: LLM) -> None:
+    end = tiny.token_ids()["<|im_end|>"]
+    ending = SamplingParams(temperature=0, max_tokens=9, logit_bias={end: 100.0})
+    for params, reason in (
+        (ending, None),
+        (ending.replace(stop_token_ids=[end]), None),
+        (ending.replace(stop_token_ids=[end], ignore_eos=True), end),
+    ):
+        done = llm.generate("The quick", params, use_tqdm=False)[0].outputs[0]
+        assert (done.finish_reason, done.stop_reason, done.token_ids) == ("stop", reason, [end])
+
+
+def test_an_answer_gets_what_the_prompt_leaves_of_the_context(llm: LLM) -> None:
+    context = llm.config.max_model_len
+    params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=context)
+    done = llm.generate([5] * (context - 3), params, use_tqdm=False)[0].outputs[0]
+    assert (done.finish_reason, len(done.token_ids)) == ("length", 3)
+    with pytest.raises(RequestError, match=f"context length is {context} tokens, but the prompt has {context}"):
+        llm.generate([5] * context, params, use_tqdm=False)
+
+
 @pytest.mark.parametrize(
     ("params", "field"),
     [

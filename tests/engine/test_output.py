@@ -72,10 +72,26 @@ def test_a_stop_string_ends_the_choice(tokenizer: Tokenizer, include: bool, text
 @pytest.mark.parametrize(("include", "text"), [(False, "a"), (True, "ab")])
 def test_a_stop_token_is_not_part_of_the_text_unless_asked_for(tokenizer: Tokenizer, include: bool, text: str) -> None:
     ids = tokenizer.encode("a") + tokenizer.encode("b")
-    deltas = feed(choice(tokenizer, include_stop_str_in_output=include), ids, "stop", ids[-1])
+    one = choice(tokenizer, include_stop_str_in_output=include, stop_token_ids=ids[-1:])
+    deltas = feed(one, ids, "stop", ids[-1])
     assert text_of(deltas) == text
     assert [token_id for delta in deltas for token_id in delta.token_ids] == ids
     assert (deltas[-1].finish_reason, deltas[-1].stop_reason) == ("stop", ids[-1])
+
+
+def test_only_what_was_asked_for_is_told_as_the_stop_reason(tokenizer: Tokenizer) -> None:
+    end, other = tiny.token_ids()["<|im_end|>"], tiny.token_ids()["<|endoftext|>"]
+    assert tokenizer.eos_token_id == end
+    for params, stop, told in (
+        ({}, end, None),
+        ({}, other, None),  # the checkpoint or its family ends turns with it, too
+        ({"stop_token_ids": [other]}, other, other),
+        ({"stop_token_ids": [other]}, end, None),
+        ({"stop_token_ids": [end]}, end, None),
+        ({"stop_token_ids": [end], "ignore_eos": True}, end, end),
+    ):
+        last = feed(choice(tokenizer, **params), [*tokenizer.encode("a"), stop], "stop", stop)[-1]
+        assert (last.finish_reason, last.stop_reason, last.text) == ("stop", told, ""), params
 
 
 def test_stop_strings_wait_for_min_tokens(tokenizer: Tokenizer) -> None:
@@ -112,6 +128,15 @@ def test_expansion_decides_length_stop_ids_and_seeds() -> None:
         ("a/0", 5, 1), ("a/1", 6, 1), ("a/2", 7, 1)
     ]  # fmt: skip
     assert len({each.seed for _ in range(5) for each in _expand(SamplingParams(n=3))}) == 3, "the generator decides"
+
+
+def test_expansion_refuses_or_clips_what_does_not_fit() -> None:
+    assert _expand(SamplingParams(max_tokens=20))[0].params.max_tokens == 16
+    assert [each.params.max_tokens for each in _expand(SamplingParams(max_tokens=18, n=2))] == [16, 16]
+    with pytest.raises(RequestError, match="max_tokens=21 cannot be greater"):
+        _expand(SamplingParams(max_tokens=21))
+    with pytest.raises(RequestError, match="leaves none for an answer"):
+        _expand(SamplingParams(max_tokens=1), num_prompt=20)
 
 
 def test_more_min_tokens_than_the_context_leaves_are_refused() -> None:

@@ -94,6 +94,14 @@ def test_a_stop_token_ends_a_sequence_and_the_step_behind_it_is_ignored() -> Non
     assert scheduler.stats().kv_blocks_used == 0
 
 
+@pytest.mark.parametrize("max_tokens", [None, 9, 12])
+def test_a_sequence_ends_where_the_context_does(max_tokens: int | None) -> None:
+    scheduler, worker = make(num_blocks=6, block_size=2, max_model_len=64)
+    scheduler.add(request("a", [2, 3, 4, 5], max_tokens=max_tokens))
+    outputs = finish(scheduler, worker)["a"]
+    assert (len(outputs), outputs[-1].finish_reason) == (8, "length")
+
+
 def test_the_newest_is_preempted_and_goes_on_where_it_was() -> None:
     scheduler, worker = make(num_blocks=6, block_size=2, max_model_len=12)
     requests = [request(name, [token, 3, 4], max_tokens=9) for name, token in (("old", 5), ("new", 6))]

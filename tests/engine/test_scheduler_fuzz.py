@@ -138,7 +138,8 @@ class Run:
         assert (stats.worker_sequences, stats.worker_embeds) == (0, stats.encoder_items), "workers were not told"
         assert stats.num_media_encoded == self.worker.num_encoded
         for life in self.lives:
-            token_ids, reason = oracle(life.request, self.limits.short_context)
+            limits = self.limits
+            token_ids, reason = oracle(life.request, context_len=limits.context_len, short_context=limits.short_context)
             if life.finish_reason == "error":
                 is_unlucky = life.request.request_id in self.worker.unlucky
                 assert is_unlucky or self.worker.failed_hashes & _hashes(life.request), "failed by others' fault"

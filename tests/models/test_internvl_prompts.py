@@ -64,7 +64,7 @@ def test_stop_tokens(folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch
     with LLM(str(folder)) as llm:
         assert end not in llm.config.spec.eos_token_ids
         done = llm.generate("hello", params, use_tqdm=False)[0].outputs[0]
-        assert (done.finish_reason, done.stop_reason, done.text) == ("stop", end, "")
+        assert (done.finish_reason, done.stop_reason, done.text) == ("stop", None, "")
         for _ in range(2):
             word = SamplingParams(temperature=0, max_tokens=5, logit_bias={0: 100.0}, stop_token_ids=[0, 92543, 92542])
             done = llm.generate("hello", word, use_tqdm=False)[0].outputs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import openai
 import pytest
 
 from tests import tiny
-from tests.server.helpers import HELLO, MODEL, ask, clip, data_url, image_part, picture, video_part
+from tests.server.helpers import HELLO, KEY, MODEL, Server, ask, clip, data_url, image_part, picture, video_part
 
 GREEDY = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
 END = tiny.token_ids()["<|im_end|>"]
@@ -41,6 +42,52 @@ def test_answer_has_openais_shape(client: openai.OpenAI) -> None:
     assert choice.message.content and choice.logprobs is None
     assert answer.usage is not None and answer.usage.completion_tokens == 6
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 6
+
+
+def test_what_is_not_available_is_null_in_a_whole_answer(http: httpx.Client) -> None:
+    answer = chat(http, max_tokens=2, ignore_eos=True)
+    [choice] = answer["choices"]
+    message = choice["message"]
+    absent = {"refusal", "annotations", "audio", "function_call", "tool_calls", "reasoning"}
+    assert set(message) == {"role", "content", *absent} and not any(message[name] for name in absent)
+    assert set(choice) == {"index", "message", "logprobs", "finish_reason", "stop_reason", "token_ids"}
+    assert choice["token_ids"] is choice["stop_reason"] is choice["logprobs"] is None
+    absent = {"service_tier", "system_fingerprint", "prompt_logprobs"}
+    assert set(answer) == {"id", "object", "created", "model", "choices", "usage", *absent}
+    assert {answer[name] for name in absent} == {None}
+
+
+def test_a_piece_of_a_stream_leaves_out_what_is_absent(http: httpx.Client) -> None:
+    first, second, *_, last = streamed(http, max_tokens=3, ignore_eos=True)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert set(second["choices"][0]["delta"]) == {"content"}
+    for chunk in (first, second, last):
+        assert set(chunk) == {"id", "object", "created", "model", "choices"}
+    assert set(second["choices"][0]) == {"index", "delta", "logprobs", "finish_reason", "token_ids"}
+    assert set(last["choices"][0]) == {"index", "delta", "logprobs", "finish_reason", "token_ids", "stop_reason"}
+
+
+def streamed(http: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
+    """The chunks of a stream."""
+    body = {"model": MODEL, "messages": HELLO, "stream": True, **fields}
+    with http.stream("POST", "/v1/chat/completions", json=body) as response:
+        events = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert events.pop() == "[DONE]"
+    return [json.loads(event) for event in events]
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": True, "top_logprobs": 2, "n": 2}], ids=str)
+def test_a_client_that_checks_every_type_takes_the_answers(server: Server, fields: dict[str, Any]) -> None:
+    """The `openai` package validates answers with its types if it is told to."""
+    ask_for: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 3, **fields}
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, _strict_response_validation=True) as strict:
+        whole = strict.chat.completions.create(**ask_for)
+        assert whole.choices[0].message.tool_calls is None and whole.system_fingerprint is None
+        usage = {"include_usage": True, "continuous_usage_stats": True}
+        chunks = list(strict.chat.completions.create(**ask_for, stream=True, stream_options=usage))
+        assert chunks[-1].usage and chunks[-1].usage.total_tokens == whole.usage.total_tokens  # type: ignore[union-attr]
+        assert strict.completions.create(model=MODEL, prompt="a", max_tokens=2, logprobs=1).choices[0].text
+        assert strict.models.retrieve(MODEL).id == MODEL == strict.models.list().data[0].id
 
 
 STREAMED_FIELDS: list[dict[str, Any]] = [
@@ -94,6 +141,17 @@ def test_running_usage_counts_up(client: openai.OpenAI) -> None:
     )
     counts = [chunk.usage.completion_tokens for chunk in stream if chunk.usage is not None]
     assert counts == sorted(counts) and counts[-1] == 12 and len(counts) > 3
+    assert counts[0] == 0 < counts[1], "the role comes before any token"
+
+
+def test_all_roles_come_before_any_token(http: httpx.Client) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = streamed(http, **GREEDY, n=3, stream_options=options)
+    assert [chunk["choices"][0]["index"] for chunk in chunks[:3]] == [0, 1, 2]
+    assert [chunk["choices"][0]["delta"].get("role") for chunk in chunks[:4]] == ["assistant"] * 3 + [None]
+    usages = [chunk["usage"] for chunk in chunks]
+    assert [usage["completion_tokens"] for usage in usages[:3]] == [0, 0, 0] and usages[-1]["completion_tokens"] == 36
+    assert all(usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] for usage in usages)
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
@@ -108,6 +166,12 @@ def test_max_completion_tokens_wins(http: httpx.Client) -> None:
 
 def test_no_limit_means_the_rest_of_the_context(http: httpx.Client) -> None:
     answer = chat(http, ignore_eos=True, temperature=0)
+    assert answer["usage"]["total_tokens"] == 1024 and answer["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_more_than_the_rest_of_the_context_is_clipped(http: httpx.Client, name: str) -> None:
+    answer = chat(http, ignore_eos=True, temperature=0, **{name: 1024})
     assert answer["usage"]["total_tokens"] == 1024 and answer["choices"][0]["finish_reason"] == "length"
 
 
@@ -182,6 +246,7 @@ def test_ignore_eos_and_min_tokens(http: httpx.Client) -> None:
         chat(http, **eager, min_tokens=5),
     )
     assert stopped["usage"]["completion_tokens"] == 1 and stopped["choices"][0]["finish_reason"] == "stop"
+    assert stopped["choices"][0]["stop_reason"] is None, "the end of a turn is no stop id that was asked for"
     assert ignoring["usage"]["completion_tokens"] == 9 and ignoring["choices"][0]["finish_reason"] == "length"
     assert patient["usage"]["completion_tokens"] == 6 and patient["choices"][0]["finish_reason"] == "stop"
 

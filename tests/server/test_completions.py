@@ -48,6 +48,21 @@ def test_several_prompts_with_several_choices(http: httpx.Client) -> None:
     assert both == texts(complete(http, PROMPT, **fields)) + texts(complete(http, "How many", **fields))
 
 
+def test_what_is_not_available_is_null(http: httpx.Client) -> None:
+    answer = complete(http)
+    assert answer["service_tier"] is answer["system_fingerprint"] is None
+    [choice] = answer["choices"]
+    assert choice["token_ids"] is choice["prompt_logprobs"] is choice["stop_reason"] is None
+
+
+def test_max_tokens_are_clipped_to_the_rest_of_the_context(http: httpx.Client) -> None:
+    answer = complete(http, [5] * 1020, max_tokens=1024)
+    assert answer["usage"]["completion_tokens"] == 4 and answer["choices"][0]["finish_reason"] == "length"
+    body = {"model": MODEL, "prompt": [5] * 1024, "max_tokens": 1}
+    error = refused(http.post("/v1/completions", json=body))
+    assert (error["param"], error["code"]) == ("prompt", "context_length_exceeded")
+
+
 def test_sixteen_tokens_by_default(http: httpx.Client) -> None:
     assert complete(http, max_tokens=None)["usage"]["completion_tokens"] == 16
 
@@ -96,7 +111,7 @@ def test_echo(http: httpx.Client) -> None:
     [("prompt", None), ("prompt", ""), ("prompt", []), ("prompt", [[]]), ("prompt", 5), ("prompt", [1, "a"]),
      ("prompt", [-1]), ("prompt", [10**9]), ("prompt", [True]), ("prompt", "x " * 5000), ("prompt", ["a"] * 2000),
      ("prompt", {"text": "a"}), ("suffix", "end"), ("best_of", 2), ("logprobs", -1), ("logprobs", 100),
-     ("logprobs", True), ("max_tokens", 0), ("max_tokens", 1024), ("echo", "yes"), ("prompt_embeds", "AAAA")],
+     ("logprobs", True), ("max_tokens", 0), ("max_tokens", 1025), ("echo", "yes"), ("prompt_embeds", "AAAA")],
     ids=lambda value: str(value)[:24],
 )  # fmt: skip
 def test_bad_value_names_its_field(http: httpx.Client, field: str, value: Any) -> None:

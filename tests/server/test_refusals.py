@@ -114,6 +114,12 @@ def test_two_limits_name_the_one_that_counts(http: httpx.Client) -> None:
     assert refused(post(http, min_tokens=9))["param"] == "min_tokens"
 
 
+def test_max_tokens_are_refused_before_media_are_fetched(http: httpx.Client) -> None:
+    nowhere = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/a.png"}}
+    assert refused(post(http, messages=ask(nowhere), max_tokens=1025))["param"] == "max_tokens"
+    assert names(refused(post(http, messages=ask(nowhere), max_tokens=1024)), "messages")
+
+
 def test_unknown_model(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4o", messages=HELLO)  # type: ignore[arg-type]

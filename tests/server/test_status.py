@@ -27,6 +27,9 @@ def test_models(client: openai.OpenAI, checkpoint: Path) -> None:
     assert (model.id, model.object) == (MODEL, "model")
     assert getattr(model, "max_model_len", None) == 1024 and getattr(model, "root", None) == str(checkpoint)
     assert client.models.retrieve(MODEL).id == MODEL
+    [permission] = getattr(model, "permission", [])
+    assert permission["id"].startswith("modelperm-") and permission["object"] == "model_permission"
+    assert permission["allow_sampling"] and permission["organization"] == "*" and permission["group"] is None
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("no/such/model")
 

@@ -29,10 +29,15 @@ class Limits:
         """Bytes that a media item's embeddings take."""
         return item.span.num_embeds * self.bytes_per_embed
 
+    @property
+    def context_len(self) -> int:
+        """Tokens that a sequence may have: prompt and answer together."""
+        return min(self.max_model_len, self.num_blocks * self.block_size)
+
 
 def check(prompt: Prompt, params: SamplingParams, limits: Limits) -> None:
     """Raise `RequestError` naming the field for a request that could never run."""
-    _check_length(len(prompt.token_ids), params.max_tokens or 1, limits)
+    clip_max_tokens(params, len(prompt.token_ids), limits.context_len)
     if params.logprobs is not None and params.logprobs > limits.max_logprobs:
         raise RequestError(
             f"logprobs asks for {params.logprobs}, at most {limits.max_logprobs} are allowed (--max-logprobs)",
@@ -48,17 +53,35 @@ def check(prompt: Prompt, params: SamplingParams, limits: Limits) -> None:
     _check_media(prompt, limits)
 
 
-def _check_length(num_prompt: int, max_tokens: int, limits: Limits) -> None:
+def check_max_tokens(params: SamplingParams, context_len: int) -> None:
+    """Raise `RequestError` for `max_tokens` that no prompt leaves."""
+    if params.max_tokens is not None and params.max_tokens > context_len:
+        raise RequestError(
+            f"max_tokens={params.max_tokens} cannot be greater than max_model_len={context_len}; ask for fewer",
+            param="max_tokens",
+        )
+
+
+def clip_max_tokens(params: SamplingParams, num_prompt: int, context_len: int) -> SamplingParams:
+    """`params` with as many `max_tokens` as the prompt leaves of the context, if they ask for more or do not say.
+
+    Raises `RequestError` for a prompt that leaves none, for `max_tokens` that no prompt leaves, and for more
+    `min_tokens` than are left.
+    """
     if num_prompt == 0:
         raise RequestError("the prompt is empty", param="prompt")
-    room = min(limits.max_model_len, limits.num_blocks * limits.block_size)
-    if num_prompt + max_tokens > room:
+    check_max_tokens(params, context_len)
+    left = context_len - num_prompt
+    if left < 1:
         raise RequestError(
-            f"This model's maximum context length is {room} tokens, but the prompt has {num_prompt} tokens and "
-            f"max_tokens asks for {max_tokens} more; shorten one of them",
-            param="max_tokens" if num_prompt < room else "messages",
+            f"This model's maximum context length is {context_len} tokens, but the prompt has {num_prompt} tokens, "
+            "which leaves none for an answer; shorten the prompt",
+            param="messages",
             code="context_length_exceeded",
         )
+    if params.max_tokens is not None and params.max_tokens <= left:
+        return params
+    return params.replace(max_tokens=left)
 
 
 def _check_media(prompt: Prompt, limits: Limits) -> None:

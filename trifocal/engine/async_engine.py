@@ -11,7 +11,7 @@ from itertools import count
 
 from trifocal.config import EngineConfig
 from trifocal.engine import messages
-from trifocal.engine.admission import Limits, check
+from trifocal.engine.admission import Limits, check, check_max_tokens
 from trifocal.engine.child import Death
 from trifocal.engine.media_store import MediaStore
 from trifocal.engine.output import Choice, expand
@@ -103,6 +103,10 @@ class AsyncEngine:
         self._media_store.close()
 
     # ------------------------------------------------------------------------------------------ requests
+
+    def check_max_tokens(self, params: SamplingParams) -> None:
+        """Raise `RequestError` for `max_tokens` that no prompt leaves; `submit` does, but a prompt may be costly."""
+        check_max_tokens(params, self._limits.context_len)
 
     async def submit(self, request_id: str, prompt: Prompt, params: SamplingParams) -> RequestStream:
         """Send a request to the engine, or keep it for the next one if there is none at the moment.

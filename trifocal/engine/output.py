@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable
 from functools import lru_cache
 
+from trifocal.engine.admission import clip_max_tokens
 from trifocal.engine.detokenizer import Detokenizer
 from trifocal.engine.stop import StopStrings
 from trifocal.log import get_logger
@@ -26,10 +27,11 @@ def expand(
     max_model_len: int,
     rng: random.Random,
 ) -> list[Request]:
-    """One engine request for each of the `n` choices, with everything decided: length, stop ids, seed."""
-    max_tokens = params.max_tokens
-    if max_tokens is None:
-        max_tokens = max(1, max_model_len - len(prompt.token_ids))
+    """One engine request for each of the `n` choices, with everything decided: length, stop ids, seed.
+
+    Raises `RequestError` where the prompt leaves no room for an answer (see `clip_max_tokens`).
+    """
+    params = clip_max_tokens(params, len(prompt.token_ids), max_model_len)
     stop_ids = frozenset(params.stop_token_ids or [])
     if not params.ignore_eos:
         stop_ids |= {*eos_ids, *prompt.stop_token_ids}
@@ -38,7 +40,7 @@ def expand(
         Request(
             request_id=request_id if params.n == 1 else f"{request_id}/{index}",
             prompt=prompt,
-            params=params.replace(max_tokens=max_tokens, n=1),
+            params=params.replace(n=1),
             stop_token_ids=stop_ids,
             seed=seed + index,
         )
@@ -55,6 +57,12 @@ def _warn_of_words(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
         _log.warning("stop_token_ids: ordinary tokens of this model's vocabulary will end answers: %s", shown)
 
 
+def _told_ids(params: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
+    """Stop ids that a `stop_reason` tells: those that were asked for. The model's own end of a turn is no news."""
+    asked = frozenset(params.stop_token_ids or [])
+    return asked if params.ignore_eos else asked - {tokenizer.eos_token_id}
+
+
 class Choice:
     """One output sequence as its reader sees it; `is_finished` once its last delta is out."""
 
@@ -67,6 +75,7 @@ class Choice:
         self._num_prompt_tokens = len(token_ids)
         self._detokenizer = Detokenizer(tokenizer, token_ids, skip_special_tokens=params.skip_special_tokens)
         self._stop = StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output)
+        self._told_ids = _told_ids(params, tokenizer)
         self._num_tokens = 0
         self._token_ids: list[int] = []  # not shown yet
         self._logprobs: list[TokenLogprobs] = []
@@ -83,6 +92,8 @@ class Choice:
         self._token_ids += output.token_ids
         self._logprobs += output.logprobs or []
         reason, stop = output.finish_reason, output.stop_reason
+        if reason == "stop" and stop not in self._told_ids:
+            stop = None
         if reason is not None:
             text += self._stop.feed(self._detokenizer.flush()) + self._stop.flush()
         if self._stop.matched is not None:

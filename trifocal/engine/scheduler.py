@@ -8,8 +8,9 @@ running: tokens in flight are counted, their ids are not needed.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
-from trifocal.engine.admission import Limits, check
+from trifocal.engine.admission import Limits, check, clip_max_tokens
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.draft import Draft
 from trifocal.engine.encoder_cache import EncoderCache
@@ -51,6 +52,9 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Queue a request. Raises `RequestError` if it could never run."""
         check(request.prompt, request.params, self.limits)
+        clipped = clip_max_tokens(request.params, len(request.prompt.token_ids), self.limits.context_len)
+        if clipped is not request.params:  # whoever asked did not know how much this engine has room for
+            request = replace(request, params=clipped)
         if request.request_id in self._seqs:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
         seq = Sequence(request, list(request.output_token_ids))

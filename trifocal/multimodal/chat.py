@@ -174,6 +174,7 @@ class PromptBuilder:
         except RecursionError:
             raise RequestError("the messages or their arguments are nested too deeply", param="messages") from None
         self._check_limits(conversation.media)
+        open_end = conversation.leave_open(guard.mark) if continue_final_message else None
         try:
             text = self._template.render(
                 conversation.messages,
@@ -184,8 +185,8 @@ class PromptBuilder:
             )
         except RenderedTooLongError:
             raise self._too_long(self.config.max_model_len + 1, "at least ") from None
-        if continue_final_message:
-            text = conversation.cut_after_last_words(text)
+        if open_end is not None:
+            text = open_end.cut(text)
         token_ids = self._tokenize(text, partial(self.tokenizer.encode_chat, protected=guard.protected), "messages")
         self._check_media(token_ids, [], {})
         return Rendered(guard.reveal(text), token_ids, conversation.media)

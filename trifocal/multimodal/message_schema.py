@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from trifocal.multimodal.messages import MEDIA_TYPES, PASSED_ON, ROLES, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
+from trifocal.multimodal.messages import MEDIA_TYPES, PASSED_ON, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
 
 Schema = dict[str, Any]
 _STRING: Schema = {"type": "string"}
 _URL: Schema = {"type": "string", "minLength": 1}
+_ROLE: Schema = {"type": "string", "minLength": 1, "description": "any that the chat template knows"}
 
 
 def message_schema() -> Schema:
     """Schema of one message; what it allows `MessageParser` takes, but for media that cannot be had."""
     content = {"anyOf": [_STRING, {"type": "array", "items": _part()}]}
-    optional = {name: _or_null(_STRING) for name in PASSED_ON}
-    others = [role for role in ROLES if role != "assistant"]
-    question = _object({"role": {"enum": others}, "content": content, **optional}, ["role", "content"])
-    calls = {"tool_calls": _or_null(_tool_calls())}
-    answer = _object({"role": {"enum": ["assistant"]}, "content": _or_null(content), **calls, **optional}, ["role"])
-    return {"title": "Message", "anyOf": [question, answer]}
+    optional: Schema = {name: _or_null(_STRING) for name in PASSED_ON}
+    optional["tool_calls"] = _or_null(_tool_calls())
+    message = _object({"role": _ROLE, "content": content, **optional}, ["role", "content"])
+    answer = _object({"role": {"enum": ["assistant"]}, "content": _or_null(content), **optional}, ["role"])
+    return {"title": "Message", "anyOf": [message, answer]}
 
 
 def _part() -> Schema:

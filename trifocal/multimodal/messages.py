@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trifocal.errors import RequestError
+from trifocal.log import get_logger
 from trifocal.multimodal.template import ChatTemplate
 from trifocal.tokenizer import Guard, valid_text
 from trifocal.types import Modality
 
-ROLES = ("system", "user", "assistant", "tool", "developer")
+_log = get_logger(__name__)
+
+_USUAL_ROLES = ("system", "user", "assistant", "tool", "developer")
 TEXT_TYPES = ("text", "input_text", "output_text", "refusal")
 MEDIA_TYPES: dict[str, Modality] = {
     "image_url": "image",
@@ -23,6 +26,7 @@ MEDIA_TYPES: dict[str, Modality] = {
     "video": "video",
 }
 PASSED_ON = ("name", "tool_call_id", "reasoning_content")
+_PROBE = "\N{EM SPACE}"  # white space that templates do not write: where it is gone, the template strips texts
 URL_FIELDS = ("image_url", "video_url")  # a URL or an object with one; other fields may hold objects offline
 
 
@@ -42,17 +46,40 @@ class Conversation:
     messages: list[dict[str, Any]] = field(default_factory=list)
     media: list[MediaRef] = field(default_factory=list)
 
-    def cut_after_last_words(self, rendered: str) -> str:
-        """`rendered` up to the end of the last message's words, so that the model goes on with them."""
-        content = self.messages[-1]["content"]
-        if isinstance(content, list):
-            content = next((part["text"] for part in reversed(content) if part["type"] == "text"), "")
-        stripped = content.strip()
-        start = rendered.rfind(stripped)
-        if not stripped or start < 0:
+    def leave_open(self, mark: str) -> OpenEnd:
+        """Put `mark` behind the last message, so that its end is found again in a rendering. Raises `RequestError`."""
+        last = self.messages[-1]
+        parts = [{"type": "text", "text": last["content"]}] if isinstance(last["content"], str) else last["content"]
+        if not any(part["type"] == "text" and part["text"].strip() for part in parts):
             raise RequestError("continue_final_message needs a last message with text", param="continue_final_message")
-        words = content.lstrip() if rendered.startswith(content.lstrip(), start) else stripped
-        return rendered[: start + len(words)]
+        if parts[-1]["type"] != "text":
+            parts = [*parts, {"type": "text", "text": ""}]
+        words = parts[-1]["text"]
+        parts = [*parts[:-1], {"type": "text", "text": f"{words}{mark}{_PROBE}"}]
+        last["content"] = parts[0]["text"] if isinstance(last["content"], str) else parts
+        return OpenEnd(mark, words[len(words.rstrip()) :])
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEnd:
+    """Where a last message ends that the model goes on with. `mark` stands there, behind white space `spaces`.
+
+    A text to look for would not do: the message may end in letters that the template writes behind it as well.
+    """
+
+    mark: str
+    spaces: str
+
+    def cut(self, rendered: str) -> str:
+        """`rendered` up to the mark; without the spaces if the template strips texts. Raises `RequestError`."""
+        before, mark, behind = rendered.rpartition(self.mark)
+        if not mark:
+            raise RequestError(
+                "continue_final_message: the chat template does not show the text of the last message",
+                param="continue_final_message",
+            )
+        before = before.replace(self.mark + _PROBE, "").replace(self.mark, "")  # a template may show a text twice
+        return before if behind.startswith(_PROBE) else before.removesuffix(self.spaces)
 
 
 class MessageParser:
@@ -81,11 +108,11 @@ class MessageParser:
         if not isinstance(message, Mapping):
             raise RequestError(f"{where} must be an object with role and content", param=where)
         role = message.get("role")
-        if role not in ROLES:
-            raise RequestError(
-                f"{where}.role must be one of {', '.join(ROLES)}, got {str(role)[:40]!r}", param=f"{where}.role"
-            )
-        parsed: dict[str, Any] = {"role": role}
+        if not isinstance(role, str) or not role:
+            got = "an empty one" if role == "" else type(role).__name__
+            raise RequestError(f"{where}.role must be a string that is not empty, got {got}", param=f"{where}.role")
+        # Whether it takes a role is the template's affair. One that a client made up may hold control words.
+        parsed: dict[str, Any] = {"role": role if role in _USUAL_ROLES else guard.hide(role)}
         tool_calls = message.get("tool_calls")
         content = message.get("content")
         if content is None and role != "assistant":
@@ -183,11 +210,16 @@ def _tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
             raise RequestError(f"{where}[{index}] must have a function with a name", param=f"{where}[{index}]")
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError) as error:
-                path = f"{where}[{index}].function.arguments"
-                reason = "too deep" if isinstance(error, RecursionError) else error
-                raise RequestError(f"{path} is not JSON: {reason}", param=path) from None
+            arguments = _parsed(arguments, f"{where}[{index}].function.arguments")
         parsed.append({**call, "function": {**function, "arguments": arguments}})
     return parsed
+
+
+def _parsed(arguments: str, where: str) -> Any:
+    """What the JSON text says. One that a model has spoilt stays text: it must not block the rest of its chat."""
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        _log.warning("%s is not JSON (%s); the chat template gets it as text", where, reason)
+        return arguments

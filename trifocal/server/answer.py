@@ -93,7 +93,13 @@ class Answer:
 
     def usage(self) -> Usage:
         """OpenAI's `usage`, of what has come so far."""
-        generated = sum(choice.num_tokens for choice in self._choices)
+        return self._usage(sum(choice.num_tokens for choice in self._choices))
+
+    def usage_before_tokens(self) -> Usage:
+        """`usage` as it was when the prompts had been computed."""
+        return self._usage(0)
+
+    def _usage(self, generated: int) -> Usage:
         return {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": generated,

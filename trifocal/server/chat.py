@@ -13,7 +13,7 @@ from trifocal.server.limits import read_json
 from trifocal.server.logprobs import chat_logprobs
 from trifocal.server.operations import PREPARING, described
 from trifocal.server.prompts import build_chat_prompt
-from trifocal.server.responses import ChatChoice, ChatCompletion, ChatLogprobs
+from trifocal.server.responses import ChatChoice, ChatCompletion, ChatLogprobs, ChatMessage
 from trifocal.server.schemas import ChatBody
 from trifocal.server.service import Service, service_of
 from trifocal.types import Delta, Prompt, TokenLogprobs
@@ -35,11 +35,11 @@ class Chat(Generation):
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     prompt_field = "messages"
+    absent = ("service_tier", "system_fingerprint", "prompt_logprobs")
 
     def __init__(self, service: Service, request: Request, body: ChatBody) -> None:
         super().__init__(service, request, body, body.to_params(service.config.default_sampling))
         self._chat = body
-        self._started: set[int] = set()  # choices whose role has been sent
 
     async def prompts(self) -> list[Prompt]:
         """The conversation, rendered and with its media."""
@@ -49,25 +49,39 @@ class Chat(Generation):
 
     def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> ChatChoice:
         """A choice of a `chat.completion`."""
+        message: ChatMessage = {
+            "role": "assistant",
+            "content": text,
+            "refusal": None,
+            "annotations": None,
+            "audio": None,
+            "function_call": None,
+            "tool_calls": None,
+            "reasoning": None,
+        }
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(tokens),
             "finish_reason": last.finish_reason,
             "stop_reason": last.stop_reason,
+            "token_ids": None,
         }
 
-    def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
-        """Choices of `chat.completion.chunk`s: the role first, then text, with the last one the finish_reason."""
-        if delta.index not in self._started:
-            self._started.add(delta.index)
+    def openings(self, num_choices: int) -> Iterable[dict[str, Any]]:
+        """The role of each choice, before any text."""
+        for index in range(num_choices):
             first = {"role": "assistant", "content": ""}
-            yield {"index": delta.index, "delta": first, "logprobs": None, "finish_reason": None}
+            yield {"index": index, "delta": first, "logprobs": None, "finish_reason": None}
+
+    def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
+        """One choice of a `chat.completion.chunk`: text, and with the last one the finish_reason."""
         piece: dict[str, Any] = {
             "index": delta.index,
             "delta": {"content": delta.text} if delta.text else {},
             "logprobs": self._logprobs(delta.logprobs or []),
             "finish_reason": delta.finish_reason,
+            "token_ids": None,
         }
         yield piece | {"stop_reason": delta.stop_reason} if delta.finish_reason else piece
 

@@ -35,6 +35,7 @@ class Completion(Generation):
     kind = "text_completion"
     chunk_kind = "text_completion"
     prompt_field = "prompt"
+    absent = ("service_tier", "system_fingerprint")
 
     def __init__(self, service: Service, request: Request, body: CompletionBody) -> None:
         super().__init__(service, request, body, body.to_params(service.config.default_sampling))
@@ -67,6 +68,8 @@ class Completion(Generation):
             "logprobs": self._logprobs(tokens, 0),
             "finish_reason": last.finish_reason,
             "stop_reason": last.stop_reason,
+            "token_ids": None,
+            "prompt_logprobs": None,
         }
 
     def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
@@ -79,6 +82,7 @@ class Completion(Generation):
             "logprobs": self._logprobs(delta.logprobs or [], offset or 0),
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
+            "token_ids": None,
         }
 
     def _echo(self, index: int) -> str:

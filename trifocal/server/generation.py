@@ -32,6 +32,7 @@ class Generation(ABC):
     kind: str  # `object` of a whole answer
     chunk_kind: str  # `object` of a piece of a stream
     prompt_field: str  # where the body has what the model reads
+    absent: tuple[str, ...]  # fields of a whole answer for what is not available here: null
 
     def __init__(self, service: Service, request: Request, body: GenerationBody, params: SamplingParams) -> None:
         self._service = service
@@ -45,6 +46,10 @@ class Generation(ABC):
         self._created = int(time.time())
         self._model = self._visit.model = service.check_model(body.model)
         check_params(params, service.args)
+        try:
+            service.engine.check_max_tokens(params)
+        except RequestError as error:  # the engine does not know what the fields are called here
+            raise with_param(error, self._renamed) from None
 
     @abstractmethod
     async def prompts(self) -> list[Prompt]:
@@ -53,6 +58,10 @@ class Generation(ABC):
     @abstractmethod
     def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> Mapping[str, Any]:
         """A whole choice; `tokens` are its log-probabilities, `last` its last delta."""
+
+    def openings(self, num_choices: int) -> Iterable[dict[str, Any]]:
+        """The choices of chunks that come before all tokens."""
+        return ()
 
     @abstractmethod
     def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
@@ -73,7 +82,7 @@ class Generation(ABC):
     async def _open(self) -> Answer:
         try:
             return await self._first_token()
-        except RequestError as error:  # the engine does not know what the fields are called here
+        except RequestError as error:
             raise with_param(error, self._renamed) from None
 
     async def _first_token(self) -> Answer:
@@ -100,11 +109,16 @@ class Generation(ABC):
         finally:
             await answer.aclose()
         choices = [self.choice(i, "".join(texts[i]), tokens[i], last[i]) for i in range(len(texts))]
-        return {**self._head(self.kind), "choices": choices, "usage": answer.usage()}
+        absent = dict.fromkeys(self.absent)
+        return {**self._head(self.kind), "choices": choices, "usage": answer.usage(), **absent}
 
     async def _chunks(self, answer: Answer) -> AsyncGenerator[dict[str, Any], None]:
         head = self._head(self.chunk_kind)
         usage: dict[str, Any] = {"usage": None} if self._body.includes_usage else {}
+        if self._body.has_running_usage:
+            usage = {"usage": answer.usage_before_tokens()}
+        for piece in self.openings(answer.num_choices):
+            yield {**head, "choices": [piece], **usage}
         async for delta in answer:
             if self._body.has_running_usage:
                 usage = {"usage": answer.usage()}

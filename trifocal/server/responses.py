@@ -1,4 +1,7 @@
-"""What routes answer, as types: mypy holds the code to them, and the OpenAPI document is made of them."""
+"""What routes answer, as types: mypy holds the code to them, and the OpenAPI document is made of them.
+
+Fields of type None are OpenAI's and vLLM's for what is not available here: clients read them without asking.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +52,22 @@ class ChatMessage(TypedDict):
     role: Literal["assistant"]
     content: str
     refusal: None
+    annotations: None
+    audio: None
+    function_call: None
+    tool_calls: None
+    reasoning: None
 
 
 class ChatChoice(TypedDict):
-    """One of `n` answers. `stop_reason`: the stop string or token id that ended it."""
+    """One of `n` answers. `stop_reason`: the stop string or token id of the request that ended it."""
 
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
+    token_ids: None
 
 
 class ChatCompletion(TypedDict):
@@ -70,6 +79,9 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    service_tier: None
+    system_fingerprint: None
+    prompt_logprobs: None
 
 
 class CompletionLogprobs(TypedDict):
@@ -89,6 +101,8 @@ class CompletionChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
+    token_ids: None
+    prompt_logprobs: None
 
 
 class TextCompletion(TypedDict):
@@ -100,6 +114,8 @@ class TextCompletion(TypedDict):
     model: str
     choices: list[CompletionChoice]
     usage: Usage
+    service_tier: None
+    system_fingerprint: None
 
 
 class Tokenized(TypedDict):
@@ -117,6 +133,23 @@ class Detokenized(TypedDict):
     prompt: str
 
 
+class ModelPermission(TypedDict):
+    """What may be done with a model; vLLM's record, which some clients of old look for."""
+
+    id: str
+    object: Literal["model_permission"]
+    created: int
+    allow_create_engine: bool
+    allow_sampling: bool
+    allow_logprobs: bool
+    allow_search_indices: bool
+    allow_view: bool
+    allow_fine_tuning: bool
+    organization: str
+    group: None
+    is_blocking: bool
+
+
 class ModelCard(TypedDict):
     """A name that requests may give as `model`."""
 
@@ -127,6 +160,7 @@ class ModelCard(TypedDict):
     root: str
     parent: None
     max_model_len: int
+    permission: list[ModelPermission]
 
 
 class ModelList(TypedDict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from uuid import uuid4
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -14,12 +15,26 @@ from trifocal.errors import EngineDeadError, RequestError
 from trifocal.metrics import CONTENT_TYPE
 from trifocal.server.errors import OverloadedError
 from trifocal.server.operations import described
-from trifocal.server.responses import ModelCard, ModelList, Version
+from trifocal.server.responses import ModelCard, ModelList, ModelPermission, Version
 from trifocal.server.service import Service, service_of
 
 router = APIRouter()
 _STARTED = int(time.time())
 _PROBE = described(errors=(431, 503))
+_PERMISSION: ModelPermission = {
+    "id": f"modelperm-{uuid4().hex}",
+    "object": "model_permission",
+    "created": _STARTED,
+    "allow_create_engine": False,
+    "allow_sampling": True,
+    "allow_logprobs": True,
+    "allow_search_indices": False,
+    "allow_view": True,
+    "allow_fine_tuning": False,
+    "organization": "*",
+    "group": None,
+    "is_blocking": False,
+}
 _STATS_TIMEOUT_S = 2.0  # a scrape must not wait for a long step
 
 
@@ -98,7 +113,8 @@ def _card(service: Service, name: str) -> ModelCard:
         "owned_by": "trifocal",
         "root": service.config.spec.path,
         "parent": None,
-        "max_model_len": service.config.max_model_len,
+        "max_model_len": service.engine.max_model_len,
+        "permission": [_PERMISSION],
     }
 
 

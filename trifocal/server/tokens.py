@@ -38,7 +38,7 @@ async def _tokenize(service: Service, body: TokenizeBody) -> Tokenized:
     spell = service.builder.tokenizer.id_to_token
     return {
         "count": len(token_ids),
-        "max_model_len": service.config.max_model_len,
+        "max_model_len": service.engine.max_model_len,
         "tokens": token_ids,
         "token_strs": [spell(token_id) or "" for token_id in token_ids] if body.return_token_strs else None,
     }

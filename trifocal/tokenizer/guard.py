@@ -14,6 +14,7 @@ from typing import Any
 
 _OPEN, _CLOSE, _DIGITS = "\uf8e0", "\uf8e1", 0xF8D0  # private use: no normaliser, case filter or \w touches them
 
+_MARK = 0xFFFFFF  # the index of `Guard.mark`: more than any vocabulary has control tokens
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -65,6 +66,11 @@ class Guard:
         if isinstance(value, list | tuple):
             return [self.hide_all(item) for item in value]
         return value
+
+    @property
+    def mark(self) -> str:
+        """A string that no user can have written: put into a text, it shows where a template puts that text."""
+        return private_name(self._nonce, _MARK)
 
     def reveal(self, text: str) -> str:
         """`text` as it reads with the users' literals back in place."""
