@@ -28,6 +28,8 @@ class Sequence:
     num_published: int = 0  # leading blocks already offered to the prefix cache
     pinned: set[bytes] = field(default_factory=set)  # media whose embeddings this sequence holds in the encoder cache
     has_started: bool = False  # was ever scheduled; preemption does not change that
+    scheduled_at: float = 0.0  # when that was, by `time.perf_counter`
+    num_preemptions: int = 0
     is_new_to_workers: bool = True
     order: int = field(default_factory=lambda: next(_ORDER))  # age, kept across preemption
 
