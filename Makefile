@@ -5,13 +5,14 @@ RUN_STAMP := .venv/.installed-run
 DEV_STAMP := .venv/.installed-dev
 ARGS ?=
 
-.PHONY: help setup demo check test test-slow test-clients sanitize bench format clean
+.PHONY: help setup demo check test test-slow test-clients test-prometheus sanitize bench format clean
 
 help:
 	@echo "make demo [ARGS=--once]  set up, start the server on the built-in model, ask the sample questions"
 	@echo "make test                set up, lint, type-check, run the tests"
 	@echo "make test-slow           run the tests that take minutes or a download; they are no part of make test"
 	@echo "make test-clients        install clients that others wrote and run their tests against the built-in model"
+	@echo "make test-prometheus     fetch Debian's prometheus, let it scrape a server, ask it all that the dashboards ask"
 	@echo "make sanitize            run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make check               lint, types and import rules alone"
 	@echo "make bench [ARGS=--quick] measure beside the engines that are here, write docs/performance.md"
@@ -40,6 +41,9 @@ test-slow: $(DEV_STAMP)
 
 test-clients: $(DEV_STAMP)
 	@scripts/test-clients $(ARGS)
+
+test-prometheus: $(DEV_STAMP)
+	@scripts/prometheus $(ARGS)
 
 sanitize: $(DEV_STAMP)
 	@scripts/sanitize $(ARGS)

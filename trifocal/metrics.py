@@ -1,25 +1,29 @@
 """Prometheus metrics: vLLM's names, each with the prefixes `vllm:` and `trifocal:` from one definition.
 
 The engine's gauges and counters come from `EngineStats` at the time of a scrape; what only the server sees (latencies,
-how requests end) is observed as it happens. Each `Metrics` has a registry of its own.
+how requests end) is observed as it happens. Each `Metrics` has a registry of its own. Labels never have values that
+clients make up: their number would have no limit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from trifocal.types import EngineStats
+from trifocal.config import EngineConfig
+from trifocal.types import STEP_TOKEN_BOUNDS, EngineStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BOTH = ("vllm", "trifocal")
 _OURS = ("trifocal",)
-_OLD = ("vllm",)  # names of vLLM 0.9 that later versions changed; dashboards of that time ask for them
+_OLD = ("vllm",)  # names of vLLM 0.9 and before that later versions changed; dashboards of their time ask for them
+_VLLM_LABELS = {"engine": "0"}  # vLLM numbers its engines, some dashboards group by that
 _OWN_NAMES = {
     "requests_queued", "tokens_queued", "media_bytes_in_flight", "http_responses", "requests_refused",
     "media_step_seconds", "request_body_bytes", "media_bytes",
@@ -29,6 +33,9 @@ _OLD_NAMES = {"inter_token_latency_seconds": "vllm:time_per_output_token_seconds
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000)
 _CHOICES = (1, 2, 5, 10, 20)
+_PREEMPTIONS = (0, 1, 2, 3, 4, 5, 10, 20)
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_NOT_COUNTED = frozenset({"/metrics", "/health", "/ping", "/live", "/ready", "/version"})  # as in vLLM: probes, scrapes
 MEDIA_STEPS = ("fetch", "decode", "process")
 
 
@@ -46,9 +53,14 @@ class EngineMetric:
         """The metric as Prometheus takes it, once per prefix."""
         kind = CounterMetricFamily if self.is_counter else GaugeMetricFamily
         for prefix in self.prefixes:
-            family = kind(f"{prefix}:{self.name}", self.meaning, labels=["model_name"])
-            family.add_metric([model_name], self.value(stats))
+            labels = _labels(prefix, model_name)
+            family = kind(f"{prefix}:{self.name}", self.meaning, labels=list(labels))
+            family.add_metric(list(labels.values()), self.value(stats))
             yield family
+
+
+def _labels(prefix: str, model_name: str) -> dict[str, str]:
+    return {"model_name": model_name} | (_VLLM_LABELS if prefix == "vllm" else {})
 
 
 def _kv_usage(stats: EngineStats) -> float:
@@ -60,6 +72,8 @@ ENGINE_METRICS = (
     EngineMetric("num_requests_waiting", "sequences waiting for their first step", lambda s: s.num_waiting),
     EngineMetric("kv_cache_usage_perc", "share of KV blocks in use, 0 to 1", _kv_usage),
     EngineMetric("gpu_cache_usage_perc", "kv_cache_usage_perc by its older name", _kv_usage, prefixes=_OLD),
+    EngineMetric("num_requests_swapped", "none: nothing is ever swapped out", lambda s: 0, prefixes=_OLD),
+    EngineMetric("cpu_cache_usage_perc", "nor is there a cache for it", lambda s: 0, prefixes=_OLD),
     EngineMetric("prefix_cache_queries", "prompt tokens looked up in the cache", lambda s: s.prefix_queries, True),
     EngineMetric("prefix_cache_hits", "prompt tokens found in the cache", lambda s: s.prefix_hits, True),
     EngineMetric("gpu_prefix_cache_queries", "by its older name", lambda s: s.prefix_queries, True, _OLD),
@@ -81,10 +95,11 @@ ENGINE_METRICS = (
 
 
 class Metrics(Collector):
-    """Everything that `/metrics` shows of one server."""
+    """Everything that `/metrics` shows of one server. `cache_config` is what `cache_config_info` tells."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, cache_config: Mapping[str, str]) -> None:
         self._model_name = model_name
+        self._cache_config = cache_config
         self._stats = EngineStats()
         self._observed: list[Histogram | Counter | Gauge] = []
         self.time_to_first_token = self._histogram("time_to_first_token_seconds", "request in to first token", _SECONDS)
@@ -97,10 +112,25 @@ class Metrics(Collector):
         self.request_generation_tokens = self._histogram("request_generation_tokens", "tokens of a choice", _TOKENS)
         self.request_params_n = self._histogram("request_params_n", "choices asked for", _CHOICES)
         self.request_params_max_tokens = self._histogram("request_params_max_tokens", "max_tokens asked for", _TOKENS)
-        self.request_decode_time = self._histogram("request_decode_time_seconds", "first to last token", _SECONDS)
+        self._request_queue_time = self._histogram("request_queue_time_seconds", "until its first step", _SECONDS)
+        self._request_prefill_time = self._histogram("request_prefill_time_seconds", "to the first token", _SECONDS)
+        self._request_decode_time = self._histogram("request_decode_time_seconds", "first to last token", _SECONDS)
+        self._request_inference_time = self._histogram(
+            "request_inference_time_seconds", "first step to last token", _SECONDS
+        )
+        self.request_max_num_generation_tokens = self._histogram(
+            "request_max_num_generation_tokens", "tokens of a prompt's longest choice", _TOKENS
+        )
+        self.request_num_preemptions = self._histogram(
+            "request_num_preemptions", "how often a choice started again", _PREEMPTIONS
+        )
         success = self._counter("request_success", "choices by how they ended", "finished_reason")
         self._success = {reason: success.labels(model_name, reason) for reason in ("stop", "length", "abort", "error")}
         self._responses = self._counter("http_responses", "responses by route and status", "route", "status")
+        self._http_requests = Counter(
+            "http_requests", "requests by route, method and kind of status, but for probes and scrapes",
+            ["handler", "method", "status"], registry=None,
+        )  # fmt: skip
         self._refusals = self._counter("requests_refused", "requests without an answer by error code", "code")
         steps = self._histogram_of("media_step_seconds", "time for all media of a request", _SECONDS, "step")
         self.media_steps = {step: steps.labels(model_name, step) for step in MEDIA_STEPS}
@@ -132,9 +162,19 @@ class Metrics(Collector):
         """Count the end of one choice: stop, length, abort or error."""
         self._success[reason].inc()
 
-    def responded(self, route: str, status: int, error: str | None) -> None:
+    def computed(self, opened: float, scheduled: float, first: float, last: float) -> None:
+        """Observe the phases of a choice: when the engine was given it, began with it, its first and last token."""
+        self._request_queue_time.observe(scheduled - opened)
+        self._request_prefill_time.observe(first - scheduled)
+        self._request_decode_time.observe(last - first)
+        self._request_inference_time.observe(last - scheduled)
+
+    def responded(self, method: str, route: str, status: int, error: str | None) -> None:
         """Count a response; `route` is the route's own path, `error` the code of what was refused or failed."""
         self._responses.labels(self._model_name, route or "none", str(status)).inc()
+        if route not in _NOT_COUNTED:
+            method = method if method in _METHODS else "other"
+            self._http_requests.labels(route or "none", method, f"{status // 100}xx").inc()
         if error is not None:
             self._refusals.labels(self._model_name, error).inc()
 
@@ -151,15 +191,50 @@ class Metrics(Collector):
         """Every metric under every prefix."""
         for metric in ENGINE_METRICS:
             yield from metric.families(self._stats, self._model_name)
+        for prefix in _BOTH:
+            yield self._step_tokens(prefix)
+            yield self._cache_config_info(prefix)
         for observed in self._observed:
             for family in observed.collect():
-                for prefix in _OURS if family.name in _OWN_NAMES else _BOTH:
-                    yield _renamed(family, f"{prefix}:{family.name}")
+                if family.name not in _OWN_NAMES:
+                    yield _renamed(family, f"vllm:{family.name}", _VLLM_LABELS)
+                yield _renamed(family, f"trifocal:{family.name}", {})
                 if family.name in _OLD_NAMES:
-                    yield _renamed(family, _OLD_NAMES[family.name])
+                    yield _renamed(family, _OLD_NAMES[family.name], _VLLM_LABELS)
+        yield from self._http_requests.collect()  # as the instrumentation that vLLM uses names and labels it
+
+    def _step_tokens(self, prefix: str) -> Metric:
+        stats, labels = self._stats, _labels(prefix, self._model_name)
+        bounds = [*(str(float(bound)) for bound in STEP_TOKEN_BOUNDS), "+Inf"]
+        family = HistogramMetricFamily(f"{prefix}:iteration_tokens_total", "tokens of a step", labels=list(labels))
+        buckets = list(zip(bounds, accumulate(stats.steps_by_tokens), strict=True))
+        family.add_metric(list(labels.values()), buckets, sum_value=stats.num_step_tokens)
+        return family
+
+    def _cache_config_info(self, prefix: str) -> Metric:
+        blocks = {"num_gpu_blocks": str(self._stats.kv_blocks_total)}
+        labels = _labels(prefix, self._model_name) | {**self._cache_config} | blocks
+        family = GaugeMetricFamily(f"{prefix}:cache_config_info", "how the KV cache is set up", labels=list(labels))
+        family.add_metric(list(labels.values()), 1)
+        return family
 
 
-def _renamed(family: Metric, name: str) -> Metric:
+def cache_config(config: EngineConfig) -> dict[str, str]:
+    """vLLM's labels of `cache_config_info`, those that have a meaning here."""
+    values = {
+        "block_size": config.block_size,
+        "cache_dtype": config.kv_cache_dtype,
+        "enable_prefix_caching": config.enable_prefix_caching,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "num_gpu_blocks_override": config.num_blocks_override,
+    }
+    return {name: str(value) for name, value in values.items()}
+
+
+def _renamed(family: Metric, name: str, labels: Mapping[str, str]) -> Metric:
     twin = Metric(name, family.documentation, family.type)
-    twin.samples = [sample._replace(name=name + sample.name.removeprefix(family.name)) for sample in family.samples]
+    twin.samples = [
+        sample._replace(name=name + sample.name.removeprefix(family.name), labels={**sample.labels, **labels})
+        for sample in family.samples
+    ]
     return twin

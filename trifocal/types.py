@@ -17,6 +17,7 @@ from trifocal.sampling_params import SamplingParams
 
 Modality = Literal["image", "video"]
 FinishReason = Literal["stop", "length", "abort", "error"]
+STEP_TOKEN_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)  # of `EngineStats.steps_by_tokens`
 
 
 # --------------------------------------------------------------------------------------------- prompts
@@ -199,13 +200,16 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token id, or the message of an error
     num_cached_tokens: int = 0
+    scheduled_at: float = 0.0  # when its first step was planned, by `time.perf_counter`, which all processes share
+    num_preemptions: int = 0  # so far
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """State of the engine after a step; counters are totals since the engine process started.
 
-    The last two are counted by the server, since it did.
+    `steps_by_tokens[i]` counts the steps of at most `STEP_TOKEN_BOUNDS[i]` tokens that are in no bucket before; the
+    last one has those above all bounds. The last two are counted by the server, since it started.
     """
 
     num_running: int = 0
@@ -227,6 +231,8 @@ class EngineStats:
     num_media_encoded: int = 0  # media items that went through the vision tower
     media_encode_s: float = 0.0  # seconds they took together
     encoder_hits: int = 0  # media items served from the encoder cache
+    num_step_tokens: int = 0  # tokens computed, in all steps
+    steps_by_tokens: tuple[int, ...] = (0,) * (len(STEP_TOKEN_BOUNDS) + 1)
     num_restarts: int = 0  # engine processes that replaced a dead one
     num_replays: int = 0  # requests that a new engine took over from a dead one
 
@@ -250,6 +256,8 @@ class Delta:
     stop_reason: int | str | None = None
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
+    scheduled_at: float = 0.0  # as in `TokenOutput`
+    num_preemptions: int = 0
 
 
 @dataclass(slots=True)

@@ -265,6 +265,7 @@ async def test_usage_does_not_change_on_the_way(engine: AsyncEngine, builder: Pr
     assert {delta.num_cached_tokens for delta in deltas} == {deltas[0].num_cached_tokens}
     assert deltas[0].num_cached_tokens > 0
     assert {delta.num_prompt_tokens for delta in deltas} == {len(prompt.token_ids)}
+    assert {delta.scheduled_at for delta in deltas} == {deltas[0].scheduled_at} and deltas[0].scheduled_at > 0
 
 
 async def test_logprobs_go_on(engine: AsyncEngine, builder: PromptBuilder) -> None:

@@ -40,10 +40,13 @@ def due(flights: Flights) -> list[str]:
     return [each.request_id.partition("~")[0] for each in requests]
 
 
-def say(flights: Flights, name: str, *token_ids: int, num_cached: int = 0) -> InFlight | None:
+def say(
+    flights: Flights, name: str, *token_ids: int, num_cached: int = 0, scheduled_at: float = 1.0
+) -> InFlight | None:
     """The engine of now produces tokens for a request."""
     (wire_id,) = (each.wire_id for each in flights.all() if each.request.request_id == name)
-    return flights.receive(TokenOutput(wire_id or "", list(token_ids), num_cached_tokens=num_cached))
+    output = TokenOutput(wire_id or "", list(token_ids), num_cached_tokens=num_cached, scheduled_at=scheduled_at)
+    return flights.receive(output)
 
 
 def test_a_request_goes_on_behind_its_output_under_a_new_id() -> None:
@@ -186,13 +189,13 @@ def test_a_trial_ends_with_its_request() -> None:
     assert len(flights) == flights.num_sent == 0
 
 
-def test_cached_tokens_stay_those_of_the_first_engine() -> None:
+def test_cached_tokens_and_the_first_step_stay_those_of_the_first_engine() -> None:
     flights = make("a")
-    say(flights, "a", 1, num_cached=16)
+    say(flights, "a", 1, num_cached=16, scheduled_at=5.0)
     crash(flights)
     due(flights)
-    say(flights, "a", 2, num_cached=0)
-    assert flights.all()[0].num_cached_tokens == 16
+    say(flights, "a", 2, num_cached=0, scheduled_at=9.0)
+    assert (flights.all()[0].num_cached_tokens, flights.all()[0].scheduled_at) == (16, 5.0)
 
 
 def test_random_lives() -> None:

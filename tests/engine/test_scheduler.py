@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.scheduler import Scheduler
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
-from trifocal.types import Prompt, Request, StepPlan, StepResult, TokenOutput
+from trifocal.types import STEP_TOKEN_BOUNDS, Prompt, Request, StepPlan, StepResult, TokenOutput
 
 RED, BLUE = b"r" * 16, b"b" * 16
 
@@ -132,6 +133,33 @@ def test_cached_tokens_are_those_of_the_first_start() -> None:
     assert stats.num_preemptions > 0
     assert {output.num_cached_tokens for output in outputs["new"]} == {0}
     assert stats.num_prompt_tokens == 6
+
+
+def test_outputs_tell_when_their_sequence_first_began_and_how_often_it_began_again() -> None:
+    scheduler, worker = make(num_blocks=6, block_size=2, max_model_len=12)
+    before = perf_counter()
+    scheduler.add(request("old", [5, 3, 4], max_tokens=9))
+    scheduler.add(request("new", [6, 3, 4], max_tokens=9))
+    plan = plan_of(scheduler)
+    began = perf_counter()
+    first = {output.request_id: output for output in scheduler.update(plan, worker.execute(plan))}
+    rest = finish(scheduler, worker)
+    assert before < first["old"].scheduled_at <= first["new"].scheduled_at < began
+    assert {output.scheduled_at for output in rest["new"]} == {first["new"].scheduled_at}, "preemption changes nothing"
+    again = [output.num_preemptions for output in rest["new"]]
+    assert first["new"].num_preemptions == 0 and again == sorted(again)
+    assert again[-1] == scheduler.stats().num_preemptions > 0 == rest["old"][-1].num_preemptions
+
+
+def test_steps_are_counted_by_their_tokens() -> None:
+    scheduler, worker = make(max_num_batched_tokens=20)
+    scheduler.add(request("a", [2] * 30, max_tokens=3))  # 20, 10, 1 and 1
+    finish(scheduler, worker)
+    stats = scheduler.stats()
+    assert dict(zip((*STEP_TOKEN_BOUNDS, None), stats.steps_by_tokens, strict=True)) == dict.fromkeys(
+        (*STEP_TOKEN_BOUNDS, None), 0
+    ) | {1: 2, 16: 1, 32: 1}
+    assert (stats.num_steps, stats.num_step_tokens) == (4, 32)
 
 
 def test_a_second_question_on_a_picture_costs_no_encoding() -> None:

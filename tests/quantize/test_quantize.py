@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from benchmarks.quantize import load
@@ -16,11 +18,14 @@ from tests.models.families import ENTRIES
 from tests.oracle import Runner, load_processor, make_sample, relative_error
 from tests.quantize.formula import all_tensors, unpacked, write_dequantized
 from trifocal.cli import main
+from trifocal.cli.flags import Parser
+from trifocal.cli.quantize import configure_parser
 from trifocal.config import EngineArgs, resolve
 from trifocal.llm import LLM
 from trifocal.models.loader import empty_model
 from trifocal.quantize import awq, scales
 from trifocal.quantize.awq import Work, quantize
+from trifocal.quantize.inputs import build_prompts
 from trifocal.quantize.samples import Sample, built_in
 from trifocal.quantize.shards import ShardWriter
 from trifocal.quantize.source import Source
@@ -32,6 +37,7 @@ NAMES = (
 )  # fmt: skip
 KEPT = {"qwen2_5_vl": ["visual"], "internvl": ["vision_model", "mlp1"], "minicpmv": ["vpm", "resampler"]}
 TOKENS = 300
+ROOT = Path(__file__).parents[2]
 
 
 def few_samples() -> list[Sample]:
@@ -73,7 +79,7 @@ def test_scales_alone_change_nothing(tmp_path: Path, name: str, monkeypatch: pyt
     config = resolve(EngineArgs(model=str(plain), device="cpu"))
     with Source(plain) as source:
         work = Work(config, source, empty_model(config.spec, torch.float32), progress=False)
-        work.search(few_samples(), TOKENS, 32)
+        work.search(build_prompts(config, few_samples(), TOKENS), 32)
         assert len(work.changes) == 9 * 2
         for change in work.changes.values():
             change.limit = None
@@ -129,6 +135,41 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             messages = [{"role": "user", "content": "How many circles?"}]
             answers.append(llm.chat(messages, params, use_tqdm=False)[0].outputs[0].token_ids)
     assert answers[0] == answers[1] and len(answers[0]) == 12
+
+
+def test_a_folder_without_a_chat_template_can_be_given_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error names a flag that there is."""
+    plain = tiny.write_checkpoint(tmp_path / "plain")
+    settings = json.loads((plain / "tokenizer_config.json").read_text())
+    (tmp_path / "chat.jinja").write_text(settings.pop("chat_template"))
+    (plain / "tokenizer_config.json").write_text(json.dumps(settings))
+    words = ["quantize", str(plain), str(tmp_path / "awq"), "--calibration-tokens", "256"]
+    assert main(words) == 2
+    assert "has no chat template; start with --chat-template" in capsys.readouterr().err
+    assert main([*words, "--chat-template", str(tmp_path / "nothing.jinja")]) == 2
+    assert "nothing.jinja' is neither a file nor a Jinja template" in capsys.readouterr().err
+    assert not (tmp_path / "awq").exists()
+    assert main([*words, "--chat-template", str(tmp_path / "chat.jinja")]) == 0
+    told = capsys.readouterr().out
+    assert f"trifocal serve {tmp_path / 'awq'} --chat-template {tmp_path / 'chat.jinja'}\n" in told
+
+
+def test_flags_that_errors_about_samples_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the code that reads samples proposes can be given, and does what it says."""
+    parser = Parser()
+    configure_parser(parser)
+    known = {flag for action in parser._actions for flag in action.option_strings}
+    names = ("chat", "template", "limits", "image", "reader")
+    sources = [(ROOT / "trifocal" / "multimodal" / f"{name}.py").read_text() for name in names]
+    named = {flag for source in sources for flag in re.findall(r"[( ](--[a-z][a-z-]+)", source)}
+    assert len(named) >= 5 and named <= known
+    plain, image = tiny.write_checkpoint(tmp_path / "plain"), {"text": "Red?", "images": ["red.png"], "answer": "Yes."}
+    Image.new("RGB", (56, 56), "red").save(tmp_path / "red.png")
+    (tmp_path / "mine.jsonl").write_text(json.dumps(image))
+    words = ["quantize", str(plain), str(tmp_path / "awq"), "--calibration", str(tmp_path / "mine.jsonl")]
+    assert main([*words, '--limit-mm-per-prompt={"image": 0}']) == 2
+    assert "mine.jsonl, line 1: at most 0 image(s)" in capsys.readouterr().err
+    assert main([*words, '--limit-mm-per-prompt={"image": 1}']) == 0
 
 
 def test_nested_and_native_spellings(tmp_path: Path) -> None:

@@ -12,14 +12,24 @@ import pytest
 from tests.server.helpers import HELLO, MODEL, ROOT, ask, image_part, metric, picture
 from trifocal import __version__
 
-VLLM_NAMES = (
-    "num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "gpu_cache_usage_perc",
+# Every name in vLLM's dashboards (Performance Statistics, Query Statistics, vLLM) and others that their users ask for.
+VLLM_GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info")
+VLLM_COUNTERS = (
     "prefix_cache_queries_total", "prefix_cache_hits_total", "prompt_tokens_total", "generation_tokens_total",
-    "num_preemptions_total", "request_success_total", "time_to_first_token_seconds_bucket",
-    "time_per_output_token_seconds_bucket", "inter_token_latency_seconds_count", "e2e_request_latency_seconds_sum",
-    "request_prompt_tokens_count", "request_generation_tokens_count", "request_decode_time_seconds_sum",
-    "request_params_max_tokens_count",
+    "num_preemptions_total", "request_success_total",
 )  # fmt: skip
+VLLM_HISTOGRAMS = (
+    "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
+    "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds",
+    "request_inference_time_seconds", "request_time_per_output_token_seconds", "request_prompt_tokens",
+    "request_generation_tokens", "request_max_num_generation_tokens", "request_params_n", "request_params_max_tokens",
+    "request_num_preemptions", "iteration_tokens_total",
+)  # fmt: skip
+OLD_NAMES = (
+    "gpu_cache_usage_perc", "num_requests_swapped", "cpu_cache_usage_perc", "gpu_prefix_cache_hits_total",
+    "time_per_output_token_seconds_bucket", "time_per_output_token_seconds_count",
+)  # fmt: skip
+PHASES = ("request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds")
 
 
 def test_models(client: openai.OpenAI, checkpoint: Path) -> None:
@@ -51,14 +61,16 @@ OUR_NAMES = (
 def test_metrics_have_vllms_names_and_ours(http: httpx.Client) -> None:
     http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 2, "ignore_eos": True})
     text = http.get("/metrics").text
-    for name in VLLM_NAMES:
-        assert f"vllm:{name}{{" in text, name
-        if not name.startswith(("gpu_", "time_per_output")):
-            assert f"trifocal:{name}{{" in text, name
+    parts = [f"{name}_{part}" for name in VLLM_HISTOGRAMS for part in ("bucket", "sum", "count")]
+    for name in (*VLLM_GAUGES, *VLLM_COUNTERS, *parts):
+        assert f"vllm:{name}{{" in text and f"trifocal:{name}{{" in text, name
+    for name in OLD_NAMES:
+        assert f"vllm:{name}{{" in text and f"trifocal:{name}{{" not in text, name
     for name in OUR_NAMES:
         assert f"trifocal:{name}{{" in text and f"vllm:{name}{{" not in text, name
-    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    samples = [line for line in text.splitlines() if not line.startswith(("#", "http_requests_"))]
     assert all(re.match(r'(vllm|trifocal):\w+\{.*model_name="tiny".*\} \S+$', line) for line in samples)
+    assert all(('engine="0"' in line) == line.startswith("vllm:") for line in samples)
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
 
@@ -87,6 +99,79 @@ def test_metrics_count_requests(http: httpx.Client) -> None:
     assert grown["e2e_request_latency_seconds_count"] == grown["time_to_first_token_seconds_count"] == 2
     assert grown["request_time_per_output_token_seconds_count"] == 2
     assert 1 <= grown["inter_token_latency_seconds_count"] <= 8
+
+
+def sums(http: httpx.Client, *names: str) -> dict[str, float]:
+    return {name: metric(http, f"vllm:{name}") for name in names}
+
+
+def test_phases_of_a_request_add_up(http: httpx.Client) -> None:
+    """Eight choices in four places: some wait. Queue, prefill and decode are parts of what their clients wait for."""
+    names = ("e2e_request_latency_seconds", "request_inference_time_seconds", "request_num_preemptions", *PHASES)
+    series = [f"{name}_{part}" for name in names for part in ("sum", "count")]
+    before = sums(http, *series)
+    body = {"prompt": ["Hello there", "How are you?"], "max_tokens": 30, "ignore_eos": True, "n": 4}
+    assert http.post("/v1/completions", json=body).status_code == 200
+    grown = {name: value - before[name] for name, value in sums(http, *series).items()}
+    assert {grown[f"{name}_count"] for name in names} == {8}
+    queue, prefill, decode = (grown[f"{name}_sum"] for name in PHASES)
+    assert min(prefill, decode) > 0
+    assert queue > decode / 8, "four wait for as long as a place is taken"
+    assert prefill + decode == pytest.approx(grown["request_inference_time_seconds_sum"])
+    assert queue + prefill + decode < grown["e2e_request_latency_seconds_sum"]
+    assert grown["request_num_preemptions_sum"] == 0
+
+
+def test_metrics_count_choices_and_steps(http: httpx.Client) -> None:
+    names = ("request_max_num_generation_tokens_sum", "request_max_num_generation_tokens_count",
+             "request_generation_tokens_sum", "request_generation_tokens_count")  # fmt: skip
+    before = sums(http, *names)
+    body = {"prompt": ["Hello", "Hi"], "max_tokens": 6, "ignore_eos": True, "n": 2}
+    assert http.post("/v1/completions", json=body).status_code == 200
+    assert [value - before[name] for name, value in sums(http, *names).items()] == [12, 2, 24, 4]
+    pattern = r"^vllm:iteration_tokens_total_bucket\{.*\} (\S+)$"
+    buckets = [float(count) for count in re.findall(pattern, http.get("/metrics").text, re.MULTILINE)]
+    assert buckets == sorted(buckets) and len(buckets) == 14
+    steps, tokens = sums(http, "iteration_tokens_total_count", "iteration_tokens_total_sum").values()
+    assert steps == metric(http, "trifocal:engine_steps_total") == buckets[-1]
+    assert metric(http, "vllm:generation_tokens_total") < tokens, "prompts are computed, too"
+
+
+def test_metrics_tell_the_cache(http: httpx.Client) -> None:
+    [labels] = re.findall(r"^vllm:cache_config_info\{(.*)\} 1.0$", http.get("/metrics").text, re.MULTILINE)
+    told = dict(re.findall(r'(\w+)="(.*?)"', labels))
+    assert told.pop("num_gpu_blocks") == str(int(metric(http, "trifocal:kv_blocks_total")))
+    assert told == {
+        "model_name": "tiny", "engine": "0", "block_size": "16", "cache_dtype": "float32",
+        "enable_prefix_caching": "True", "gpu_memory_utilization": "0.9", "num_gpu_blocks_override": "None",
+    }  # fmt: skip
+
+
+def test_requests_are_counted_by_what_the_server_knows_of_them(http: httpx.Client) -> None:
+    """`http_requests_total` as vLLM has it. What strangers write into paths and methods is in no label."""
+
+    def counts() -> dict[tuple[str, str, str], float]:
+        pattern = r'^http_requests_total\{handler="(.*)",method="(.*)",status="(.*)"\} (\S+)$'
+        return {(a, b, c): float(n) for a, b, c, n in re.findall(pattern, http.get("/metrics").text, re.MULTILINE)}
+
+    before = counts()
+    http.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 1})
+    http.post("/v1/chat/completions", json={"messages": []})
+    for number in range(3):
+        http.get(f"/v1/models/strange-{number}")
+        http.get(f"/strange-{number}")
+        http.request(f"STRANGE{number}", f"/strange-{number}")
+        http.get("/health")
+    after = counts()
+    assert {key: number - before.get(key, 0) for key, number in after.items() if number != before.get(key, 0)} == {
+        ("/v1/chat/completions", "POST", "2xx"): 1,
+        ("/v1/chat/completions", "POST", "4xx"): 1,
+        ("/v1/models/{name:path}", "GET", "4xx"): 3,
+        ("none", "GET", "4xx"): 3,
+        ("none", "other", "4xx"): 3,
+    }
+    assert "trange" not in http.get("/metrics").text
+    assert not {"/health", "/metrics"} & {handler for handler, _, _ in after}
 
 
 def test_metrics_count_media(http: httpx.Client) -> None:

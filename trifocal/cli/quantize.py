@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
-from trifocal.cli.flags import Parser
+from trifocal.cli.flags import Parser, add_flags, build
+from trifocal.config import EngineArgs
 from trifocal.errors import ConfigError
 
 DESCRIPTION = (
@@ -31,8 +34,15 @@ def configure_parser(parser: Parser) -> None:
         "--group-size", choices=GROUP_SIZES, help="inputs that share a scale (default: the largest that divides all)"
     )
     parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run the checkpoint's own code for its tokenizer"
+        "--chat-template", metavar="FILE", help="Jinja chat template for samples that are chats (default: PATH's own)"
     )
+    add_flags(parser, EngineArgs, skip=[item.name for item in fields(EngineArgs) if not _is_of_samples(item)])
+
+
+def _is_of_samples(item: Field[Any]) -> bool:
+    """Whether it says how samples are read; errors about them name these as their remedies."""
+    is_of_media = item.metadata["group"] == "media" and "cache" not in item.name
+    return is_of_media or item.name == "trust_remote_code"
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -43,17 +53,20 @@ def run(namespace: argparse.Namespace) -> int:
     if namespace.calibration_tokens < _LEAST_TOKENS:
         raise ConfigError(f"--calibration-tokens must be at least {_LEAST_TOKENS}, got {namespace.calibration_tokens}")
     samples = read_samples(Path(namespace.calibration)) if namespace.calibration else built_in()
+    path = Path(namespace.path).expanduser()
     report = quantize(
-        Path(namespace.path).expanduser(),
+        path,
         Path(namespace.out).expanduser(),
         samples,
         group=int(namespace.group_size) if namespace.group_size else None,
         num_tokens=namespace.calibration_tokens,
-        trust_remote_code=namespace.trust_remote_code,
+        chat_template=namespace.chat_template,
+        args=build(EngineArgs, argparse.Namespace(**{**vars(namespace), "model": str(path)})),
     )
     less = 1 - report.error / report.plain_error if report.plain_error else 0.0
     before, after = report.bytes_before / 1e6, report.bytes_after / 1e6
     print(f"Wrote {namespace.out}: {before:.1f} MB became {after:.1f} MB, in groups of {report.group}.")
     print(f"On {report.num_tokens} tokens of samples, scales took {100 * less:.0f} % off the error of plain rounding.")
-    print(f"Try: trifocal serve {namespace.out}")
+    template = f" --chat-template {namespace.chat_template}" if namespace.chat_template else ""
+    print(f"Try: trifocal serve {namespace.out}{template}")
     return 0

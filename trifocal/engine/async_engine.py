@@ -203,8 +203,9 @@ class AsyncEngine:
         if output.finish_reason == "error":
             self._fail(flight, str(output.stop_reason))
             return
+        num_cached, scheduled_at = flight.num_cached_tokens or 0, flight.scheduled_at
         try:
-            delta = flight.choice.feed(replace(output, num_cached_tokens=flight.num_cached_tokens or 0))
+            delta = flight.choice.feed(replace(output, num_cached_tokens=num_cached, scheduled_at=scheduled_at))
         except Exception:
             logger.exception("tokens of one request could not be turned into text")
             self._fail(flight, "internal error; the server's log says more")

@@ -112,6 +112,8 @@ class Choice:
             stop_reason=stop,
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=output.num_cached_tokens,
+            scheduled_at=output.scheduled_at,
+            num_preemptions=output.num_preemptions,
         )
 
     def _text_of(self, token_id: int, output: TokenOutput) -> str:

@@ -34,7 +34,8 @@ class InFlight:
     stream: RequestStream
     media_user: str
     output_token_ids: list[int] = field(default_factory=list)
-    num_cached_tokens: int | None = None  # as the first engine that gave it a token counted them
+    num_cached_tokens: int | None = None  # this and the next one as the first engine that gave it a token says
+    scheduled_at: float = 0.0
     suspicion: int = 0
     num_tokens_at_crash: int = 0
     num_sent: int = 0
@@ -106,6 +107,7 @@ class Flights:
             flight.output_token_ids += output.token_ids
             if flight.num_cached_tokens is None:
                 flight.num_cached_tokens = output.num_cached_tokens
+                flight.scheduled_at = output.scheduled_at
             if flight.suspicion and len(flight.output_token_ids) >= flight.num_tokens_at_crash + _PROOF_TOKENS:
                 self._acquit(flight)
         return flight

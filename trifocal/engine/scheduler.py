@@ -7,8 +7,10 @@ running: tokens in flight are counted, their ids are not needed.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from dataclasses import replace
+from time import perf_counter
 
 from trifocal.engine.admission import Limits, check, clip_max_tokens
 from trifocal.engine.block_manager import BlockManager
@@ -18,7 +20,15 @@ from trifocal.engine.in_flight import StepsInFlight
 from trifocal.engine.sequence import Sequence
 from trifocal.engine.turns import Turns
 from trifocal.errors import RequestError
-from trifocal.types import EngineStats, FinishReason, Request, StepPlan, StepResult, TokenOutput
+from trifocal.types import (
+    STEP_TOKEN_BOUNDS,
+    EngineStats,
+    FinishReason,
+    Request,
+    StepPlan,
+    StepResult,
+    TokenOutput,
+)
 
 
 class Scheduler:
@@ -46,6 +56,8 @@ class Scheduler:
         self._encoder_hits = 0
         self._worker_sequences = 0
         self._worker_embeds = 0
+        self._num_step_tokens = 0
+        self._steps_by_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
 
     # ------------------------------------------------------------------------------------------ requests
 
@@ -96,6 +108,9 @@ class Scheduler:
         forget, self._forget = self._forget, []
         plan = draft.plan(self._last_step_id, forget)
         self._num_media_encoded += len(plan.encode)
+        if draft:
+            self._num_step_tokens += plan.num_tokens
+            self._steps_by_tokens[bisect_left(STEP_TOKEN_BOUNDS, plan.num_tokens)] += 1
         return plan
 
     def _draft(self) -> Draft:
@@ -159,6 +174,7 @@ class Scheduler:
             return False
         if not seq.has_started:
             seq.has_started = True
+            seq.scheduled_at = perf_counter()
             seq.num_cached_tokens = num_hit
             self._num_prompt_tokens += seq.num_prompt_tokens
         self._prefix_queries += seq.num_tokens
@@ -182,6 +198,7 @@ class Scheduler:
         self._forget.append(seq.request_id)
         self._reset(seq)
         self._waiting.appendleft(seq)
+        seq.num_preemptions += 1
         self._num_preemptions += 1
 
     def _reset(self, seq: Sequence) -> None:
@@ -227,6 +244,8 @@ class Scheduler:
             finish_reason=reason,
             stop_reason=stop,
             num_cached_tokens=seq.num_cached_tokens,
+            scheduled_at=seq.scheduled_at,
+            num_preemptions=seq.num_preemptions,
         )
 
     def _fail(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
@@ -282,6 +301,8 @@ class Scheduler:
             num_media_encoded=self._num_media_encoded,
             media_encode_s=self._media_encode_s,
             encoder_hits=self._encoder_hits,
+            num_step_tokens=self._num_step_tokens,
+            steps_by_tokens=tuple(self._steps_by_tokens),
         )
 
 

@@ -29,6 +29,8 @@ class Sequence:
     pinned: set[bytes] = field(default_factory=set)  # media whose embeddings this sequence holds in the encoder cache
     is_long: bool = False  # computed with the rotary frequencies of long sequences
     has_started: bool = False  # was ever scheduled; preemption does not change that
+    scheduled_at: float = 0.0  # when that was, by `time.perf_counter`
+    num_preemptions: int = 0
     is_new_to_workers: bool = True
     order: int = field(default_factory=lambda: next(_ORDER))  # age, kept across preemption
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from time import perf_counter
 
 from trifocal.types import Delta
 
 
 class RequestStream:
     """The deltas of one request, over all its choices. `aclose` at any time, or cancelling its reader, ends it and
-    frees what it holds (`end` is called with the ids of its choices)."""
+    frees what it holds (`end` is called with the ids of its choices). `opened_at` is when the engine was given the
+    request, by `time.perf_counter`."""
 
     def __init__(self, choice_ids: Sequence[str], end: Callable[[Sequence[str]], None]) -> None:
+        self.opened_at = perf_counter()
         self._choice_ids = choice_ids
         self._end = end
         self._queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from trifocal.quantize.samples import Sample
 from trifocal.quantize.scales import search_layer
 from trifocal.quantize.shards import ShardWriter
 from trifocal.quantize.source import Source, release
+from trifocal.types import Prompt
 
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 
@@ -44,20 +45,22 @@ class Report:
 
 def quantize(
     path: Path, out: Path, samples: Iterable[Sample] | None, *, group: int | None = None, num_tokens: int = 4096,
-    trust_remote_code: bool = False, progress: bool = True,
+    chat_template: str | None = None, args: EngineArgs | None = None, progress: bool = True,
 ) -> Report:  # fmt: skip
     """Write the AWQ form of the checkpoint `path` to the new folder `out`; without `samples` by plain rounding.
 
-    Raises `ConfigError` for what cannot be quantized or written; `out` is not there then.
+    `chat_template`, a file or its text, is for samples that are chats, in place of the checkpoint's own; `args` says
+    how samples are read (limits of media, trust in the checkpoint's code). Raises `ConfigError` for what cannot be
+    quantized or written; `out` is not there then.
     """
     check_places(path, out)
-    config = _resolve(path, trust_remote_code)
+    config = _resolve(path, args)
     dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16  # of the tower; float16 is slow on a CPU
     with Source(path) as source:
         work = Work(config, source, empty_model(config.spec, dtype), progress)
         size = work.choose_group(group)
         if samples is not None:
-            work.search(samples, num_tokens, size)
+            work.search(build_prompts(config, samples, num_tokens, chat_template), size)
         with staged(out) as folder:
             bytes_after = work.write(folder, size)
             copy_rest(path, folder)
@@ -66,8 +69,8 @@ def quantize(
         return Report(size, work.num_tokens, work.plain_error, work.error, before, bytes_after)
 
 
-def _resolve(path: Path, trust_remote_code: bool) -> EngineConfig:
-    config = resolve(EngineArgs(model=str(path), device="cpu", trust_remote_code=trust_remote_code))
+def _resolve(path: Path, args: EngineArgs | None) -> EngineConfig:
+    config = resolve(replace(args or EngineArgs(model=""), model=str(path), device="cpu"))
     if config.spec.quantization:
         method = config.spec.quantization.get("quant_method")
         raise ConfigError(f"PATH {str(path)!r} is quantized by {method} already; give the original checkpoint")
@@ -116,9 +119,8 @@ class Work:
     # ------------------------------------------------------------------------------------------ first pass
 
     @torch.inference_mode()
-    def search(self, samples: Iterable[Sample], num_tokens: int, group: int) -> None:
+    def search(self, prompts: list[Prompt], group: int) -> None:
         """Fill `changes`, with one layer in memory at a time."""
-        prompts = build_prompts(self.config, samples, num_tokens)
         in_layers = f"{self.path}.layers."
         by_layer: dict[int, list[str]] = {index: [] for index in range(len(self.layers))}
         front = []

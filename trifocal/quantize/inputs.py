@@ -31,9 +31,11 @@ class Inputs:
     lengths: list[int]
 
 
-def build_prompts(config: EngineConfig, samples: Iterable[Sample], most_tokens: int) -> list[Prompt]:
+def build_prompts(
+    config: EngineConfig, samples: Iterable[Sample], most_tokens: int, chat_template: str | None = None
+) -> list[Prompt]:
     """Prompts of as many samples as have room in `most_tokens`. Raises `ConfigError` naming the one that is wrong."""
-    builder = PromptBuilder(config, fetch_policy=FetchPolicy.unrestricted())
+    builder = PromptBuilder(config, fetch_policy=FetchPolicy.unrestricted(), chat_template=chat_template)
     prompts: list[Prompt] = []
     left = most_tokens
     try:

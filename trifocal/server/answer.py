@@ -79,6 +79,7 @@ class Answer:
         self._choices = [_Choice() for _ in range(self.num_choices)]
         self._open = set(range(self.num_choices))
         self._cached = [0] * len(prompts)
+        self._num_open = [params.n] * len(prompts)
         self._deltas: DeltaStream = streams[0] if len(streams) == 1 else _merged(streams, params.n)
         self._peeked: Delta | None = None
         self._end = "abort"  # why choices ended that have no finish_reason of their own
@@ -157,16 +158,24 @@ class Answer:
             self._cached[delta.index // self._n] = delta.num_cached_tokens
         if delta.finish_reason is not None:
             self._open.discard(delta.index)
-            self._finish(choice, delta.finish_reason, now)
+            self._finish(choice, delta, delta.finish_reason, now)
 
-    def _finish(self, choice: _Choice, reason: str, now: float) -> None:
+    def _finish(self, choice: _Choice, delta: Delta, reason: str, now: float) -> None:
         self._metrics.finished(reason)
         self._metrics.e2e_request_latency.observe(now - self._visit.arrived)
         self._metrics.request_generation_tokens.observe(choice.num_tokens)
+        self._metrics.request_num_preemptions.observe(delta.num_preemptions)
         if choice.num_tokens > 1:
             seconds = choice.last_at - choice.first_at
-            self._metrics.request_decode_time.observe(seconds)
             self._metrics.time_per_output_token.observe(seconds / (choice.num_tokens - 1))
+        prompt = delta.index // self._n
+        if choice.num_tokens:
+            opened = self._streams[prompt].opened_at
+            self._metrics.computed(opened, delta.scheduled_at, choice.first_at, choice.last_at)
+        self._num_open[prompt] -= 1
+        if self._num_open[prompt] == 0:
+            siblings = self._choices[prompt * self._n : (prompt + 1) * self._n]
+            self._metrics.request_max_num_generation_tokens.observe(max(each.num_tokens for each in siblings))
 
 
 async def _close_all(streams: Sequence[DeltaStream]) -> None:

@@ -64,12 +64,13 @@ def create_app(
 def _service(
     engine: AsyncEngine, builder: PromptBuilder, config: EngineConfig, args: ServerArgs, tracer: Tracer | None
 ) -> Service:
-    from trifocal.metrics import Metrics
+    from trifocal.metrics import Metrics, cache_config
     from trifocal.server.access_log import AccessLog
     from trifocal.server.admission import Admission
     from trifocal.server.service import Service
 
-    metrics, admission = Metrics((args.served_model_name or [config.spec.path])[0]), Admission(args)
+    model_name = (args.served_model_name or [config.spec.path])[0]
+    metrics, admission = Metrics(model_name, cache_config(config)), Admission(args)
     metrics.gauge("requests_queued", "requests without their first token", lambda: admission.num_queued)
     metrics.gauge("tokens_queued", "prompt tokens of such requests", lambda: admission.num_queued_tokens)
     metrics.gauge("media_bytes_in_flight", "bytes of bodies and media held", lambda: admission.num_bytes)

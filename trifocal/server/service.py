@@ -41,7 +41,7 @@ class Service:
     def record(self, visit: Visit) -> None:
         """Take a visit that has ended into the metrics, the access log and the traces."""
         metrics = self.metrics
-        metrics.responded(visit.route, visit.status or CLIENT_CLOSED_REQUEST, visit.error)
+        metrics.responded(visit.method, visit.route, visit.status or CLIENT_CLOSED_REQUEST, visit.error)
         metrics.body_bytes.inc(visit.num_bytes_in)
         metrics.media_bytes.inc(visit.num_media_bytes)
         for step, seconds in visit.steps.items():
