@@ -247,6 +247,16 @@ def test_video_codecs_are_loaded_by_decoder_processes_alone() -> None:
     assert started == set(), "it is a program"
 
 
+def test_heic_is_loaded_by_decoder_processes_alone() -> None:
+    """On a file's bytes, which `image.open_bytes` is given there only."""
+    loading = {name for name, source in SOURCES.items() if "pillow_heif" in imports(source)}
+    assert loading == {"multimodal.heif"}
+    users = {name for name, source in SOURCES.items() if "trifocal.multimodal.heif" in imports(source)}
+    assert users == {"multimodal.image"}
+    opening = {name for name, source in SOURCES.items() if "trifocal.multimodal.image.open_bytes" in imports(source)}
+    assert opening == {"multimodal.animation"}
+
+
 # The rules themselves must be able to fail.
 
 

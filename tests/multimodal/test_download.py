@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import random
 import shutil
 import socket
 import ssl
 import subprocess
 import time
+import tracemalloc
+import zlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -234,13 +238,79 @@ async def test_announced_sizes() -> None:
             await refused(f"{base}/{path}", "cannot be fetched")
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP", "deflate, gzip"])
-async def test_compressed_bodies_are_refused(encoding: str) -> None:
-    async with serving(
-        {"/": ok(b"\x1f\x8b...", f"content-encoding: {encoding}"), "/plain": ok(b"x", "content-encoding: identity")}
-    ) as web:
-        await refused(f"http://127.0.0.1:{web.port}/", "compressed body")
-        assert await get(f"http://127.0.0.1:{web.port}/plain") == b"x"
+BODY = bytes(range(256)) * 300
+PACKED = {
+    "gzip": gzip.compress(BODY),
+    "x-gzip": gzip.compress(BODY),
+    "GZIP": gzip.compress(BODY[:1000]) + gzip.compress(BODY[1000:]),  # two files behind each other are one
+    "identity, gzip": gzip.compress(BODY),
+    "deflate": zlib.compress(BODY),
+    "Deflate": zlib.compress(BODY, wbits=-15),  # as some servers understand the word
+    "identity": BODY,
+    "": BODY,
+}
+
+
+@pytest.mark.parametrize("encoding", PACKED)
+async def test_compressed_bodies(encoding: str) -> None:
+    """Nobody asked for them; there are hosts that send them all the same."""
+    packed = PACKED[encoding]
+
+    async def by_and_by(writer: asyncio.StreamWriter) -> None:
+        writer.write(f"HTTP/1.1 200 OK\r\ncontent-encoding: {encoding}\r\n\r\n".encode())
+        for start in range(0, len(packed), 100):
+            writer.write(packed[start : start + 100])
+            await writer.drain()
+
+    async with serving({"/": ok(packed, f"content-encoding: {encoding}"), "/slow": by_and_by}) as web:
+        assert await get(f"http://127.0.0.1:{web.port}/") == BODY
+        assert await get(f"http://127.0.0.1:{web.port}/slow") == BODY
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "message"),
+    [
+        ("br", b"x", "packed as 'br'; only gzip and deflate are read"),
+        ("zstd", b"x", "packed as 'zstd'"),
+        ("deflate, gzip", gzip.compress(zlib.compress(BODY)), "packed as 'deflate, gzip'"),
+        ("gzip, gzip", gzip.compress(gzip.compress(BODY)), "packed as 'gzip, gzip'"),
+        ("gzip", b"\x89PNG\r\n", "is not gzip, though its header says so"),
+        ("deflate", b"\x89PNG\r\n", "is not deflate"),
+        ("gzip", PACKED["gzip"][:-9], "gzip body that is cut off"),
+        ("gzip", PACKED["gzip"][:-4] + bytes(4), "is not gzip"),
+        ("gzip", PACKED["gzip"] + b"and more", "is not gzip"),
+    ],
+)
+async def test_compressed_bodies_that_are_refused(encoding: str, body: bytes, message: str) -> None:
+    async with serving({"/": ok(body, f"content-encoding: {encoding}")}) as web:
+        await refused(f"http://127.0.0.1:{web.port}/", message)
+
+
+async def test_compressed_bodies_have_limits() -> None:
+    """The bytes that come out are counted, and how many come out of how few, before there is memory for them."""
+    pages = {
+        "/bomb": ok(gzip.compress(bytes(16 << 20)), "content-encoding: gzip"),
+        "/many": ok(gzip.compress(bytes(3 << 20)) * 9, "content-encoding: gzip"),
+        "/drawing": ok(gzip.compress(bytes(1 << 20)), "content-encoding: gzip"),
+        "/large": ok(gzip.compress(random.Random(0).randbytes(3 << 20), 1), "content-encoding: gzip"),
+        "/exact": ok(gzip.compress(bytes(MAX)), "content-encoding: gzip"),
+        "/nothing": ok(gzip.compress(b"") * (MAX // 20 + 1), "content-encoding: gzip"),
+        "/above": ok(gzip.compress(bytes(MAX + 1)), "content-encoding: gzip"),
+    }
+    async with serving(pages) as web:
+        base = f"http://127.0.0.1:{web.port}"
+        tracemalloc.start()
+        for path in ("bomb", "many"):
+            with pytest.raises(DownloadError, match="unpacks to more than 100 times its size"):
+                await get(f"{base}/{path}", max_bytes=128 << 20)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        tracemalloc.stop()
+        assert await get(f"{base}/drawing", max_bytes=2 << 20) == bytes(1 << 20)
+        assert len(await get(f"{base}/large", max_bytes=4 << 20)) == 3 << 20
+        assert len(await get(f"{base}/exact")) == MAX
+        for path in ("above", "large", "nothing"):
+            with pytest.raises(TooLargeError):
+                await get(f"{base}/{path}")
 
 
 @pytest.mark.parametrize(

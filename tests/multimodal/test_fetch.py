@@ -61,10 +61,26 @@ def test_data_urls(head: str) -> None:
     assert get(f"{head},{text.replace('+', '%2B').replace('=', '%3D')}") == data
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 254, 255, 256])
+def test_base64_as_people_write_it(size: int) -> None:
+    """Without padding, with some of it, in the alphabet for URLs, with spaces anywhere but in the scheme."""
+    data = bytes(range(255, 255 - size, -1)) if size < 256 else bytes(range(256))
+    text, safe = base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()
+    half = len(text) // 2
+    for payload in (text, safe, text.rstrip("="), safe.rstrip("="), text.removesuffix("="), f" {text}\n",
+                    f"{text[:half]}\r\n\t {text[half:]}", f"{safe[:half]}\f\v{safe[half:]}".rstrip("=")):  # fmt: skip
+        assert get(f"data:;base64,{payload}") == data
+        assert get(f" \ndata:image/png; BASE64 , {payload}\n") == data
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("data:image/png;base64,AAA", "base64"),
+        ("data:image/png;base64,AAAAA", "base64"),
+        ("data:image/png;base64,A", "base64"),
+        ("data:image/png;base64,AA=AAA==", "base64"),
+        ("data:image/png;base64,====", "base64"),
+        ("data:image/png;base64x,AAAA", "must be base64"),
         ("data:image/png;base64,A!!A", "base64"),
         ("data:image/png;base64,ÄÄÄÄ", "base64"),
         ("data:image/png,hello", "must be base64"),
@@ -124,6 +140,19 @@ async def fetched(page: Page, path: str = "/") -> bytes:
 
 async def test_http() -> None:
     assert await fetched(ok(b"cat")) == b"cat"
+
+
+@pytest.mark.parametrize("around", ["{}\n", " {}", "\r\n{}\t\n"])
+async def test_space_around_a_url(around: str) -> None:
+    """A line of a file, with its end."""
+    async with serving({"/cat.png": ok(b"cat")}) as web:
+        fetcher = Fetcher(POOL, HERE)
+        url = around.format(f"http://127.0.0.1:{web.port}/cat.png")
+        assert await fetcher.fetch(url, "image", WHERE) == b"cat"
+        with pytest.raises(RequestError, match="cannot be fetched"):
+            await fetcher.fetch(url.replace("cat", "c\nat"), "image", WHERE)
+        await fetcher.aclose()
+        assert web.paths == ["/cat.png"]
 
 
 async def test_loopback_is_refused_unless_allowed() -> None:
@@ -203,6 +232,7 @@ def test_files_under_the_allowed_folder(root: Path) -> None:
     assert get(f"file://{root}/a%20cat.png", policy(root)) == b"cat"
     assert get(f"file://localhost{root}/deep/../a cat.png", policy(root)) == b"cat"
     assert get(f"file:{root}/inside", policy(root)) == b"cat"
+    assert get(f"file://{root}/a%20cat.png\n", policy(root)) == b"cat"
 
 
 @pytest.mark.parametrize(

@@ -90,10 +90,28 @@ def test_sixteen_bits_are_scaled(load: Load) -> None:
     assert load(PIL.Image.fromarray(np.array([[0, 200]], np.int32)))[0, :, 2].tolist() == [0, 200]
 
 
+def tiff_of_12_bits(values: list[int]) -> bytes:
+    """One row, packed as the standard has it: two values in three bytes."""
+    packed = int("".join(f"{value:012b}" for value in values), 2).to_bytes(len(values) * 3 // 2, "big")
+    tags = {256: len(values), 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(packed)}
+    start = 8 + len(packed) + len(packed) % 2
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<I", start)
+    return (head + packed).ljust(start, b"\0") + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_twelve_bits(load: Load) -> None:
+    """Scaled by 4095 where the file says that it has twelve; in one of sixteen they are a dark picture."""
+    values = [0, 16, 2048, 4095]
+    assert load(tiff_of_12_bits(values))[0, :, 0].tolist() == [0, 1, 128, 255]
+    assert load(encoded(PIL.Image.fromarray(np.array([values], np.uint16)), "TIFF"))[0, :, 0].tolist() == [0, 0, 8, 16]
+
+
 def test_floats_are_clipped(load: Load) -> None:
     assert load(PIL.Image.fromarray(np.array([[-3.0, 7.0, 300.0, np.nan]], np.float32)))[0, :, 0].tolist() == [
         0, 7, 255, 0,
     ]  # fmt: skip
+    assert load(encoded(PIL.Image.fromarray(np.array([[0.5, 80.9]], np.float32)), "TIFF"))[0, :, 0].tolist() == [0, 80]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "CMYK", "YCbCr", "HSV", "P"])

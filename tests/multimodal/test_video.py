@@ -76,9 +76,9 @@ def test_seeking_finds_the_same_frames_as_decoding_all(reading: Reading) -> None
 
 def test_only_what_is_needed_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     converted = []
-    original = VideoFile._to_rgb
-    monkeypatch.setattr(VideoFile, "_to_rgb", lambda self, frame: converted.append(1) or original(self, frame))
-    list(VideoFile(clip(40), WHERE, 4096).frames(np.array([5, 30])))
+    original = VideoFile._picture
+    monkeypatch.setattr(VideoFile, "_picture", lambda self, frame: converted.append(1) or original(self, frame))
+    list(VideoFile(clip(40), WHERE, 4096).pictures(np.array([5, 30])))
     assert len(converted) == 2
 
 
@@ -238,7 +238,7 @@ def test_a_missing_last_frame_is_stood_in_for() -> None:
     facts = msgspec.msgpack.decode(whole.index, type=VideoIndex)
     longer = msgspec.structs.replace(facts, num_frames=41, pts=[*facts.pts, facts.pts[-1] + 10_000])
     file = VideoFile(MP4, WHERE, 4096, msgspec.msgpack.encode(longer))
-    frames = list(file.frames(np.array([0, 20, 40])))
+    frames = list(file.pictures(np.array([0, 20, 40])))
     assert frame_numbers(np.stack(frames))[:2] == [0, 20] and len(frames) == 3
 
 

@@ -1,7 +1,7 @@
 """http(s) downloads for strangers: every address is checked, and the connection goes to the one that was checked.
 
-httpcore alone, because a client library does what must not be done here: it follows redirects, decodes compressed
-bodies, keeps cookies and reads proxies from the environment.
+httpcore alone, because a client library does what must not be done here: it follows redirects, unpacks compressed
+bodies without limits, keeps cookies and reads proxies from the environment.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ import httpx
 
 from trifocal import envs
 from trifocal.multimodal.fetch_policy import FetchPolicy, ForbiddenError
+from trifocal.multimodal.unpacking import TooLargeError, Unpacker, UnpackError
 from trifocal.multimodal.watch import watching
+
+__all__ = ["Downloader", "DownloadError", "Resolver", "SystemResolver", "TooLargeError"]
 
 _MAX_REDIRECTS = 5
 _MAX_CONNECTIONS = 100
@@ -44,10 +47,6 @@ class DownloadError(Exception):
     """A download that failed or was refused; the message goes on from the URL ("… answered 404 Not Found")."""
 
 
-class TooLargeError(Exception):
-    """A body of more bytes than allowed."""
-
-
 class Downloader:
     """Downloads for one event loop. The connection pool, and with it TLS set-up, is made on the first URL."""
 
@@ -60,6 +59,8 @@ class Downloader:
         """The body behind `url`. Raises `DownloadError`, `TooLargeError`; time is for the caller to limit."""
         try:
             return await self._follow(httpx.URL(url), max_bytes)
+        except UnpackError as error:
+            raise DownloadError(str(error)) from None
         except ForbiddenError as error:
             raise DownloadError(f"may not be fetched: {error}") from None
         except httpcore.TimeoutException:
@@ -153,18 +154,16 @@ def _look_up(host: str, port: int) -> list[str]:
 async def _body(response: httpcore.Response, max_bytes: int) -> bytes:
     if response.status != 200:
         raise DownloadError(f"answered {response.status} {_phrase(response.status)}".rstrip())
-    encoding = _header(response, b"content-encoding") or "identity"
-    if encoding.lower() != "identity":  # none was asked for; a few kilobytes could unpack to gigabytes
-        raise DownloadError("answered with a compressed body, which was not asked for")
+    unpacker = Unpacker(_header(response, b"content-encoding") or "", max_bytes)  # none was asked for
     announced = _header(response, b"content-length") or ""
     if announced.isdecimal() and int(announced[:20]) > max_bytes:
         raise TooLargeError
     body = bytearray()
     async for chunk in response.aiter_stream():
-        watching.get().fetched(len(chunk))
-        body += chunk
-        if len(body) > max_bytes:
-            raise TooLargeError
+        unpacked = unpacker.feed(chunk)
+        watching.get().fetched(max(len(chunk), len(unpacked)))
+        body += unpacked
+    unpacker.end()
     return bytes(body)
 
 

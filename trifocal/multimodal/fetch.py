@@ -26,6 +26,9 @@ _MAX_SHOWN = 128  # characters of a URL in an error
 _PASSWORD = re.compile(r"//[^/?#]*@")
 # The characters that base64 and its line ends need; decoding any %xx there is could take sixty times the memory.
 _ESCAPES = {b"%2B": b"+", b"%2F": b"/", b"%3D": b"=", b"%0A": b"", b"%0D": b"", b"%20": b""}
+_SPACES = b" \t\r\n\f\v"
+_STANDARD = bytes.maketrans(b"-_", b"+/")  # the URL-safe alphabet is the standard one but for these two
+_BASE64_HEAD = re.compile(r";\s*base64\s*\Z", re.IGNORECASE)
 
 
 class Fetcher:
@@ -38,7 +41,8 @@ class Fetcher:
 
     async def fetch(self, url: str, modality: Modality, where: str) -> bytes:
         """The bytes of `url`. Raises `RequestError` that begins with `where`; cancelling it closes the connection."""
-        scheme = url[:16].partition(":")[0].strip().lower()
+        url = url.strip()  # a line read from a file, as in browsers
+        scheme = url[:16].partition(":")[0].lower()
         if scheme == "data":
             return _counted(await self._off_loop(_decode_data_url, url, modality, where))
         if scheme in ("http", "https"):
@@ -131,7 +135,7 @@ def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
     head, comma, payload = url.partition(",")
     if not comma:
         raise _refusal(where, "the data: URL has no comma between its head and its data")
-    if not head.lower().rstrip().endswith(";base64"):
+    if _BASE64_HEAD.search(head) is None:
         raise _refusal(where, "the data: URL must be base64 (data:image/jpeg;base64,…)")
     if len(payload) > MAX_BYTES[modality] * 4 // 3 + 4:
         raise _too_large(where, modality)
@@ -143,8 +147,12 @@ def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
 
 
 def _plain(payload: bytes) -> bytes:
-    """`payload` without the line ends of MIME encoders and the escapes of URL encoders."""
+    """`payload` in the standard alphabet, padded, without the line ends of MIME and the escapes of URL encoders."""
     if b"%" in payload:
         for escape, character in _ESCAPES.items():
             payload = payload.replace(escape, character).replace(escape.lower(), character)
-    return payload.translate(None, b" \t\r\n")
+    payload = payload.translate(_STANDARD, _SPACES)
+    if len(payload) % 4:  # the padding tells nothing that the length does not, and many leave it away
+        payload = payload.rstrip(b"=")
+        payload += b"=" * (-len(payload) % 4)
+    return payload

@@ -5,6 +5,7 @@ Bytes of strangers come here in a decoder process only (`decoder.py`); the serve
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from trifocal.errors import RequestError
+from trifocal.multimodal import heif
 from trifocal.multimodal.media import Image
+from trifocal.multimodal.mending import ended_jpegs, mended_png
 from trifocal.types import Modality
 
 # What browsers and cameras write, told by content. Not in it: EPS and the like, whose decoding starts other programs.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "ICO", "JPEG2000")
 _ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 0x0102
 _STRIP_BYTES = 16 << 20
 _T = PIL.Image.Transpose
 _TURNS = {
@@ -95,16 +99,23 @@ def check_size(height: int, width: int, where: str, max_pixels: int) -> None:
         raise _too_large(f"{width}x{height} is", where, max_pixels)
 
 
-def open_bytes(data: bytes, where: str, max_pixels: int) -> PIL.Image.Image:
+def open_bytes(data: bytes, where: str, max_pixels: int, *, is_clip: bool = False) -> PIL.Image.Image:
     """The header of a picture file, known by its content whatever its name. Raises `RequestError`.
 
-    Some files hold others, of other sizes than their header says: those are refused by PIL's own limit.
+    Some files hold others, of other sizes than their header says: those are refused by PIL's own limit. Of an animated
+    PNG that `is_clip` all frames can be read, else the first.
     """
     PIL.Image.MAX_IMAGE_PIXELS = max(max_pixels // 2, 1)  # PIL refuses twice as many
     if not data:
         raise refusal(where, "the image is empty")
+    formats = _known_formats()
+    if heif.is_heif(data):
+        missing = heif.why_not()
+        if missing is not None:
+            raise refusal(where, missing)
+        formats = ["HEIF"]
     try:
-        return PIL.Image.open(io.BytesIO(data), formats=_known_formats())
+        return PIL.Image.open(io.BytesIO(mended_png(data, is_clip=is_clip)), formats=formats)
     except PIL.Image.DecompressionBombError:
         raise _too_large("the image has", where, max_pixels) from None
     except PIL.UnidentifiedImageError:
@@ -133,8 +144,10 @@ def open_image(source: Any, where: str, max_pixels: int) -> OpenedImage:
         picture = _from_array(source, where, max_pixels)
     height, width = picture.height, picture.width
     check_size(height, width, where, max_pixels)
-    # PNG may keep its EXIF behind the pixels: asking would decode them here. Its size is right either way up to a swap.
-    if picture.format != "PNG" and _orientation(picture) >= 5:
+    # PIL has swapped the size of a TIFF already. It decodes a PNG to find EXIF behind the pixels (an object's: a file's
+    # was put before them) or in a text: not here. The size is right either way up to a swap.
+    is_known = picture.format not in ("PNG", "TIFF") or (picture.format == "PNG" and "exif" in picture.info)
+    if is_known and orientation_of(picture) >= 5:
         height, width = width, height
     return OpenedImage(picture, height, width, where)
 
@@ -155,15 +168,18 @@ def load_image(opened: OpenedImage, target: TargetSize | None = None) -> Image:
         raise refusal(opened.where, f"the image is broken or cut off: {error}") from None
 
 
-def to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """An upright RGB picture, transparent parts on white."""
+def to_rgb(picture: PIL.Image.Image, orientation: int | None = None) -> PIL.Image.Image:
+    """An upright RGB picture, transparent parts on white. `orientation` (EXIF's, 1 to 8) is the picture's own if None.
+
+    Who turns is not the same for all formats: PIL turns a TIFF while it loads it and forgets the tag, libheif a HEIC.
+    So the tag is read after that, when it tells what is left to do.
+    """
+    picture = _loaded(picture)
+    if orientation is None:
+        orientation = orientation_of(picture)
     if picture.mode.startswith(("I", "F")):
-        picture.load()
-        upright = _upright(_to_8_bits(picture), _orientation(picture))
-        return upright.convert("RGB")
-    orientation = _orientation(picture)
-    picture.load()
-    picture = _upright(picture, orientation)
+        return upright(_to_8_bits(picture), orientation).convert("RGB")
+    picture = upright(picture, orientation)
     if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         rgba = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         white = PIL.Image.new("RGB", rgba.size, (255, 255, 255))
@@ -172,7 +188,38 @@ def to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def _orientation(picture: PIL.Image.Image) -> int:
+def _loaded(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """`picture` with its pixels; a JPEG file without its end marker, too, if these are whole."""
+    try:
+        picture.load()
+    except OSError:
+        file = getattr(picture, "fp", None)
+        if picture.format != "JPEG" or not isinstance(file, io.BytesIO):
+            raise
+        data = file.getvalue()
+        if len({_digest(_decoded_jpeg(ended)) for ended in ended_jpegs(data)}) != 1:
+            raise
+        return _decoded_jpeg(next(ended_jpegs(data)))
+    return picture
+
+
+def _decoded_jpeg(data: bytes) -> PIL.Image.Image:
+    picture = PIL.Image.open(io.BytesIO(data), formats=["JPEG"])
+    picture.load()
+    return picture
+
+
+def _digest(picture: PIL.Image.Image) -> bytes:
+    """In strips, as in `as_array`."""
+    digest = hashlib.blake2b()
+    num_rows = max(_STRIP_BYTES // (4 * picture.width), 1)
+    for top in range(0, picture.height, num_rows):
+        digest.update(picture.crop((0, top, picture.width, min(top + num_rows, picture.height))).tobytes())
+    return digest.digest()
+
+
+def orientation_of(picture: PIL.Image.Image) -> int:
+    """The orientation that EXIF, or else XMP, asks for: 1 to 8, 1 where neither does."""
     try:
         value = picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # broken EXIF data is no reason to refuse a picture: browsers show it, too
@@ -180,7 +227,8 @@ def _orientation(picture: PIL.Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _upright(picture: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+def upright(picture: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    """`picture`, whose pixels lie as EXIF's `orientation` says, as it is to be seen."""
     turn = _TURNS.get(orientation)
     return picture if turn is None else picture.transpose(turn)
 
@@ -188,9 +236,12 @@ def _upright(picture: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
 def _to_8_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Grey pictures of 16 bits (`I;16…`, `I`) by value / 257; of floats (`F`) by clipping to 0 .. 255.
 
-    PIL's own conversion clips 16 bits at 255, which makes nearly every picture white.
+    PIL's own conversion clips 16 bits at 255, which makes nearly every picture white. What a TIFF declares to be of 12
+    bits is scaled by these; 12 bits in a file that says 16 cannot be told from a dark picture.
     """
     values = np.asarray(picture)
+    if getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,):
+        values = values.astype(np.uint32) * 65535 // 4095
     if picture.mode == "F":
         grey = np.nan_to_num(values).clip(0, 255)
     elif picture.mode == "I" and values.size and values.max() <= 255:

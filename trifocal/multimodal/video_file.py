@@ -6,6 +6,7 @@ Runs in a decoder process only (`decoder.py`): the libraries below are written i
 from __future__ import annotations
 
 import io
+import struct
 from bisect import bisect_right
 from collections.abc import Iterator
 
@@ -14,12 +15,13 @@ import msgspec
 import numpy as np
 import PIL.Image
 from av.container import InputContainer
+from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from trifocal.errors import RequestError
-from trifocal.multimodal.image import check_size, refusal
+from trifocal.multimodal.image import check_size, refusal, upright
 
 MAX_FRAMES = 1_000_000  # nine hours at 30 a second: an index of more would take hundreds of megabytes
 _FALLBACK_FPS = 25.0  # ffmpeg's own guess for a stream that does not say
@@ -38,12 +40,12 @@ _CONTAINER_OPTIONS = {"format_whitelist": _DEMUXERS, "codec_whitelist": _CODECS,
 
 class VideoIndex(msgspec.Struct, array_like=True, frozen=True):
     """What looking through a file found. `pts` rises and is empty where frames have no times of their own; `size` is
-    (width, height) as coded, `quarter_turns` are counted against the clock."""
+    (width, height) as coded, `orientation` is EXIF's for the same (1 to 8)."""
 
     num_frames: int
     fps: float
     size: tuple[int, int]
-    quarter_turns: int
+    orientation: int
     pts: list[int]
     key_pts: list[int]
 
@@ -62,8 +64,7 @@ class VideoFile:
             raise refusal(where, "the video is empty")
         self._facts = self._look_through() if index is None else msgspec.msgpack.decode(index, type=VideoIndex)
         self.num_frames, self.fps = self._facts.num_frames, self._facts.fps
-        upright = self._facts.size if self._facts.quarter_turns % 2 == 0 else self._facts.size[::-1]
-        self.width, self.height = upright
+        self.width, self.height = self._facts.size if self._facts.orientation < 5 else self._facts.size[::-1]
 
     @property
     def index(self) -> bytes:
@@ -71,17 +72,13 @@ class VideoFile:
         return msgspec.msgpack.encode(self._facts)
 
     def pictures(self, indices: NDArray[np.int64]) -> Iterator[PIL.Image.Image]:
-        """RGB pictures at rising `indices`."""
-        return map(PIL.Image.fromarray, self.frames(indices))
-
-    def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        """RGB frames uint8 [height, width, 3] at rising `indices`; those between are decoded only if they must be."""
+        """RGB pictures at rising `indices`; frames between them are decoded only if they must be."""
         with self._open() as container:
             stream = self._stream(container)
             stream.thread_type = "AUTO"
             stream.codec_context.thread_count = _DECODER_THREADS
             find = self._by_time if self._facts.pts else self._by_order
-            yield from map(self._to_rgb, find(container, stream, indices))
+            yield from map(self._picture, find(container, stream, indices))
 
     def _open(self) -> InputContainer:
         return av.open(
@@ -115,8 +112,7 @@ class VideoFile:
         if first is None:
             raise refusal(self._where, "the video has no frame that can be decoded")
         check_size(first.height, first.width, self._where, self._max_pixels)
-        turns = round(first.rotation / 90) % 4
-        return msgspec.structs.replace(facts, size=(first.width, first.height), quarter_turns=turns)
+        return msgspec.structs.replace(facts, size=(first.width, first.height), orientation=_orientation(first))
 
     def _read_packets(self, container: InputContainer, stream: VideoStream) -> VideoIndex:
         # Facts only: the packets themselves would be the file once more.
@@ -137,7 +133,7 @@ class VideoFile:
             num_frames=len(shown),
             fps=min(float(rate), _MAX_FPS) if rate and rate > 0 else _FALLBACK_FPS,
             size=(0, 0),
-            quarter_turns=0,
+            orientation=1,
             # Frames are found by time only where each has its own; some AVI and raw streams have none.
             pts=sorted(times) if len(set(times)) == len(shown) else [],
             key_pts=sorted(pts for pts, is_key in shown if is_key and pts is not None),
@@ -182,10 +178,21 @@ class VideoFile:
             raise refusal(self._where, f"the video is cut off: not all of its {self.num_frames} frames can be decoded")
         return frame
 
-    def _to_rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
+    def _picture(self, frame: VideoFrame) -> PIL.Image.Image:
         width, height = self._facts.size  # a stream may change its size midway: frames are scaled to the first one's
         pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-        return np.ascontiguousarray(np.rot90(pixels, self._facts.quarter_turns))
+        return upright(PIL.Image.fromarray(pixels), self._facts.orientation)
+
+
+def _orientation(frame: VideoFrame) -> int:
+    """EXIF's orientation for a frame's display matrix, whose rows (a, b, u) and (c, d, v) are where x and y go to."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, SideData):
+        return 1
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return {(True, True): 1, (False, True): 2, (False, False): 3, (True, False): 4}[a >= 0, d >= 0]
+    return {(True, True): 5, (True, False): 6, (False, False): 7, (False, True): 8}[b >= 0, c >= 0]
 
 
 def _tolerance(num_frames: int) -> int:
