@@ -108,6 +108,7 @@ class EngineArgs:
     )
     limit_mm_per_prompt: dict[str, Any] = arg("media", 'JSON, e.g. {"image": 4, "video": 1}', {})
     mm_processor_kwargs: dict[str, Any] = arg("media", 'JSON for the processor, e.g. {"max_pixels": 401408}', {})
+    media_io_kwargs: dict[str, Any] = arg("media", 'JSON for reading media, e.g. {"video": {"num_frames": 32}}', {})
     max_image_pixels: int = arg("media", "most pixels of a picture or of a video's frame, by its header", 128_000_000)
     max_request_pixels: int = arg("media", "most pixels of all pictures and chosen frames of a request", 4_000_000_000)
     max_video_frames: int = arg("media", "most frames that may be chosen from one clip", 2048)
@@ -156,6 +157,7 @@ class EngineConfig:
     capture_sizes: tuple[int, ...]  # tokens of steps that may be captured and replayed
     limit_mm_per_prompt: dict[str, int]
     mm_processor_kwargs: dict[str, Any]
+    media_io_kwargs: dict[str, Any]
     max_image_pixels: int
     max_request_pixels: int
     max_video_frames: int
@@ -213,6 +215,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         capture_sizes=_capture_sizes(args),
         limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt),
         mm_processor_kwargs=dict(args.mm_processor_kwargs),
+        media_io_kwargs=dict(args.media_io_kwargs),
         max_image_pixels=_positive("--max-image-pixels", args.max_image_pixels),
         max_request_pixels=_positive("--max-request-pixels", args.max_request_pixels),
         max_video_frames=_positive("--max-video-frames", args.max_video_frames),
