@@ -114,6 +114,7 @@ class EngineArgs:
         "takes strings, as vLLM does unless told",
         True,
     )
+    media_io_kwargs: dict[str, Any] = arg("media", 'JSON for reading media, e.g. {"video": {"num_frames": 32}}', {})
     max_image_pixels: int = arg("media", "most pixels of a picture or of a video's frame, by its header", 128_000_000)
     max_request_pixels: int = arg("media", "most pixels of all pictures and chosen frames of a request", 4_000_000_000)
     max_video_frames: int = arg("media", "most frames that may be chosen from one clip", 2048)
@@ -163,6 +164,7 @@ class EngineConfig:
     limit_mm_per_prompt: dict[str, int]
     mm_processor_kwargs: dict[str, Any]
     interleave_mm_strings: bool
+    media_io_kwargs: dict[str, Any]
     max_image_pixels: int
     max_request_pixels: int
     max_video_frames: int
@@ -221,6 +223,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt),
         mm_processor_kwargs=dict(args.mm_processor_kwargs),
         interleave_mm_strings=args.interleave_mm_strings,
+        media_io_kwargs=dict(args.media_io_kwargs),
         max_image_pixels=_positive("--max-image-pixels", args.max_image_pixels),
         max_request_pixels=_positive("--max-request-pixels", args.max_request_pixels),
         max_video_frames=_positive("--max-video-frames", args.max_video_frames),

@@ -17,6 +17,7 @@ from trifocal.engine.output import Choice, expand
 from trifocal.errors import RequestError
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.fetch_policy import FetchPolicy
+from trifocal.multimodal.given import images_of, videos_of
 from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import CompletionOutput, EngineStats, Prompt, RequestOutput
@@ -59,9 +60,9 @@ class LLM:
         """Complete raw prompts; results come in the order of the prompts.
 
         A prompt is a string, token ids, or a dict with `prompt` or `prompt_token_ids` and optionally
-        `multi_modal_data` ({"image": PIL image or array, "video": array [frames, height, width, 3], or lists of
-        them}) and `mm_processor_kwargs`. The text holds one placeholder for each item, e.g.
-        `<|vision_start|><|image_pad|><|vision_end|>`. Raises `RequestError` for a prompt that cannot run.
+        `multi_modal_data` ({"image": …, "video": …}, see docs/media.md: PIL images, arrays, tensors, paths, URLs, lists
+        of these, and for a clip a list of frames) and `mm_processor_kwargs`. The text holds one placeholder for each
+        item, e.g. `<|vision_start|><|image_pad|><|vision_end|>`. Raises `RequestError` for a prompt that cannot run.
         """
         builds = [_build_call(self._builder, prompt) for prompt in _as_list(prompts)]
         return self._run(builds, sampling_params, use_tqdm)
@@ -217,14 +218,7 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Callable[[], Pro
         raise RequestError(f"multi_modal_data has unknown modality {sorted(unknown)[0]!r}; known: image, video")
     return lambda: builder.build(
         text if isinstance(text, str) else list(text),
-        _items(media.get("image")),
-        _items(media.get("video")),
+        images_of(media.get("image")),
+        videos_of(media.get("video")),
         mm_processor_kwargs=given.get("mm_processor_kwargs"),
     )
-
-
-def _items(value: Any) -> list[Any]:
-    """One item or a list of them; a list is never one item."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]

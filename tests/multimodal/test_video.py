@@ -20,7 +20,7 @@ from trifocal.multimodal import video_file
 from trifocal.multimodal.media import Video
 from trifocal.multimodal.processor import FrameSample
 from trifocal.multimodal.reader import MediaReader
-from trifocal.multimodal.video import OpenedVideo, Sampler
+from trifocal.multimodal.video import FrameFacts, OpenedVideo, Sampler
 from trifocal.multimodal.video_file import VideoFile, VideoIndex
 
 WHERE = "messages[0].content[0].video_url"
@@ -155,7 +155,7 @@ def test_frames_in_memory(reading: Reading, metadata: dict[str, Any] | None, ind
 
 
 def test_rate_of_frames_without_metadata(reading: Reading) -> None:
-    assert reading.load(FRAMES, 0, frames_fps=4.0).fps == 4.0
+    assert reading.load(FRAMES, 0, facts=FrameFacts(fps=4.0)).fps == 4.0
 
 
 def test_lists_of_pictures(reading: Reading) -> None:
@@ -168,10 +168,10 @@ def test_lists_of_pictures(reading: Reading) -> None:
     ("source", "message"),
     [
         (np.zeros((6, 8, 3), np.uint8), r"\[6, 8, 3\]"),
-        (np.zeros((2, 6, 8, 4), np.uint8), r"\[2, 6, 8, 4\]"),
+        (np.zeros((2, 6, 8, 5), np.uint8), r"\[2, 6, 8, 5\]"),
         (np.zeros((0, 6, 8, 3), np.uint8), r"\[0, 6, 8, 3\]"),
         (np.zeros((2, 0, 8, 3), np.uint8), "8x0"),
-        (np.zeros((2, 6, 8, 3), np.float64), "uint8"),
+        (np.zeros((2, 6, 8, 3), np.int64), "must be uint8 .* or float .* got int64"),
         ([FRAMES[0], FRAMES[0, :3]], "of one size"),
         ([], "list"),
         ([1, 2], "int"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,9 +21,18 @@ from trifocal.errors import ConfigError, RequestError
 from trifocal.models.registry import PROCESSORS
 from trifocal.multimodal.fetch import Fetcher, fetch_all, run_all
 from trifocal.multimodal.fetch_policy import FetchPolicy
+from trifocal.multimodal.fitting import OpenedItem, SizedItem, greatest, proposals
+from trifocal.multimodal.given import as_url
 from trifocal.multimodal.hashing import salted
 from trifocal.multimodal.image import OpenedImage
-from trifocal.multimodal.limits import MediaLimits
+from trifocal.multimodal.item_options import (
+    ItemOptions,
+    check_list,
+    reading_layer,
+    renamed_option_errors,
+    seen_by_processor,
+)
+from trifocal.multimodal.limits import MediaLimits, TooManyFramesError
 from trifocal.multimodal.media import Media
 from trifocal.multimodal.media_cache import MediaCache
 from trifocal.multimodal.messages import MediaRef, MessageParser
@@ -31,7 +40,6 @@ from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
-from trifocal.multimodal.video import OpenedVideo
 from trifocal.multimodal.watch import timed
 from trifocal.tokenizer import Tokenizer, valid_text
 from trifocal.types import Modality, Prompt
@@ -65,10 +73,7 @@ class PromptBuilder:
         self.config = config
         self.tokenizer = Tokenizer.from_folder(config.tokenizer, trust_remote_code=config.trust_remote_code)
         self.processor: Processor = PROCESSORS.get(config.spec.architecture)(config.spec, self.tokenizer)
-        try:
-            self.processor.check_options(config.mm_processor_kwargs)
-        except RequestError as error:
-            raise ConfigError(f"--mm-processor-kwargs: {error.message}") from None
+        self._server_options = self._options_of_server()
         source = read_chat_template(chat_template) if chat_template else self.tokenizer.chat_template
         source = source or self.processor.chat_template
         self._template = ChatTemplate(source, self.tokenizer.special_tokens) if source else None
@@ -93,6 +98,7 @@ class PromptBuilder:
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Any] | None = None,
         cache_salt: str | None = None,
     ) -> Prompt:
         """The prompt of a chat request. Cancelling it drops its downloads."""
@@ -103,19 +109,34 @@ class PromptBuilder:
             continue_final_message=continue_final_message,
             chat_template_kwargs=chat_template_kwargs,
         )
-        return await self._chat(render, self._fetcher, mm_processor_kwargs, cache_salt)
+        options = self._options(mm_processor_kwargs, media_io_kwargs)
+        return await self._chat(render, self._fetcher, options, cache_salt)
 
-    def chat_sync(self, messages: list[dict[str, Any]], **options: Any) -> Prompt:
-        """`chat` for a caller without an event loop, with the same keywords."""
+    def chat_sync(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        media_io_kwargs: Mapping[str, Any] | None = None,
+        cache_salt: str | None = None,
+        **rendering: Any,
+    ) -> Prompt:
+        """`chat` for a caller without an event loop, with the same keywords; media may also be paths and objects."""
+        options = self._options(mm_processor_kwargs, media_io_kwargs)
 
-        async def run() -> Prompt:
-            fetcher = Fetcher(self._executor, self._fetch_policy)  # HTTP clients belong to one loop
-            mm_processor_kwargs = options.pop("mm_processor_kwargs", None)
-            cache_salt = options.pop("cache_salt", None)
+        def render(**more: Any) -> Rendered:
+            rendered = self.render(messages, **rendering, **more)
+            return replace(rendered, media=[_with_url(ref) for ref in rendered.media])
+
+        return self._with_fetcher(lambda fetcher: self._chat(render, fetcher, options, cache_salt))
+
+    def _with_fetcher(self, work: Callable[[Fetcher], Coroutine[Any, Any, T]]) -> T:
+        """Run `work` in a loop of its own: HTTP clients belong to one loop."""
+
+        async def run() -> T:
+            fetcher = Fetcher(self._executor, self._fetch_policy)
             try:
-                return await self._chat(
-                    partial(self.render, messages, **options), fetcher, mm_processor_kwargs, cache_salt
-                )
+                return await work(fetcher)
             finally:
                 await fetcher.aclose()
 
@@ -128,7 +149,8 @@ class PromptBuilder:
         """The prompt of a raw completion: control tokens in it count as such."""
         encode = partial(self._encode, prompt, add_special_tokens=add_special_tokens)
         token_ids = await self._off_loop(encode)
-        return await self._off_loop(partial(self._finish, token_ids, [], {}, _text(prompt), cache_salt))
+        finish = partial(self._finish, token_ids, [], ItemOptions(), _text(prompt), cache_salt)
+        return await self._off_loop(finish)
 
     def build(
         self,
@@ -138,15 +160,20 @@ class PromptBuilder:
         mm_processor_kwargs: Mapping[str, Any] | None = None,
         cache_salt: str | None = None,
     ) -> Prompt:
-        """The prompt of `LLM.generate`: a text with placeholders, PIL images or arrays, clips (see `open_frames`)."""
-        options = self._options(mm_processor_kwargs)
+        """The prompt of `LLM.generate`: a text with placeholders, and media as objects, URLs or paths."""
+        options = self._options(mm_processor_kwargs, None)
         refs = [MediaRef("image", image, f"multi_modal_data['image'][{k}]") for k, image in enumerate(images)]
         refs += [MediaRef("video", video, f"multi_modal_data['video'][{k}]") for k, video in enumerate(videos)]
         self._check_limits(refs)
         token_ids = self._encode(prompt, add_special_tokens=True)
-        opened = [self._open(ref, ref.source, options, cache_salt) for ref in refs]
-        self._check_media(token_ids, opened, options)
-        media = [self._load(item, options) for item in opened]
+        each = self._item_options(refs, options)
+        refs = [_with_url(ref) for ref in refs]
+        sources = [ref.source for ref in refs]
+        if any(isinstance(source, str | list | tuple) for source in sources):
+            sources = self._with_fetcher(partial(fetch_all, refs))
+        items = [self._open(ref, source, own, cache_salt) for ref, source, own in zip(refs, sources, each, strict=True)]
+        self._check_media(token_ids, items)
+        media = [self._load(item) for item in items]
         return self._finish(token_ids, media, options, _text(prompt), cache_salt)
 
     def render(
@@ -188,7 +215,7 @@ class PromptBuilder:
         if open_end is not None:
             text = open_end.cut(text)
         token_ids = self._tokenize(text, partial(self.tokenizer.encode_chat, protected=guard.protected), "messages")
-        self._check_media(token_ids, [], {})
+        self._check_media(token_ids, [])
         return Rendered(guard.reveal(text), token_ids, conversation.media)
 
     async def aclose(self) -> None:
@@ -205,27 +232,24 @@ class PromptBuilder:
     # ------------------------------------------------------------------------------------------ the steps
 
     async def _chat(
-        self,
-        render: Callable[..., Rendered],
-        fetcher: Fetcher,
-        mm_processor_kwargs: Mapping[str, Any] | None,
-        cache_salt: str | None,
+        self, render: Callable[..., Rendered], fetcher: Fetcher, options: ItemOptions, cache_salt: str | None
     ) -> Prompt:
-        options = self._options(mm_processor_kwargs)
         rendered = await self._rendered(render)
         refs = rendered.media
         if not refs:
             finish = partial(self._finish, rendered.token_ids, [], options, rendered.text, cache_salt)
             return await self._off_loop(finish)
+        each = self._item_options(refs, options)
         with timed("fetch"):
             sources = await fetch_all(refs, fetcher)
         with timed("decode"):
             opens = [
-                partial(self._open, ref, source, options, cache_salt) for ref, source in zip(refs, sources, strict=True)
+                partial(self._open, ref, source, own, cache_salt)
+                for ref, source, own in zip(refs, sources, each, strict=True)
             ]
-            opened = await self._run_media(opens)
-            self._check_media(rendered.token_ids, opened, options)
-            media = await self._run_media([partial(self._load, item, options) for item in opened])
+            items = await self._run_media(opens)
+            await self._run_media([partial(self._check_media, rendered.token_ids, items)])
+            media = await self._run_media([partial(self._load, item) for item in items])
         with timed("process"):
             finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
             [prompt] = await self._run_media([finish])
@@ -274,20 +298,32 @@ class PromptBuilder:
             raise self._too_long(limit + 1, "at least ", param)
         return encode(text)
 
-    def _open(
-        self, ref: MediaRef, source: Any, options: Mapping[str, Any], salt: str | None
-    ) -> OpenedImage | OpenedVideo:
+    def _open(self, ref: MediaRef, source: Any, options: ItemOptions, salt: str | None) -> OpenedItem:
         if ref.modality == "image":
-            return self._reader.open_image(source, ref.where, salt=salt)
+            return OpenedItem(self._reader.open_image(source, ref.where, salt=salt), options)
+        is_file = isinstance(source, bytes)
+        if is_file and {"fps", "num_frames"} <= ref.options.keys():
+            raise RequestError(f"{ref.where}: give fps or num_frames (nframes), not both", param=ref.where)
+        facts = options.facts
+        seen = [(len(source) if isinstance(source, list) else 0, facts.fps)]
 
         def sampler(num_frames: int, fps: float) -> FrameSample:
-            return self.processor.sample_frames(num_frames, fps, options)
+            seen.append((num_frames, fps))
+            wanted = options.for_file(num_frames, fps) if is_file else options.for_frames()
+            if options.is_capped:
+                self._reader.limits.check_frames(wanted.get("num_frames", 0), ref.where)
+            return self.processor.sample_frames(num_frames, fps, wanted)
 
-        frames_fps = options.get("fps") or 2.0
-        return self._reader.open_video(source, sampler, ref.where, frames_fps=frames_fps, salt=salt)
+        try:
+            opened = self._reader.open_video(source, sampler, ref.where, facts=facts, salt=salt)
+        except TooManyFramesError as error:
+            raise self._with_frames_that_fit(error, *seen[-1]) from None
+        return OpenedItem(opened, options)
 
-    def _load(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> Media:
-        return self._reader.load(opened, partial(self._target, opened.modality, options))
+    def _load(self, item: OpenedItem) -> Media:
+        options = item.options.processor
+        media = self._reader.load(item.opened, partial(self._target, item.opened.modality, options))
+        return replace(media, options=options)
 
     def _target(
         self, modality: Modality, options: Mapping[str, Any], num_frames: int, height: int, width: int
@@ -295,9 +331,9 @@ class PromptBuilder:
         return self.processor.resized(modality, (num_frames, height, width), options)
 
     def _finish(
-        self, token_ids: list[int], media: list[Media], options: Mapping[str, Any], text: str | None, salt: str | None
+        self, token_ids: list[int], media: list[Media], options: ItemOptions, text: str | None, salt: str | None
     ) -> Prompt:
-        prompt = self.processor.build(token_ids, media, options)
+        prompt = self.processor.build(token_ids, media, options.processor)
         if len(prompt.token_ids) > self.config.max_model_len:
             raise self._too_long(len(prompt.token_ids))
         return replace(
@@ -308,18 +344,57 @@ class PromptBuilder:
             stop_token_ids=self.processor.stop_token_ids,
         )
 
+    # ------------------------------------------------------------------------------------------ options
+
+    def _options_of_server(self) -> ItemOptions:
+        """The two flags' as the first layers of every request's. Raises `ConfigError`."""
+        try:
+            self.processor.check_options(seen_by_processor(self.config.mm_processor_kwargs))
+        except RequestError as error:
+            raise ConfigError(f"--mm-processor-kwargs: {error.message}") from None
+        try:
+            reading = reading_layer(self.config.media_io_kwargs)
+            self._check_reading(reading)
+        except RequestError as error:
+            raise ConfigError(f"--media-io-kwargs: {error.message}") from None
+        options = ItemOptions().overlaid(self.config.mm_processor_kwargs)
+        return options.overlaid(reading, is_own=True, is_capped=True)
+
+    def _options(
+        self, mm_processor_kwargs: Mapping[str, Any] | None, media_io_kwargs: Mapping[str, Any] | None
+    ) -> ItemOptions:
+        """The request's over the server's."""
+        given = _object(mm_processor_kwargs, "mm_processor_kwargs")
+        server = {name: value for name, value in self.config.mm_processor_kwargs.items() if name not in given}
+        self.processor.check_options(seen_by_processor({**server, **given}))
+        reading = reading_layer(_object(media_io_kwargs, "media_io_kwargs"))
+        self._check_reading(reading)
+        return self._server_options.overlaid(given).overlaid(reading, is_own=True, is_capped=True)
+
+    def _check_reading(self, reading: Mapping[str, Any]) -> None:
+        """Whether the family can do what media_io_kwargs say."""
+        with renamed_option_errors("media_io_kwargs: video", "media_io_kwargs"):
+            frames = {name: reading[name] for name in ("num_frames", "fps") if reading.get(name) not in (None, -1)}
+            self.processor.check_options(frames)
+
+    def _item_options(self, refs: Sequence[MediaRef], request: ItemOptions) -> list[ItemOptions]:
+        """The parts' over the request's. Raises `RequestError` naming the part."""
+        num_videos = sum(ref.modality == "video" for ref in refs)
+        check_list(request, num_videos)
+        each, num_seen = [], 0
+        for ref in refs:
+            options = request.of_item(ref.options, num_seen)
+            num_seen += ref.modality == "video"
+            with renamed_option_errors(ref.where, ref.where):
+                self.processor.check_options({**options.processor, **seen_by_processor(ref.options)})
+            each.append(options)
+        return each
+
     # ------------------------------------------------------------------------------------------ checks
 
     @property
     def _max_chars(self) -> int:
         return self.config.max_model_len * self.tokenizer.longest_token
-
-    def _options(self, mm_processor_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-        given = _object(mm_processor_kwargs, "mm_processor_kwargs")
-        server = {name: value for name, value in self.config.mm_processor_kwargs.items() if name not in given}
-        options = {**server, **given}  # the request's come last
-        self.processor.check_options(options)
-        return options
 
     def _check_limits(self, refs: Sequence[MediaRef]) -> None:
         for modality, limit in self.config.limit_mm_per_prompt.items():
@@ -330,24 +405,62 @@ class PromptBuilder:
                     param="messages",
                 )
 
-    def _check_media(
-        self, token_ids: Sequence[int], opened: Sequence[OpenedImage | OpenedVideo], options: Mapping[str, Any]
-    ) -> None:
+    def _check_media(self, token_ids: Sequence[int], items: Sequence[OpenedItem]) -> None:
         """Refuse by the headers what will be too much: tokens, pixels to decode, pixels to hold."""
-        total = len(token_ids) - len(opened) + sum(self._num_tokens(item, options) for item in opened)
-        if total > self.config.max_model_len:
-            raise self._too_long(total)
-        sizes = [item.size for item in opened]
-        scaled = [
-            (size[0], *self._target(item.modality, options, *size)) for item, size in zip(opened, sizes, strict=True)
-        ]
-        self._reader.limits.check_request(sizes, scaled)
+        num_text = len(token_ids) - len(items)
+        counts = [self._num_tokens(item) for item in items]
+        error = self._excess(num_text + sum(counts), [item.sized for item in items])
+        if error is None:
+            return
+        if not items:
+            raise error
 
-    def _num_tokens(self, opened: OpenedImage | OpenedVideo, options: Mapping[str, Any]) -> int:
+        def fits(changed: Sequence[SizedItem]) -> bool:
+            try:
+                total = num_text + sum(self.processor.num_tokens(i.modality, i.size, i.options) for i in changed)
+            except RequestError:
+                return False
+            return self._excess(total + 1, changed) is None  # an answer has at least one token
+
+        largest = max(range(len(items)), key=counts.__getitem__)
+        opened = items[largest].opened
+        frames = "" if isinstance(opened, OpenedImage) else f" for {len(opened.sample.indices)} frames"
+        hint = f"{opened.where} takes {counts[largest]} tokens{frames}."
+        found = proposals(items, self.processor, fits)
+        if found:
+            hint += f" It would fit with {' or '.join(found)}, in mm_processor_kwargs or beside each URL."
+        raise RequestError(f"{error.message.rstrip('.')}. {hint}", param=error.param, code=error.code)
+
+    def _excess(self, total: int, items: Sequence[SizedItem]) -> RequestError | None:
+        """The error about a prompt of `total` tokens with these items, if it is too much."""
+        if total > self.config.max_model_len:
+            return self._too_long(total)
+        sizes = [item.size for item in items]
+        scaled = [(item.size[0], *self._target(item.modality, item.options, *item.size)) for item in items]
         try:
-            return self.processor.num_tokens(opened.modality, opened.size, options)
+            self._reader.limits.check_request(sizes, scaled)
         except RequestError as error:
-            raise RequestError(f"{opened.where}: {error.message}", param=error.param) from None
+            return error
+        return None
+
+    def _num_tokens(self, item: OpenedItem) -> int:
+        sized = item.sized
+        try:
+            return self.processor.num_tokens(sized.modality, sized.size, sized.options)
+        except RequestError as error:
+            raise RequestError(f"{item.opened.where}: {error.message}", param=error.param) from None
+
+    def _with_frames_that_fit(self, error: RequestError, num_frames: int, fps: float) -> RequestError:
+        """`error` about too many chosen frames, with the `num_frames` that would be allowed."""
+        most = self._reader.limits.max_video_frames
+
+        def is_enough(value: int) -> bool:
+            sample = self.processor.sample_frames(num_frames, fps, {"num_frames": value})
+            return len(sample.indices) <= most
+
+        found = greatest(1, most, 1, is_enough) if num_frames else None
+        hint = "" if found is None else f"; num_frames {found} would fit"
+        return RequestError(f"{error.message}{hint}", param=error.param)
 
     def _too_long(self, num_tokens: int, roughly: str = "", param: str = "messages") -> RequestError:
         return RequestError(
@@ -356,6 +469,10 @@ class PromptBuilder:
             param=param,
             code="context_length_exceeded",
         )
+
+
+def _with_url(ref: MediaRef) -> MediaRef:
+    return replace(ref, source=as_url(ref.source, ref.where))
 
 
 def _text(prompt: str | list[int]) -> str | None:

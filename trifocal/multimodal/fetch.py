@@ -13,6 +13,7 @@ from trifocal import envs
 from trifocal.errors import RequestError
 from trifocal.multimodal.download import Downloader, DownloadError, Resolver, TooLargeError
 from trifocal.multimodal.fetch_policy import FetchPolicy
+from trifocal.multimodal.given import is_with_metadata
 from trifocal.multimodal.local_file import FileRefusedError, FileTooLargeError, read_file
 from trifocal.multimodal.messages import MediaRef
 from trifocal.multimodal.watch import watching
@@ -21,6 +22,8 @@ from trifocal.types import Modality
 T = TypeVar("T")
 MAX_BYTES: dict[Modality, int] = {"image": 128 << 20, "video": 512 << 20}
 MAX_REQUEST_BYTES = 1 << 30
+MAX_FRAME_FILES = 8192  # of one clip that is a list of pictures
+_FRAMES_HEAD = "data:video/jpeg;base64"
 _FETCHES_AT_ONCE = 8  # of one request
 _MAX_SHOWN = 128  # characters of a URL in an error
 _PASSWORD = re.compile(r"//[^/?#]*@")
@@ -50,6 +53,11 @@ class Fetcher:
         if scheme == "file":
             return _counted(await self._off_loop(self._read_file, url, modality, where))
         raise _refusal(where, f"{_shown(url)!r} is no data:, http:, https: or file: URL")
+
+    async def fetch_frames(self, url: str, where: str) -> list[bytes]:
+        """The files of `data:video/jpeg;base64,<frame>,<frame>,…`: pictures, as in vLLM, whatever their format."""
+        frames = await asyncio.get_running_loop().run_in_executor(self._executor, _decode_frames, url, where)
+        return [_counted(frame) for frame in frames]
 
     async def aclose(self) -> None:
         """Close connections."""
@@ -88,19 +96,29 @@ async def fetch_all(refs: Sequence[MediaRef], fetcher: Fetcher) -> list[Any]:
     gate = asyncio.Semaphore(_FETCHES_AT_ONCE)
     num_bytes = 0
 
-    async def fetch(ref: MediaRef) -> Any:
+    def counted(data: bytes) -> bytes:
         nonlocal num_bytes
-        if not isinstance(ref.source, str):
-            return ref.source
-        async with gate:
-            data = await fetcher.fetch(ref.source, ref.modality, ref.where)
         num_bytes += len(data)
         if num_bytes > MAX_REQUEST_BYTES:
             message = f"the media of one request are larger than {MAX_REQUEST_BYTES >> 20} MiB altogether"
             raise RequestError(message, param="messages")
         return data
 
-    return await run_all([fetch(ref) for ref in refs])
+    async def fetch(source: Any, modality: Modality, where: str) -> Any:
+        if modality == "video" and isinstance(source, list):
+            _check_frame_count(len(source), where)
+            frames = enumerate(source)
+            return await run_all([fetch(frame, "image", f"{where}[{index}]") for index, frame in frames])
+        if is_with_metadata(source):
+            return await fetch(source[0], modality, where), source[1]
+        if not isinstance(source, str):
+            return source
+        async with gate:
+            if modality == "video" and _is_frame_list(source):
+                return [counted(frame) for frame in await fetcher.fetch_frames(source, where)]
+            return counted(await fetcher.fetch(source, modality, where))
+
+    return await run_all([fetch(ref.source, ref.modality, ref.where) for ref in refs])
 
 
 async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
@@ -144,6 +162,30 @@ def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
     except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
         reason = error if isinstance(error, binascii.Error) else "not ASCII"
         raise _refusal(where, f"the data: URL is not valid base64 ({reason})") from None
+
+
+def _is_frame_list(url: str) -> bool:
+    head, comma, _ = url[:64].partition(",")
+    return bool(comma) and head.replace(" ", "").lower() == _FRAMES_HEAD
+
+
+def _decode_frames(url: str, where: str) -> list[bytes]:
+    if len(url) > MAX_BYTES["video"] * 4 // 3:
+        raise _too_large(where, "video")
+    num_frames = url.count(",")
+    _check_frame_count(num_frames, where)
+    frames, start = [], url.index(",") + 1
+    for index in range(num_frames):  # one by one: no second copy of all of them
+        end = url.find(",", start)
+        frame = url[start : len(url) if end < 0 else end]
+        frames.append(_decode_data_url(f"data:image/jpeg;base64,{frame}", "image", f"{where}[{index}]"))
+        start = end + 1
+    return frames
+
+
+def _check_frame_count(num_frames: int, where: str) -> None:
+    if num_frames > MAX_FRAME_FILES:
+        raise _refusal(where, f"the clip is a list of {num_frames} frames, at most {MAX_FRAME_FILES} are taken")
 
 
 def _plain(payload: bytes) -> bytes:

@@ -10,7 +10,6 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -134,14 +133,9 @@ def _known_formats() -> list[str]:
     return [name for name in _FORMATS if name in PIL.Image.OPEN]  # a build of PIL may lack AVIF or JPEG 2000
 
 
-def open_image(source: Any, where: str, max_pixels: int) -> OpenedImage:
-    """Open bytes, a PIL image or a uint8 array [height, width, 3 or 4] or [height, width]. Raises `RequestError`."""
-    if isinstance(source, bytes):
-        picture = open_bytes(source, where, max_pixels)
-    elif isinstance(source, PIL.Image.Image):
-        picture = source
-    else:
-        picture = _from_array(source, where, max_pixels)
+def open_image(source: PIL.Image.Image | bytes, where: str, max_pixels: int) -> OpenedImage:
+    """Open bytes or a PIL image. Raises `RequestError`."""
+    picture = open_bytes(source, where, max_pixels) if isinstance(source, bytes) else source
     height, width = picture.height, picture.width
     check_size(height, width, where, max_pixels)
     # PIL has swapped the size of a TIFF already. It decodes a PNG to find EXIF behind the pixels (an object's: a file's
@@ -249,21 +243,3 @@ def _to_8_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
     else:
         grey = (values.clip(0, 65535).astype(np.uint32) + 128) // 257
     return PIL.Image.fromarray(grey.astype(np.uint8))
-
-
-def _from_array(source: Any, where: str, max_pixels: int) -> PIL.Image.Image:
-    array = as_uint8(source, where)
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)):
-        check_size(array.shape[0], array.shape[1], where, max_pixels)
-        return PIL.Image.fromarray(array)
-    raise refusal(where, f"an image array must be [height, width, 3], got {list(array.shape)}")
-
-
-def as_uint8(source: Any, where: str) -> NDArray[np.uint8]:
-    """An array or a tensor as a contiguous uint8 array. Raises `RequestError`."""
-    if not isinstance(source, np.ndarray) and not hasattr(source, "__array__"):
-        raise refusal(where, f"expected a URL, a PIL image or an array, got {type(source).__name__}")
-    array = np.asarray(source)
-    if array.dtype != np.uint8:
-        raise refusal(where, f"an array must be uint8 (0 .. 255), got {array.dtype}")
-    return np.ascontiguousarray(array)

@@ -12,6 +12,10 @@ from trifocal.types import Modality
 MAX_DECODED_BYTES = 2 << 30  # of all pictures and frames of one request, scaled as the model's family wants them
 
 
+class TooManyFramesError(RequestError):
+    """More frames of a clip are chosen than allowed."""
+
+
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
     """The limits in force. Each field is the flag of its name; see `EngineArgs`."""
@@ -40,9 +44,9 @@ class MediaLimits:
         return self.image_decode_timeout if modality == "image" else self.video_decode_timeout
 
     def check_frames(self, num_frames: int, where: str) -> None:
-        """Raise `RequestError` if too many frames of a clip are chosen."""
+        """Raise `TooManyFramesError` if too many frames of a clip are chosen."""
         if num_frames > self.max_video_frames:
-            raise RequestError(
+            raise TooManyFramesError(
                 f"{where}: {num_frames} frames are chosen, at most {self.max_video_frames} are allowed "
                 "(--max-video-frames); choose fewer by fps or num_frames",
                 param="messages",

@@ -5,11 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from trifocal.multimodal.messages import MEDIA_TYPES, PASSED_ON, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
+from trifocal.multimodal.part_options import MOST_NUMBER, PART_OPTIONS, Kind
 
 Schema = dict[str, Any]
 _STRING: Schema = {"type": "string"}
 _URL: Schema = {"type": "string", "minLength": 1}
 _ROLE: Schema = {"type": "string", "minLength": 1, "description": "any that the chat template knows"}
+_OPTION_KINDS: dict[Kind, Schema] = {
+    "count": {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER},
+    "rate": {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_NUMBER},
+    "flag": {"type": "boolean"},
+}
 
 
 def message_schema() -> Schema:
@@ -32,9 +38,15 @@ def _part() -> Schema:
 
 
 def _media_part(kind: str) -> Schema:
-    name = field_of(kind)
-    source: Schema = {"anyOf": [_URL, _object({"url": _URL}, ["url"])]} if name in URL_FIELDS else _URL
-    return _object({"type": {"enum": [kind]}, name: source}, ["type", name])
+    name, modality = field_of(kind), MEDIA_TYPES[kind]
+    options = {
+        option: _or_null(_OPTION_KINDS[spec.kind])
+        for option, spec in PART_OPTIONS.items()
+        if modality in spec.modalities
+    }
+    url: Schema = {"anyOf": [_URL, {"type": "array", "items": _URL, "minItems": 1}]} if modality == "video" else _URL
+    source: Schema = {"anyOf": [*url.get("anyOf", [url]), _object({"url": url, **options}, ["url"])]}
+    return _object({"type": {"enum": [kind]}, name: source if name in URL_FIELDS else url, **options}, ["type", name])
 
 
 def _tool_calls() -> Schema:

@@ -9,6 +9,7 @@ from typing import Any
 
 from trifocal.errors import RequestError
 from trifocal.log import get_logger
+from trifocal.multimodal.part_options import part_options
 from trifocal.multimodal.template import ChatTemplate
 from trifocal.tokenizer import Guard, valid_text
 from trifocal.types import Modality
@@ -32,11 +33,15 @@ URL_FIELDS = ("image_url", "video_url")  # a URL or an object with one; other fi
 
 @dataclass(frozen=True, slots=True)
 class MediaRef:
-    """A media item as a message names it: a URL, or (offline) an object. `where` is its place, for error messages."""
+    """A media item as a message names it: a URL, a list of them for the frames of a clip, or (offline) an object.
+
+    `where` is its place, for error messages; `options` what its part says about it (`part_options`).
+    """
 
     modality: Modality
     source: Any
     where: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -151,7 +156,9 @@ class MessageParser:
                 f"{where}: parts of type {str(kind)[:40]!r} are not supported; supported: text, image_url, video_url",
                 param=where,
             )
-        media.append(MediaRef(modality, _media_source(part, str(kind), where), f"{where}.{field_of(str(kind))}"))
+        name = field_of(str(kind))
+        source = _media_source(part, name, modality, where)
+        media.append(MediaRef(modality, source, f"{where}.{name}", part_options(part, name, modality, where)))
         return {"type": modality}
 
     def _flatten(self, parts: list[dict[str, str]]) -> str:
@@ -180,19 +187,30 @@ def field_of(kind: str) -> str:
     return "image_url" if kind == "input_image" else kind
 
 
-def _media_source(part: Mapping[str, Any], kind: str, where: str) -> Any:
-    name = field_of(kind)
+def _media_source(part: Mapping[str, Any], name: str, modality: Modality, where: str) -> Any:
     source = part.get(name)
-    if name not in URL_FIELDS:
-        if source is None:
-            raise RequestError(f"{where}.{name} is missing", param=where)
-        return valid_text(source) if isinstance(source, str) else source
-    if isinstance(source, Mapping):
-        source = source.get("url")
-        name = f"{name}.url"
-    if not isinstance(source, str) or not source:
-        raise RequestError(f"{where}.{name} must be a URL, got {type(source).__name__}", param=where)
-    return valid_text(source)
+    if source is None:
+        raise RequestError(f"{where}.{name} is missing", param=where)
+    if name in URL_FIELDS:
+        if isinstance(source, Mapping):
+            source = source.get("url")
+            name = f"{name}.url"
+        if not _is_source(source, modality):
+            what = "a URL" if modality == "image" else "a URL or a list of URLs, one a frame"
+            raise RequestError(f"{where}.{name} must be {what}, got {_kind(source)}", param=where)
+    if isinstance(source, list):
+        return [valid_text(item) if isinstance(item, str) else item for item in source]
+    return valid_text(source) if isinstance(source, str) else source
+
+
+def _is_source(source: object, modality: Modality) -> bool:
+    if isinstance(source, list):
+        return modality == "video" and bool(source) and all(isinstance(item, str) and item for item in source)
+    return isinstance(source, str) and bool(source)
+
+
+def _kind(source: object) -> str:
+    return "an empty text" if source == "" else "an empty list" if source == [] else type(source).__name__
 
 
 def _string(value: object, where: str) -> str:

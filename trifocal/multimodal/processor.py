@@ -25,11 +25,21 @@ class FrameSample:
     fps: float
 
 
+@dataclass(frozen=True, slots=True)
+class SizeOption:
+    """The option by which an item may be made smaller: its least useful value, its greatest, and the step between."""
+
+    name: str
+    least: int
+    most: int
+    step: int = 1
+
+
 class Processor(ABC):
     """One family's preprocessing.
 
-    `options` are mm_processor_kwargs: the server's, overridden by the request's. An unknown or bad one raises
-    `RequestError(param="mm_processor_kwargs")`.
+    `options` are mm_processor_kwargs: the server's, overridden by the request's and by the item's own. An unknown or
+    bad one raises `RequestError(param="mm_processor_kwargs")` whose message begins with that name and a colon.
 
     `chat_template` serves a checkpoint that brings none. `stop_token_ids`: see `Prompt`. A family has no other public
     names than these: nobody would call them.
@@ -57,6 +67,11 @@ class Processor(ABC):
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `RequestError` for an option that is unknown or out of range."""
 
+    @property
+    @abstractmethod
+    def size_option(self) -> SizeOption:
+        """What an error about a prompt that is too long names beside `num_frames`."""
+
     @abstractmethod
     def placeholder(self, modality: Modality) -> str:
         """One media item in a prompt, before expansion (Qwen: `<|vision_start|><|image_pad|><|vision_end|>`)."""
@@ -80,6 +95,7 @@ class Processor(ABC):
     def build(self, token_ids: Sequence[int], media: Sequence[Media], options: Mapping[str, Any]) -> Prompt:
         """Expand the placeholders in `token_ids` (one per item), preprocess `media` and compute positions.
 
+        `options` are those of the prompt, and of each item that brings none of its own (`Image.options`).
         Images go to image placeholders and videos to video placeholders, each in order of appearance. Raises
         `RequestError(param="messages")` where counts don't match or an item cannot be processed.
         """

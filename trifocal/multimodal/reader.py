@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import time
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL.Image
 
+from trifocal.errors import RequestError
 from trifocal.multimodal import decoder_messages as messages
+from trifocal.multimodal.arrays import is_array, picture_of
 from trifocal.multimodal.decoder_pool import Decoder, DecoderDiedError, DecoderPool, DecoderSlowError
+from trifocal.multimodal.given import wrong_object
 from trifocal.multimodal.image import OpenedImage, TargetSize, load_image, open_image, refusal
 from trifocal.multimodal.limits import MediaLimits
 from trifocal.multimodal.media import Image, Media, Video
 from trifocal.multimodal.media_cache import MediaCache
-from trifocal.multimodal.video import EncodedVideo, OpenedVideo, Sampler, load_frames, open_frames
+from trifocal.multimodal.video import EncodedVideo, FrameFacts, OpenedVideo, Sampler, load_frames, open_frames
 from trifocal.types import Modality
 
 T = TypeVar("T")
@@ -35,9 +40,13 @@ class MediaReader:
         self._pool = DecoderPool(num_decoders, limits.decode_memory_bytes)
 
     def open_image(self, source: Any, where: str, *, salt: str | None = None) -> OpenedImage:
-        """Open a picture: bytes, a PIL image, or an array as `image.open_image` takes it."""
-        if not isinstance(source, bytes):
+        """Open a picture: a file's bytes, a PIL image, or an array as `arrays.picture_of` takes it."""
+        if is_array(source):
+            source = picture_of(source, where, self.limits.max_image_pixels)
+        if isinstance(source, PIL.Image.Image):
             return open_image(source, where, self.limits.max_image_pixels)
+        if not isinstance(source, bytes):
+            raise wrong_object(source, "image", where)
         job, name = messages.OpenImage(self._file("image", source, where)), self._cache.name(source, salt)
         header = self._header(name, job, source, messages.ImageHeader)
         return OpenedImage(source, header.height, header.width, where, name)
@@ -62,21 +71,25 @@ class MediaReader:
         return self._cache.get(key, Image) or self._kept(key, self._run("image", opened.where, ask))
 
     def open_video(
-        self, source: Any, sampler: Sampler, where: str, *, frames_fps: float = 2.0, salt: str | None = None
+        self, source: Any, sampler: Sampler, where: str, *, facts: FrameFacts | None = None, salt: str | None = None
     ) -> OpenedVideo:
-        """Open a video file or animated picture (bytes), or frames as `video.open_frames` takes them."""
+        """Open a video file or animated picture (bytes), or frames as `video.open_frames` takes them.
+
+        Frames that are files are decoded as pictures, one by one; `facts` are for frames only.
+        """
         if isinstance(source, bytes):
             opened = self._open_file(source, sampler, where, self._cache.name(source, salt))
-        else:
-            opened = open_frames(source, sampler, where, self.limits.max_image_pixels, frames_fps=frames_fps)
-        self.limits.check_frames(len(opened.sample.indices), where)
-        return opened
+            self.limits.check_frames(len(opened.sample.indices), where)
+            return opened
+        return open_frames(source, sampler, where, self.limits, partial(self.open_image, salt=salt), facts)
 
     def load_video(self, opened: OpenedVideo, target: TargetSize | None = None) -> Video:
         """Decode the chosen frames and no others, each scaled to `target` at once."""
         source, indices = opened.source, opened.sample.indices
-        if not isinstance(source, EncodedVideo):
+        if isinstance(source, np.ndarray):
             return load_frames(opened, target)
+        if not isinstance(source, EncodedVideo):
+            return self._load_pictures(opened, source, target)
         size = (opened.height, opened.width)
         if target is not None:
             size = target(len(indices), *size)
@@ -101,6 +114,23 @@ class MediaReader:
     def close(self) -> None:
         """End the decoder processes."""
         self._pool.close()
+
+    def _load_pictures(self, opened: OpenedVideo, pictures: Sequence[OpenedImage], target: TargetSize | None) -> Video:
+        """A clip whose frames are pictures, within the time of one clip."""
+        end = time.monotonic() + self.limits.timeout("video")
+
+        def size_of(_: int, height: int, width: int) -> tuple[int, int]:
+            return (height, width) if target is None else target(len(pictures), height, width)
+
+        frames = np.empty((len(pictures), *size_of(1, opened.height, opened.width), 3), np.uint8)
+        for index, picture in enumerate(pictures):
+            if time.monotonic() > end:
+                raise self._too_slow("video", opened.where)
+            pixels = self.load_image(picture, size_of).pixels
+            if pixels.shape != frames.shape[1:]:  # turned by EXIF data that only decoding found
+                raise refusal(opened.where, "the frames of a video must be of one size and lie the same way")
+            frames[index] = pixels
+        return Video(frames, opened.sample.fps)
 
     def _open_file(self, data: bytes, sampler: Sampler, where: str, name: bytes) -> OpenedVideo:
         job = messages.OpenVideo(self._file("video", data, where))
@@ -133,9 +163,11 @@ class MediaReader:
         except DecoderDiedError as error:
             raise refusal(where, f"the {modality} makes its decoder fail ({error})") from None
         except DecoderSlowError:
-            seconds = self.limits.timeout(modality)
-            message = f"the {modality} takes longer than {seconds:g} s to decode (--{modality}-decode-timeout)"
-            raise refusal(where, message) from None
+            raise self._too_slow(modality, where) from None
+
+    def _too_slow(self, modality: Modality, where: str) -> RequestError:
+        seconds = self.limits.timeout(modality)
+        return refusal(where, f"the {modality} takes longer than {seconds:g} s to decode (--{modality}-decode-timeout)")
 
 
 def _ask(job: messages.Job, data: bytes, kind: type[H], decoder: Decoder) -> H:

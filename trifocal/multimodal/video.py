@@ -1,23 +1,26 @@
-"""Clips: what is known of one before its pixels (`OpenedVideo`), and those that come as frames in Python objects."""
+"""Clips: what is known of one before its pixels (`OpenedVideo`), and those that come as frames."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
-from trifocal.multimodal.image import TargetSize, as_uint8, check_size, refusal, scaled, to_rgb
+from trifocal.multimodal.arrays import frames_of, is_array, pil_picture
+from trifocal.multimodal.given import is_with_metadata, wrong_object
+from trifocal.multimodal.image import OpenedImage, TargetSize, refusal, scaled, to_rgb
+from trifocal.multimodal.limits import MediaLimits
 from trifocal.multimodal.media import Video
 from trifocal.multimodal.processor import FrameSample
 from trifocal.types import Modality
 
 Sampler = Callable[[int, float], FrameSample]
 """(frames, frames per second of a clip) -> the frames to use."""
+DEFAULT_FRAMES_FPS = 2.0  # of frames whose rate nobody says, as in vLLM and transformers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,28 @@ class EncodedVideo:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedVideo:
-    """A clip known but for its pixels: `num_frames` at `fps`, `sample` the chosen ones; size as displayed."""
+class FrameFacts:
+    """What a request says of a clip that comes as frames.
 
-    source: NDArray[np.uint8] | EncodedVideo
+    `metadata` as in vLLM: `fps` or `duration`, `do_sample_frames`, `total_num_frames`, `frames_indices`; the clip's own
+    win over it.
+    `num_frames` are the most to use, `fps` their rate where no metadata says it.
+    """
+
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    num_frames: int | None = None
+    fps: float = DEFAULT_FRAMES_FPS
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedVideo:
+    """A clip known but for its pixels: `num_frames` at `fps`, `sample` the chosen ones; size as displayed.
+
+    `source`: a file; all frames as uint8 [frames, height, width, channels]; or the chosen frames as pictures.
+    `is_fixed`: its metadata say that all frames are to be used.
+    """
+
+    source: NDArray[np.uint8] | EncodedVideo | Sequence[OpenedImage]
     num_frames: int
     fps: float
     height: int
@@ -41,6 +62,7 @@ class OpenedVideo:
     sample: FrameSample
     where: str
     modality: Modality = "video"
+    is_fixed: bool = False
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -48,58 +70,83 @@ class OpenedVideo:
         return len(self.sample.indices), self.height, self.width
 
 
-def open_frames(source: Any, sampler: Sampler, where: str, max_pixels: int, *, frames_fps: float = 2.0) -> OpenedVideo:
-    """Open frames (array [frames, height, width, 3], list of pictures), or (frames, metadata). Raises `RequestError`.
+def open_frames(
+    source: Any,
+    sampler: Sampler,
+    where: str,
+    limits: MediaLimits,
+    open_image: Callable[[Any, str], OpenedImage],
+    facts: FrameFacts | None = None,
+) -> OpenedVideo:
+    """Open an array (`arrays.frames_of`), a list of whatever `open_image` takes, or (frames, metadata).
 
-    Frames are taken as they are, all of them, at `metadata["fps"]` a second, `frames_fps` where that is not said.
-    vLLM's metadata is understood: with `total_num_frames` and `frames_indices` the frames are a sample of a clip at
-    `fps`; `do_sample_frames: true` has them sampled here. `max_pixels` are those of one frame.
+    All frames are used as they are, unless `do_sample_frames` is true, or there are more than `num_frames` and
+    `do_sample_frames` is not false: then `sampler` chooses. With `total_num_frames` and `frames_indices` the frames are
+    a sample of a clip at `fps`. Raises `RequestError`.
     """
-    metadata: Mapping[str, Any] = {}
-    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Mapping):
-        source, metadata = source
-    frames = _as_frames(source, where)
-    count, height, width = frames.shape[:3]
-    check_size(height, width, where, max_pixels)
-    fps = _number(metadata.get("fps"), where)
-    if metadata.get("do_sample_frames") and fps is not None:
-        sample = sampler(count, fps)
-    else:
-        total = _number(metadata.get("total_num_frames"), where)
-        if fps is not None and total is not None and metadata.get("frames_indices") is not None:
-            fps *= count / total
-        sample = FrameSample(np.arange(count), fps if fps is not None else frames_fps)
-    return OpenedVideo(frames, count, fps or sample.fps, height, width, sample, where)
+    facts = facts or FrameFacts()
+    metadata = facts.metadata
+    if is_with_metadata(source):
+        source, metadata = source[0], {**metadata, **source[1]}
+    if isinstance(source, bytes):
+        raise refusal(where, "metadata belong to frames; a video file has its own")
+    if is_array(source):
+        source = frames_of(source, where, limits.max_image_pixels)
+    elif not isinstance(source, list | tuple) or not source:
+        raise wrong_object(source, "video", where)
+    count = len(source)
+    fps = _rate(metadata, count, where)
+    sample = _sample(count, fps, sampler, metadata, facts, where)
+    limits.check_frames(len(sample.indices), where)
+    is_fixed = metadata.get("do_sample_frames") is False
+    if isinstance(source, np.ndarray):
+        height, width = source.shape[1:3]
+        return OpenedVideo(source, count, fps or facts.fps, height, width, sample, where, is_fixed=is_fixed)
+    chosen = [open_image(source[index], f"{where}[{index}]") for index in sample.indices]
+    sizes = sorted({picture.size[1:] for picture in chosen})
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width}x{height}" for height, width in sizes[:4])
+        raise refusal(where, f"the frames of a video must be of one size, got {shown}")
+    return OpenedVideo(chosen, count, fps or facts.fps, *sizes[0], sample, where, is_fixed=is_fixed)
 
 
 def load_frames(opened: OpenedVideo, target: TargetSize | None = None) -> Video:
-    """The chosen frames, scaled one by one."""
+    """The chosen frames of an array, scaled one by one."""
     assert isinstance(opened.source, np.ndarray)
     indices = opened.sample.indices
-    pictures = (PIL.Image.fromarray(opened.source[index]) for index in indices)
+    pictures = (to_rgb(pil_picture(opened.source[index])) for index in indices)
     return Video(np.stack([np.asarray(scaled(p, len(indices), target)) for p in pictures]), opened.sample.fps)
 
 
-def _as_frames(source: Any, where: str) -> NDArray[np.uint8]:
-    if isinstance(source, list | tuple) and source:
-        pictures = [_as_frame(item, where) for item in source]
-        shapes = {item.shape for item in pictures}
-        if len(shapes) > 1:
-            raise refusal(where, f"the frames of a video must be of one size, got {sorted(shapes)}")
-        source = np.stack(pictures)
-    frames = as_uint8(source, where)
-    if frames.ndim != 4 or frames.shape[3] != 3 or frames.shape[0] < 1:
-        raise refusal(where, f"a video array must be [frames, height, width, 3], got {list(frames.shape)}")
-    return frames
+def _rate(metadata: Mapping[str, Any], count: int, where: str) -> float | None:
+    """Frames a second of the frames that came; None where the metadata do not say."""
+    fps, total, duration = (_number(metadata, name, where) for name in ("fps", "total_num_frames", "duration"))
+    indices = metadata.get("frames_indices")
+    if indices is not None and len(indices) != count:
+        raise refusal(where, f"frames_indices names {len(indices)} frames, but {count} came")
+    if fps is None and duration is not None:
+        return count / duration
+    return fps * count / total if fps is not None and total is not None and indices is not None else fps
 
 
-def _as_frame(item: Any, where: str) -> NDArray[np.uint8]:
-    return np.asarray(to_rgb(item)) if isinstance(item, PIL.Image.Image) else as_uint8(item, where)
+def _sample(
+    count: int, fps: float | None, sampler: Sampler, metadata: Mapping[str, Any], facts: FrameFacts, where: str
+) -> FrameSample:
+    is_asked = metadata.get("do_sample_frames")
+    if is_asked is not None and not isinstance(is_asked, bool):
+        raise refusal(where, f"do_sample_frames must be true or false, got {str(is_asked)[:40]!r}")
+    if is_asked and fps is None and facts.num_frames is None:
+        raise refusal(where, "do_sample_frames needs to know fps, the rate of the frames that came, or num_frames")
+    has_too_many = facts.num_frames is not None and count > facts.num_frames
+    if is_asked or (is_asked is None and has_too_many):
+        return sampler(count, fps if fps is not None else facts.fps)
+    return FrameSample(np.arange(count), fps if fps is not None else facts.fps)
 
 
-def _number(value: Any, where: str) -> float | None:
+def _number(metadata: Mapping[str, Any], name: str, where: str) -> float | None:
+    value = metadata.get(name)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise refusal(where, f"fps and total_num_frames of a video's metadata must be positive numbers, got {value!r}")
+        raise refusal(where, f"{name} of a video's metadata must be a positive number, got {str(value)[:40]!r}")
     return float(value)

@@ -18,5 +18,6 @@ async def build_chat_prompt(builder: PromptBuilder, body: Conversation, cache_sa
         continue_final_message=continues,
         chat_template_kwargs=body.chat_template_kwargs,
         mm_processor_kwargs=body.mm_processor_kwargs,
+        media_io_kwargs=body.media_io_kwargs,
         cache_salt=cache_salt,
     )

@@ -185,6 +185,7 @@ class Conversation(Body):
     continue_final_message: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _check_turn(self) -> Conversation:

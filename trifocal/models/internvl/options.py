@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from trifocal.errors import ConfigError, RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import NATIVE
+from trifocal.multimodal.part_options import is_rate
 
 DEFAULT_NUM_FRAMES = 32  # num_segments of `load_video` in the models' README, and vLLM's
 MOST_TILES = 128  # the models were tried with up to 40; a request must not ask for millions
@@ -116,7 +116,7 @@ def _check(name: str, value: object) -> None:
         if not isinstance(value, bool):
             raise _bad(f"{name} must be true or false, got {value!r}")
     elif meaning == "fps":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not is_rate(value):
             raise _bad(f"fps must be a positive number, got {value!r}")
     else:
         most = MOST_FRAMES if meaning == "num_frames" else MOST_TILES

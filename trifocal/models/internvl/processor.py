@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from trifocal.errors import RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import NATIVE, VisionConfig
-from trifocal.models.internvl.options import MediaOptions
+from trifocal.models.internvl.options import MOST_TILES, MediaOptions
 from trifocal.models.internvl.tiling import choose_grid, cut, num_tiles
 from trifocal.multimodal.hashing import content_hash
 from trifocal.multimodal.media import Image, Media
 from trifocal.multimodal.patches import PatchLayout, resize
-from trifocal.multimodal.processor import FrameSample, Processor
+from trifocal.multimodal.processor import FrameSample, Processor, SizeOption
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import MediaItem, Modality, Prompt, Span
 
@@ -47,6 +47,11 @@ class InternVLProcessor(Processor):
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `RequestError` for an option that is unknown or out of range."""
         MediaOptions.parse(options).tiles(self._checkpoint)
+
+    @property
+    def size_option(self) -> SizeOption:
+        """Tiles of a picture; a frame is always one."""
+        return SizeOption("max_dynamic_patch", 1, MOST_TILES)
 
     def placeholder(self, modality: Modality) -> str:
         """`<IMG_CONTEXT>`; for a clip `<video>` or `<img></img>`."""
@@ -103,7 +108,7 @@ class InternVLProcessor(Processor):
             if isinstance(piece, int):
                 expanded.append(piece)
             elif item is not None:
-                tiles = self._tiles(item, parsed)
+                tiles = self._tiles(item, parsed if item.options is None else MediaOptions.parse(item.options))
                 tokens, places = self._tokens(item, len(tiles))
                 first, end = places.index(True), len(places) - places[::-1].index(True)
                 inside = tuple(places[first:end])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifocal.errors import RequestError
+from trifocal.multimodal.part_options import is_count, is_rate
 
 MAX_FRAMES = 64
 VIDEO_MAX_SLICES = 2
+MOST_SLICES = 128  # that an error would propose; more are taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,12 @@ class MediaOptions:
         for name, value in values.items():
             if name not in known:
                 raise _bad(f"{name!r} is not known; known: {', '.join(known)}")
-            if name in ("max_slice_nums", "num_frames") and not _is_count(value):
+            if name in ("max_slice_nums", "num_frames") and not is_count(value):
                 raise _bad(f"{name} must be an integer of at least 1, got {value!r}")
         if not isinstance(values.get("use_image_id", True), bool):
             raise _bad(f"use_image_id must be true or false, got {values['use_image_id']!r}")
         fps = values.get("fps", 1.0)
-        if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        if not is_rate(fps):
             raise _bad(f"fps must be a positive number, got {fps!r}")
         return cls(**values)
 
@@ -63,10 +64,6 @@ def _spread(frames: NDArray[np.int64], most: int) -> NDArray[np.int64]:
         return frames
     gap = len(frames) / most
     return frames[[int(index * gap + gap / 2) for index in range(most)]]
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _bad(message: str) -> RequestError:

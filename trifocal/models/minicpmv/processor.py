@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from trifocal.errors import RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.minicpmv.config import MiniCPMVConfig, Version
-from trifocal.models.minicpmv.options import VIDEO_MAX_SLICES, MediaOptions
+from trifocal.models.minicpmv.options import MOST_SLICES, VIDEO_MAX_SLICES, MediaOptions
 from trifocal.models.minicpmv.slicing import SlicePlan, Slicer
 from trifocal.multimodal.hashing import content_hash
 from trifocal.multimodal.media import Image, Media
-from trifocal.multimodal.processor import FrameSample, Processor
+from trifocal.multimodal.processor import FrameSample, Processor, SizeOption
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import MediaItem, Modality, Prompt, Span
 
@@ -88,6 +88,11 @@ class MiniCPMVProcessor(Processor):
         """Raise `RequestError` for an option that is unknown or out of range."""
         self._numbers_images(MediaOptions.parse(options))
 
+    @property
+    def size_option(self) -> SizeOption:
+        """Slices of a picture or a frame."""
+        return SizeOption("max_slice_nums", 1, MOST_SLICES)
+
     def placeholder(self, modality: Modality) -> str:
         """`<image>` or `<slice>`: see the module."""
         token_id = self._image if modality == "image" else self._slice
@@ -134,7 +139,9 @@ class MiniCPMVProcessor(Processor):
             if modality == "image" and numbers_images:
                 expanded += self._image_id(num_images)
             num_images += modality == "image"
-            item, tokens = self._item(next(waiting[modality]), len(expanded), parsed)
+            found = next(waiting[modality])
+            own = parsed if found.options is None else MediaOptions.parse(found.options)
+            item, tokens = self._item(found, len(expanded), own)
             expanded += tokens
             items.append(item)
         return Prompt(token_ids=expanded, media=tuple(items))

@@ -9,6 +9,7 @@ from typing import Any
 
 from trifocal.errors import RequestError
 from trifocal.model_spec import positive_int
+from trifocal.multimodal.part_options import is_count, is_rate
 
 # Class defaults of transformers' Qwen2VLImageProcessor, for a folder that says nothing.
 DEFAULT_MIN_PIXELS = 56 * 56
@@ -27,7 +28,8 @@ FRAME_FACTOR = 2
 _PIXEL_NAMES = ("min_pixels", "max_pixels")
 _COUNT_NAMES = ("num_frames", "min_frames", "max_frames")
 _SIZE_ALIASES = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
-KNOWN = (*_PIXEL_NAMES, "size", "fps", *_COUNT_NAMES)
+_RESIZED_NAMES = ("resized_height", "resized_width")
+KNOWN = (*_PIXEL_NAMES, "total_pixels", "size", *_RESIZED_NAMES, "fps", *_COUNT_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,16 @@ class PixelLimits:
 
 @dataclass(frozen=True, slots=True)
 class MediaOptions:
-    """mm_processor_kwargs of this family; `None` where they do not say. `num_frames` is set only where it rules."""
+    """mm_processor_kwargs of this family; `None` where they do not say. `num_frames` is set only where it rules.
+
+    `resized_height` and `resized_width`: the size to start from in place of an item's own, as in qwen-vl-utils.
+    """
 
     min_pixels: int | None = None
     max_pixels: int | None = None
+    total_pixels: int = VIDEO_TOTAL_PIXELS
+    resized_height: int | None = None
+    resized_width: int | None = None
     fps: float = DEFAULT_FPS
     num_frames: int | None = None
     min_frames: int = DEFAULT_MIN_FRAMES
@@ -79,12 +87,14 @@ class MediaOptions:
                 values[name] = value
                 if name == "fps":
                     values.pop("num_frames", None)
-        for name in (*_PIXEL_NAMES, *_COUNT_NAMES):
+        for name in (*_PIXEL_NAMES, "total_pixels", *_RESIZED_NAMES, *_COUNT_NAMES):
             if name in values:
                 _check_count(name, values[name])
         fps = values.get("fps", DEFAULT_FPS)
-        if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        if not is_rate(fps):
             raise _bad(f"fps must be a positive number, got {fps!r}")
+        if len(values.keys() & set(_RESIZED_NAMES)) == 1:
+            raise _bad("resized_height and resized_width are given together or not at all")
         parsed = cls(**values)
         if parsed.min_pixels is not None and parsed.min_pixels > min(parsed.max_pixels or math.inf, MOST_MIN_PIXELS):
             raise _bad(f"min_pixels must be at most max_pixels and {MOST_MIN_PIXELS}, got {parsed.min_pixels}")
@@ -106,7 +116,7 @@ class MediaOptions:
         if most < least * _MIN_MAX_RATIO:
             least = checkpoint.min_pixels
         least = self.min_pixels or least
-        share = VIDEO_TOTAL_PIXELS / num_frames * FRAME_FACTOR
+        share = self.total_pixels / num_frames * FRAME_FACTOR
         most = max(min(most, int(share)), int(least * _MIN_MAX_RATIO))
         return PixelLimits(least, min(self.max_pixels or most, most))
 
@@ -137,5 +147,5 @@ def _size_options(size: object) -> dict[str, Any]:
 
 
 def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_count(value):
         raise _bad(f"{name} must be an integer of at least 1, got {value!r}")

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from trifocal.errors import ConfigError, RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.qwen2_5_vl.config import VisionConfig
-from trifocal.models.qwen2_5_vl.options import MediaOptions, PixelLimits
+from trifocal.models.qwen2_5_vl.options import MOST_MIN_PIXELS, MediaOptions, PixelLimits
 from trifocal.models.qwen2_5_vl.preprocess import MAX_ASPECT_RATIO, TokenGrid, mrope_positions, smart_resize
 from trifocal.multimodal.hashing import content_hash
 from trifocal.multimodal.media import Image, Media
 from trifocal.multimodal.patches import PatchLayout, resize
-from trifocal.multimodal.processor import FrameSample, Processor
+from trifocal.multimodal.processor import FrameSample, Processor, SizeOption
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import MediaItem, Modality, Prompt, Span
 
@@ -37,8 +37,8 @@ class _Patches:
 class Qwen2_5_VLProcessor(Processor):
     """Preprocessing of Qwen2.5-VL.
 
-    Options: `min_pixels`, `max_pixels` (or `size` of `shortest_edge`, `longest_edge`), `fps`, `num_frames`,
-    `min_frames`, `max_frames`.
+    Options: `min_pixels`, `max_pixels` (or `size` of `shortest_edge`, `longest_edge`), `total_pixels` of a clip,
+    `resized_height` and `resized_width`, `fps`, `num_frames`, `min_frames`, `max_frames`.
     """
 
     def __init__(self, spec: ModelSpec, tokenizer: Tokenizer) -> None:
@@ -70,6 +70,12 @@ class Qwen2_5_VLProcessor(Processor):
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise `RequestError` for an option that is unknown or out of range."""
         MediaOptions.parse(options)
+
+    @property
+    def size_option(self) -> SizeOption:
+        """Pixels after resizing, in steps of one token."""
+        step = self._layout.factor**2
+        return SizeOption("max_pixels", step, MOST_MIN_PIXELS, step)
 
     def placeholder(self, modality: Modality) -> str:
         """`<|vision_start|><|image_pad|><|vision_end|>` or its like for a clip."""
@@ -109,7 +115,8 @@ class Qwen2_5_VLProcessor(Processor):
             if token_id not in pads:
                 expanded.append(token_id)
                 continue
-            patches = self._patches(ordered[len(items)], parsed)
+            item = ordered[len(items)]
+            patches = self._patches(item, parsed if item.options is None else MediaOptions.parse(item.options))
             span = Span(len(expanded), self._num_tokens(patches.grid))
             expanded.extend([token_id] * span.length)
             items.append(self._item(patches, span))
@@ -141,6 +148,8 @@ class Qwen2_5_VLProcessor(Processor):
             limits = options.image_limits(self._limits)
         else:
             limits = options.frame_limits(self._limits, num_frames)
+        if options.resized_height is not None and options.resized_width is not None:
+            height, width = options.resized_height, options.resized_width
         return smart_resize(height, width, self._layout.factor, limits)
 
     def _num_tokens(self, grid: tuple[int, int, int]) -> int:

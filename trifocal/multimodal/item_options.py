@@ -1,0 +1,195 @@
+"""What the server, a request and a media part say about an item, put together: `ItemOptions`.
+
+Five layers, the later ones win: --mm-processor-kwargs, --media-io-kwargs, the request's mm_processor_kwargs and
+media_io_kwargs, and the part's own options. `fps` and `num_frames` say together how many frames of a clip are used: a
+layer with either of them replaces both of the layers before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trifocal.errors import RequestError
+from trifocal.multimodal.part_options import is_count, is_rate
+from trifocal.multimodal.video import DEFAULT_FRAMES_FPS, FrameFacts
+
+Options = Mapping[str, Any]
+_FRAME_NAMES = ("fps", "num_frames")
+_METADATA = ("do_sample_frames", "total_num_frames", "frames_indices", "duration")
+_NO_LIMIT = -1  # vLLM's word for it
+_BACKENDS = ("opencv", "pyav")  # vLLM's readers that spread the frames evenly
+_WHITE = [255, 255, 255]
+_MAX_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOptions:
+    """One item's options: `processor` is what its family's processor takes, but for `fps` and `num_frames`.
+
+    `frames` has those two. `is_capped`: they are of media_io_kwargs, two limits of which the lower holds, and
+    `num_frames` may be -1. `is_own`: they are of media_io_kwargs or of the part, where `fps` of a clip that is sent as
+    frames is the rate of these. `metadata`: see `FrameFacts`.
+    """
+
+    processor: Options = field(default_factory=dict)
+    frames: Options = field(default_factory=dict)
+    metadata: Options = field(default_factory=dict)
+    is_capped: bool = False
+    is_own: bool = False
+
+    @property
+    def facts(self) -> FrameFacts:
+        """What they say of a clip that is sent as frames."""
+        metadata, fps, most = self.metadata, self.frames.get("fps"), self.frames.get("num_frames")
+        if self.is_own and fps is not None:
+            metadata = {"fps": fps, **metadata}
+        return FrameFacts(metadata, None if most == _NO_LIMIT else most, fps or DEFAULT_FRAMES_FPS)
+
+    def for_file(self, total: int, fps: float) -> Options:
+        """The processor's options for choosing frames of a clip of `total` frames at `fps`."""
+        wanted = dict(self.frames)
+        if self.is_capped and "num_frames" in wanted:
+            most = total if wanted["num_frames"] == _NO_LIMIT else wanted["num_frames"]
+            if "fps" in wanted:
+                most = min(most, max(math.floor(total / fps * wanted.pop("fps")), 1))
+            wanted["num_frames"] = min(most, total)
+        return {**self.processor, **wanted}
+
+    def for_frames(self) -> Options:
+        """The same for a clip that is sent as frames."""
+        wanted = dict(self.frames)
+        if self.is_own:
+            wanted.pop("fps", None)
+        if wanted.get("num_frames") == _NO_LIMIT:
+            del wanted["num_frames"]
+        return {**self.processor, **wanted}
+
+    def of_item(self, own: Options, video_index: int = 0) -> ItemOptions:
+        """Those of an item whose part says `own`, the `video_index`-th clip: its `fps` is taken from a list of them."""
+        fps = self.frames.get("fps")
+        options = self
+        if isinstance(fps, list):
+            options = replace(self, frames={**self.frames, "fps": fps[video_index % len(fps)]})
+        return options.overlaid(own, is_own=True)
+
+    def overlaid(self, over: Options, *, is_own: bool = False, is_capped: bool = False) -> ItemOptions:
+        """These options with a later layer over them, where `None` takes back what was said before."""
+        said = {name: value for name, value in over.items() if name in _FRAME_NAMES and value is not None}
+        kept = {name: value for name, value in self.frames.items() if name not in over}
+        metadata = {name: over[name] for name in _METADATA if over.get(name) is not None}
+        rest = {name: value for name, value in over.items() if name not in (*_FRAME_NAMES, *_METADATA)}
+        processor = {name: value for name, value in self.processor.items() if name not in rest}
+        return ItemOptions(
+            # The later of two that speak of the same rules, so the order of the layers is that of the names.
+            {**processor, **{name: value for name, value in rest.items() if value is not None}},
+            said or kept,
+            {**self.metadata, **metadata},
+            is_capped if said else self.is_capped,
+            is_own if said else self.is_own,
+        )
+
+
+def seen_by_processor(options: Options) -> dict[str, Any]:
+    """mm_processor_kwargs without what no processor sees: `do_sample_frames`, and `fps` as a list, one for each clip.
+
+    Raises `RequestError(param="mm_processor_kwargs")` for these.
+    """
+    flag, fps = options.get("do_sample_frames"), options.get("fps")
+    if flag is not None and not isinstance(flag, bool):
+        raise _bad("mm_processor_kwargs", f"do_sample_frames must be true or false, got {_shown(flag)}")
+    seen = {name: value for name, value in options.items() if name != "do_sample_frames"}
+    if isinstance(fps, list):
+        if not (fps and all(map(is_rate, fps))):
+            raise _bad("mm_processor_kwargs", f"fps as a list must be positive numbers, one a clip, got {_shown(fps)}")
+        seen["fps"] = fps[0]
+    return seen
+
+
+@contextmanager
+def renamed_option_errors(place: str, param: str) -> Iterator[None]:
+    """Errors of a processor about mm_processor_kwargs as errors about `place`, whose options they were."""
+    try:
+        yield
+    except RequestError as error:
+        message = error.message.removeprefix("mm_processor_kwargs: ")
+        raise RequestError(f"{place}: {message}", param=param) from None
+
+
+def check_list(options: ItemOptions, num_videos: int) -> None:
+    """Raise `RequestError` if a list of `fps` is neither one number nor one for each of `num_videos` clips."""
+    fps = options.frames.get("fps")
+    if isinstance(fps, list) and num_videos and len(fps) not in (1, num_videos):
+        raise _bad("mm_processor_kwargs", f"fps is a list of {len(fps)}, but there are {num_videos} clips")
+
+
+def reading_layer(kwargs: Options) -> Options:
+    """Check media_io_kwargs, `{"image": {…}, "video": {…}}` as vLLM's; what they say of clips, without what is neutral.
+
+    Raises `RequestError(param="media_io_kwargs")`.
+    """
+    for modality, options in kwargs.items():
+        if modality not in ("image", "video"):
+            raise _bad("media_io_kwargs", f"{_shown(modality)} is not available; known: image, video")
+        if options is not None and not isinstance(options, Mapping):
+            raise _bad("media_io_kwargs", f"{modality} must be an object, got {_shown(options)}")
+    for name, value in (kwargs.get("image") or {}).items():
+        _check_neutral("image", name, value, {"image_mode": ("RGB",), "rgba_background_color": (_WHITE,)})
+    said = {}
+    for name, value in (kwargs.get("video") or {}).items():
+        if name in _CHECKS:
+            meaning, is_right = _CHECKS[name]
+            if value is not None and not is_right(value):
+                raise _bad("media_io_kwargs", f"video: {name} must be {meaning}, got {_shown(value)}")
+            if not (name == "fps" and value == _NO_LIMIT):
+                said[name] = value
+        else:
+            _check_neutral("video", name, value, _NEUTRAL)
+    return said
+
+
+_CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "num_frames": ("an integer of at least 1, or -1 for all", lambda value: is_count(value) or _is_no_limit(value)),
+    "fps": ("a positive number, or -1 for no limit", lambda value: is_rate(value) or _is_no_limit(value)),
+    "do_sample_frames": ("true or false", lambda value: isinstance(value, bool)),
+    "total_num_frames": ("an integer of at least 1", is_count),
+    "duration": ("a positive number", is_rate),
+    "frames_indices": (
+        "a list of integers",
+        lambda value: isinstance(value, list) and all(type(index) is int and index >= 0 for index in value),
+    ),
+}
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "video_backend": _BACKENDS,
+    "backend": _BACKENDS,
+    "frame_recovery": (False,),
+    "max_duration": (),
+}
+
+
+def _is_no_limit(value: object) -> bool:
+    return type(value) in (int, float) and value == _NO_LIMIT
+
+
+def _check_neutral(modality: str, name: object, value: Any, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raise for an option that is not known, or known in vLLM and not done here, unless it asks for what is done."""
+    if name not in neutral:
+        known = [*(_CHECKS if modality == "video" else ()), *neutral]
+        raise _bad("media_io_kwargs", f"{modality}: {_shown(name)} is not known; known: {', '.join(known)}")
+    if value is not None and value not in neutral[str(name)]:
+        allowed = " or ".join(map(str, neutral[str(name)]))
+        raise _bad(
+            "media_io_kwargs",
+            f"{modality}: {name} is not available" + (f" but for {allowed}, got {_shown(value)}" if allowed else ""),
+        )
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:_MAX_SHOWN]
+
+
+def _bad(param: str, message: str) -> RequestError:
+    return RequestError(f"{param}: {message}", param=param)

@@ -1,0 +1,112 @@
+"""What a media part may say about its own item, beside its URL or inside the object with it, as in qwen-vl-utils."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from trifocal.errors import RequestError
+from trifocal.types import Modality
+
+Kind = Literal["count", "rate", "flag"]
+
+
+MOST_NUMBER = 2**53 - 1  # beyond, numbers of JSON are not exact, and arithmetic might overflow
+
+
+def is_count(value: object) -> bool:
+    """Whether `value` is an integer of at least 1, and no monster."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST_NUMBER
+
+
+def is_rate(value: object) -> bool:
+    """Whether `value` is a positive number, and no monster."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_NUMBER
+
+
+_KINDS: dict[Kind, tuple[str, Callable[[object], bool]]] = {
+    "count": ("an integer of at least 1", is_count),
+    "rate": ("a positive number", is_rate),
+    "flag": ("true or false", lambda value: isinstance(value, bool)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PartOption:
+    """`kind` of value, and the modalities that the option means something for."""
+
+    kind: Kind
+    modalities: tuple[Modality, ...] = ("image", "video")
+
+
+_CLIP: tuple[Modality, ...] = ("video",)
+PART_OPTIONS: Mapping[str, PartOption] = {
+    "min_pixels": PartOption("count"),
+    "max_pixels": PartOption("count"),
+    "resized_height": PartOption("count"),
+    "resized_width": PartOption("count"),
+    "max_slice_nums": PartOption("count"),
+    "min_dynamic_patch": PartOption("count", ("image",)),
+    "max_dynamic_patch": PartOption("count", ("image",)),
+    "total_pixels": PartOption("count", _CLIP),
+    "fps": PartOption("rate", _CLIP),
+    "nframes": PartOption("count", _CLIP),
+    "num_frames": PartOption("count", _CLIP),
+    "min_frames": PartOption("count", _CLIP),
+    "max_frames": PartOption("count", _CLIP),
+    "do_sample_frames": PartOption("flag", _CLIP),
+}
+"""Options by name; which of them a model's family has is its processor's affair."""
+
+_UNAVAILABLE = ("video_start", "video_end", "raw_fps", "sample_fps")  # qwen-vl-utils has them
+_ALIASES = {"nframes": "num_frames"}
+_MAX_SHOWN = 60
+
+
+def part_options(part: Mapping[Any, Any], field: str, modality: Modality, where: str) -> dict[str, Any]:
+    """The options of the media part at `where` whose source is in `field`, `nframes` as `num_frames`.
+
+    Raises `RequestError` that names the option with its path.
+    """
+    found: dict[str, Any] = {}
+    inside = part.get(field)
+    places = [(where, part), (f"{where}.{field}", inside if isinstance(inside, Mapping) else {})]
+    for place, fields in places:
+        for name, value in fields.items():
+            if value is not None and name != field and _is_option(name, modality, place):
+                _check(name, value, f"{place}.{name}")
+                key = _ALIASES.get(name, name)
+                if found.setdefault(key, value) != value:
+                    raise _bad(f"{place}.{name}", f"{key} is said twice for this part, {found[key]} and {value}")
+    return found
+
+
+def _is_option(name: object, modality: Modality, place: str) -> bool:
+    """Whether a part's field is an option; other fields are not looked at, unless they are nearly one."""
+    if not isinstance(name, str) or len(name) > _MAX_SHOWN:
+        return False
+    path = f"{place}.{name}"
+    if name in _UNAVAILABLE:
+        raise _bad(path, "is not available")
+    option = PART_OPTIONS.get(name)
+    if option is None:
+        near = get_close_matches(name, PART_OPTIONS, n=1, cutoff=0.85)
+        if near:
+            raise _bad(path, f"is not known; did you mean {near[0]}?")
+        return False
+    if modality not in option.modalities:
+        this, other = ("picture", "clips") if modality == "image" else ("clip", "pictures")
+        raise _bad(path, f"is for {other}, and this part is a {this}")
+    return True
+
+
+def _check(name: str, value: object, path: str) -> None:
+    meaning, is_right = _KINDS[PART_OPTIONS[name].kind]
+    if not is_right(value):
+        raise _bad(path, f"must be {meaning}, got {repr(value)[:_MAX_SHOWN]}")
+
+
+def _bad(path: str, message: str) -> RequestError:
+    return RequestError(f"{path} {message}", param=path)
