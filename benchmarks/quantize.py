@@ -1,12 +1,14 @@
-"""What AWQ's scales are worth: KL divergence from the original on held-out text and pictures, beside plain rounding.
+"""What few bits cost: KL divergence from the original on held-out text and pictures, for every way to keep weights.
 
     python -m benchmarks.quantize [FOLDER ...] [--tokens 4096] [--group-size 64] [--items 4] [--documents 12]
 
 Without a folder: the built-in model, and SmolLM2 as the language model of an InternVL folder where `tools.smollm2` has
-written it to .cache/smollm2/model. Each is quantized twice to the same format, by plain rounding to the nearest and by
-`trifocal quantize` with its built-in samples. Held-out text are paragraphs of this repository's documents, held-out
-pictures the questions that the built-in model is judged by (`tools.demo_model.evaluate`), with their answers. All
-three models compute in float32. Expected: less than plain rounding has on both; exits with 1 if not.
+written it to .cache/smollm2/model. Each is quantized to AWQ's format twice, by plain rounding to the nearest and by
+`trifocal quantize` with its built-in samples, and rounded while loading to int8 and int4, with activations rounded as
+`--quantization` does it and with activations left as they are. Held-out text are paragraphs of this repository's
+documents, held-out pictures the questions that the built-in model is judged by (`tools.demo_model.evaluate`), with
+their answers. All models compute in float32 but for what is rounded. Expected: AWQ has less than plain rounding on
+both; exits with 1 if not.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tools.demo_model.items import held_out_items
 from trifocal.config import EngineArgs, resolve
+from trifocal.kernels.base import TORCH, Kernels
+from trifocal.kernels.int4 import Int4Weight
 from trifocal.models.base import Model
 from trifocal.models.loader import load_model
 from trifocal.quantize.awq import quantize
@@ -63,13 +68,31 @@ def held_out(items: int, documents: int) -> dict[str, list[Sample]]:
     return {"text": texts, "pictures": pictures}
 
 
-def load(folder: Path) -> Model:
+class WeightsAlone(Kernels):
+    """Rounded weights meet activations as they are."""
+
+    def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """Of `Kernels`, without rounding x."""
+        return F.linear(x, (weight * scale[:, None]).to(x.dtype), bias)
+
+    def linear_int4_int8(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
+        """Likewise."""
+        return self.linear_int4(x, weight, bias)
+
+
+def load(folder: Path, quantization: str | None = None, kernels: Kernels = TORCH) -> Model:
     """In float32, whatever its weights are kept in."""
-    config = resolve(EngineArgs(model=str(folder), device="cpu", dtype="float32"))
+    config = resolve(EngineArgs(model=str(folder), device="cpu", dtype="float32", quantization=quantization))
     return load_model(
         config.spec, dtype=torch.float32, device=torch.device("cpu"), load_format="auto", seed=0,
-        quantization=config.quantization,
+        quantization=config.quantization, kernels=kernels,
     )  # fmt: skip
+
+
+def rounded_while_loading(folder: Path) -> dict[str, Model]:
+    """`--quantization int8` and int4, and what of each is due to the weights alone."""
+    ways = {"": TORCH, ", weights alone": WeightsAlone()}
+    return {f"{bits}{way}": load(folder, bits, kernels) for bits in ("int8", "int4") for way, kernels in ways.items()}
 
 
 @torch.inference_mode()
@@ -81,10 +104,10 @@ def log_probabilities(model: Model, prompt: Prompt, folder: Path) -> Tensor:
     return model.logits(model(inputs.embeds, inputs.positions, attention)).log_softmax(-1)
 
 
-def compare(folder: Path, others: dict[str, Path], samples: dict[str, list[Sample]]) -> dict[tuple[str, str], Sums]:
+def compare(folder: Path, models: dict[str, Model], samples: dict[str, list[Sample]]) -> dict[tuple[str, str], Sums]:
     """Sums by kind of sample and name of the other model."""
     config = resolve(EngineArgs(model=str(folder), device="cpu"))
-    exact, models = load(folder), {name: load(other) for name, other in others.items()}
+    exact = load(folder)
     sums: dict[tuple[str, str], Sums] = defaultdict(Sums)
     for kind, some in samples.items():
         for sample in some:
@@ -108,11 +131,12 @@ def measure(folder: Path, samples: dict[str, list[Sample]], tokens: int, group: 
         }
         for out, calibration in ways.values():
             report = quantize(folder, out, calibration, group=group, num_tokens=tokens)
-        sums = compare(folder, {name: out for name, (out, _) in ways.items()}, samples)
+        models = {name: load(out) for name, (out, _) in ways.items()} | rounded_while_loading(folder)
+        sums = compare(folder, models, samples)
     print(f"\n{folder}: groups of {report.group}, {report.num_tokens} tokens of calibration")
-    print(f"{'held out':10} {'tokens':>7}  {'weights':15} {'KL':>9}  {'same top token':>14}")
+    print(f"{'held out':10} {'tokens':>7}  {'weights':19} {'KL':>9}  {'same top token':>14}")
     for (kind, name), total in sums.items():
-        print(f"{kind:10} {total.tokens:7}  {name:15} {total.row()}")
+        print(f"{kind:10} {total.tokens:7}  {name:19} {total.row()}")
     return all(sums[kind, "AWQ"].divergence < sums[kind, "plain rounding"].divergence for kind in samples)
 
 

@@ -5,6 +5,7 @@ The vision tower is random, so pictures are only shown to pass through. Needs Py
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.quantize import ROOT, compare, held_out, rounded_while_loading
 from tests.oracle import TOLERANCE, Runner, Sample, load_ours, relative_error
 from tests.server.helpers import ask, clip, image_part, picture, video_part
 from tools.smollm2.__main__ import CACHE
@@ -113,6 +115,21 @@ def test_rounded_to_nearest_it_still_knows_capitals(folder: Path, quantization: 
         answers = [answer.outputs[0].text for answer in llm.chat(questions, params, use_tqdm=False)]
     assert [answer.outputs[0].text.split()[0].strip(".,") for answer in begun] == ["Paris", "Tokyo"]
     assert "capital of Japan is Tokyo" in answers[0] and "Rome" in answers[1]
+
+
+def test_divergence_is_what_the_documentation_says(folder: Path) -> None:
+    """Rows of docs/quantization.md about these weights, on a third of the documents that they were measured on."""
+    page = (ROOT / "docs" / "quantization.md").read_text().partition("SmolLM2")[2]
+    rows = re.findall(r"^\| `--quantization (\w+)`(, weights alone)? \| ([\d.]+) \|", page, re.MULTILINE)
+    told = {f"{bits}{alone}": float(divergence) for bits, alone, divergence in rows}
+    texts = {"text": held_out(items=0, documents=4)["text"]}
+    measured = {
+        name: total.divergence / total.tokens
+        for (_, name), total in compare(folder, rounded_while_loading(folder), texts).items()
+    }
+    assert told.keys() == measured.keys()
+    for name, divergence in told.items():
+        assert measured[name] == pytest.approx(divergence, rel=0.4), name
 
 
 def test_awq_still_knows_the_capital(folder: Path, tmp_path: Path) -> None:

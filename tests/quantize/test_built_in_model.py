@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quantize import compare, held_out
+from benchmarks.quantize import compare, held_out, load
 from tools.demo_model.evaluate import evaluate
 from tools.demo_model.items import Item, held_out_items
 from trifocal.llm import LLM
@@ -58,6 +58,6 @@ def test_accuracy(quantized: Path) -> None:
 def test_better_than_plain_rounding(quantized: Path, tmp_path: Path) -> None:
     """Nearer to the original's probabilities, over documents and pictures together."""
     quantize(DEMO, tmp_path / "plain", None, progress=False)
-    sums = compare(DEMO, {"plain": tmp_path / "plain", "awq": quantized}, held_out(items=4, documents=12))
+    sums = compare(DEMO, {"plain": load(tmp_path / "plain"), "awq": load(quantized)}, held_out(items=4, documents=12))
     plain, awq = (sum(sums[kind, name].divergence for kind in ("text", "pictures")) for name in ("plain", "awq"))
     assert awq < plain
