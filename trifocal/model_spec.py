@@ -18,7 +18,7 @@ from trifocal.errors import ConfigError, NotAvailableYetError
 
 LLM_KEYS = ("text_config", "llm_config")  # under one of them, config.json of a model of several parts has the text part
 _ROPE_ALIASES = {"mrope": "default", "su": "longrope"}
-_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 _SCALES_CONTEXT = ("linear", "dynamic", "yarn", "longrope")
 _MOST_SHOWN = 60  # characters of a wrong value in a message
 
@@ -274,8 +274,8 @@ def rope_config(text: dict[str, Any]) -> RopeConfig:
     kind = str(scaling.pop("rope_type", None) or scaling.get("type") or "default")
     scaling.pop("type", None)
     kind = _ROPE_ALIASES.get(kind, kind)
-    if kind not in _ROPE_TYPES:
-        raise ConfigError(f"config.json: {name} has unknown type {kind!r}; known: {', '.join(_ROPE_TYPES)}")
+    if kind not in ROPE_TYPES:
+        raise ConfigError(f"config.json: {name} has unknown type {kind!r}; known: {', '.join(ROPE_TYPES)}")
     original = scaling.pop("original_max_position_embeddings", None)
     theta = scaling.pop("rope_theta", None) or text.get("rope_theta") or 10000.0
     if kind in _SCALES_CONTEXT and original is None:

@@ -34,6 +34,8 @@ def test_table(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: py
         assert all(each.architecture in words for each in family.formats)
         assert all(check.what in words and check.reference in words for check in family.checks)
     assert all(dtype in words for dtype in DTYPES.values())
+    assert "rope_scaling: default, linear, dynamic, yarn, llama3, longrope, as in transformers but for this" in words
+    assert "dynamic: beyond the original context each token has the base of a context that ends with it" in words
     assert words.count("none was run here") == sum(not family.is_run_as_released for family in FAMILIES)
 
 
@@ -43,6 +45,7 @@ def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert told == json.loads(json.dumps(catalogue()))
     names = [each["architecture"] for family in told["families"] for each in family["formats"]]
     assert sorted(names) == sorted(MODELS) == sorted(PROCESSORS)
+    assert set(told["rope_scaling"]["differences"]) == {"dynamic"} < set(told["rope_scaling"]["types"])
     assert told["weights"]["quantization"] == ["awq", "int8", "int4"]
     assert told["weights"]["dtypes"] == ["bfloat16", "float16", "float32"]
     assert told["families"][0]["modalities"] == ["text", "image", "video"]

@@ -132,5 +132,11 @@ def test_refusals() -> None:
         RotaryEmbedding(RopeConfig(mrope_section=(2, 3, 4)), 16)
     with pytest.raises(ConfigError, match="short_factor must be a list of 8"):
         RotaryEmbedding(RopeConfig(kind="longrope", original_max_position_embeddings=8), 16)
+    factors = {"short_factor": [1.0] * 8, "long_factor": [1.0] * 8}
+    for bad in ([1.0] * 7, [1.0] * 7 + ["2"], [1.0] * 7 + [0], [1.0] * 7 + [math.nan], None):
+        for name in factors:
+            rope = RopeConfig(kind="longrope", original_max_position_embeddings=8, extra={**factors, name: bad})
+            with pytest.raises(ConfigError, match=f"{name} must be a list of 8 numbers above 0"):
+                RotaryEmbedding(rope, 16)
     with pytest.raises(ConfigError, match="low_freq_factor"):
         RotaryEmbedding(RopeConfig(kind="llama3", factor=8.0, original_max_position_embeddings=8), 16)

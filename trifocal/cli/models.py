@@ -15,6 +15,7 @@ from typing import Any
 from trifocal import __version__
 from trifocal.cli.flags import Parser
 from trifocal.config import DTYPES, QUANTIZATIONS
+from trifocal.model_spec import ROPE_TYPES
 from trifocal.models.registry import FAMILIES, Family
 
 DESCRIPTION = "List the models that can be served: architectures, formats, language models, and what was verified."
@@ -22,6 +23,11 @@ _LABEL = 17  # columns
 _QUANTIZED = (
     "AWQ (version gemm, written by `trifocal quantize`); int8 and int4 by rounding while loading (--quantization)"
 )
+_ROPE_DIFFERENCES = {
+    "dynamic": "beyond the original context each token has the base of a context that ends with it, where transformers "
+    "gives all tokens the base of the longest sequence in the batch: by design, so that an answer does not depend on "
+    "its neighbours or on how a prompt is cut into steps"
+}
 
 
 def configure_parser(parser: Parser) -> None:
@@ -47,7 +53,8 @@ def catalogue() -> dict[str, Any]:
         entry["modalities"] = ["text", *family.modalities]
         families.append(entry)
     weights = {"files": "safetensors", "dtypes": _dtypes(), "quantization": list(QUANTIZATIONS)}
-    return {"version": __version__, "families": families, "weights": weights}
+    rope = {"types": list(ROPE_TYPES), "differences": _ROPE_DIFFERENCES}
+    return {"version": __version__, "families": families, "weights": weights, "rope_scaling": rope}
 
 
 def table() -> str:
@@ -63,6 +70,9 @@ def table() -> str:
             label = title
         lines.append("")
     lines += _wrapped(f"weights: safetensors in {', '.join(_dtypes())}; {_QUANTIZED}", width)
+    lines += _wrapped(f"rope_scaling: {', '.join(ROPE_TYPES)}, as in transformers but for this:", width)
+    for name, difference in _ROPE_DIFFERENCES.items():
+        lines += _wrapped(f"  {name}: {difference}", width, others="    ")
     lines += _wrapped("architecture: as config.json names it, with the tensor names that are known", width)
     return "\n".join(lines)
 

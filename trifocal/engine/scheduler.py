@@ -130,10 +130,13 @@ class Scheduler:
         return draft
 
     def _restart_outgrown(self) -> None:
-        """Sequences that have become too long for longrope's short factors are computed anew with the long ones."""
-        for seq in sorted(self._running, key=lambda seq: -seq.order):  # so that the oldest is first to start again
-            if self._has_outgrown(seq) and not seq.num_in_flight:
-                self._preempt(seq)
+        """Sequences that have become too long for longrope's short factors are computed anew with the long ones.
+
+        A token of theirs that is in flight is waited for: it must be known.
+        """
+        outgrown = [seq for seq in self._running if self._has_outgrown(seq) and not seq.num_in_flight]
+        for seq in sorted(outgrown, key=lambda seq: -seq.order):  # the oldest will be the first to start again
+            self._preempt(seq)
 
     def _is_long(self, seq: Sequence) -> bool:
         return self.limits.short_context is not None and seq.num_positions > self.limits.short_context

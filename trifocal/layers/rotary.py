@@ -151,9 +151,10 @@ def _longrope(powers: Tensor, rope: RopeConfig, is_long: bool) -> Tensor:
     _need(rope, "original_max_position_embeddings")
     name = "long_factor" if is_long else "short_factor"
     factors = rope.extra.get(name)
-    if not isinstance(factors, list) or len(factors) != len(powers):
-        raise ConfigError(f"config.json: rope_scaling.{name} must be a list of {len(powers)} numbers")
-    return 1.0 / (torch.tensor(factors, dtype=torch.float32, device="cpu") * powers)
+    given = factors if isinstance(factors, list) else []
+    if len(given) != len(powers) or not all(type(each) in (int, float) and 0 < each < math.inf for each in given):
+        raise ConfigError(f"config.json: rope_scaling.{name} must be a list of {len(powers)} numbers above 0")
+    return 1.0 / (torch.tensor(given, dtype=torch.float32, device="cpu") * powers)
 
 
 def _longrope_attention_factor(rope: RopeConfig) -> float:
