@@ -115,7 +115,8 @@ class Scheduler:
 
     def _draft(self) -> Draft:
         limits = self.limits
-        self._restart_outgrown()
+        if limits.short_context is not None:
+            self._restart_outgrown()
         draft = Draft(limits, self.blocks, self.encoder_cache)
         for seq in sorted(self._running, key=lambda seq: (seq.num_remaining > 1, seq.order)):  # decodes first, by age
             if not (draft and self._turns.is_resting(seq)):
