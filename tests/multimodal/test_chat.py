@@ -119,6 +119,9 @@ async def test_roles_are_the_templates_affair(config: EngineConfig, builder: Pro
     with pytest.raises(RequestError, match="the chat template refused the messages: no role critic") as caught:
         await strict.chat([{"role": "critic", "content": "x"}])
     assert (caught.value.status, caught.value.param) == (400, "messages")
+    with pytest.raises(RequestError, match="no role xxxx") as caught:
+        await strict.chat([{"role": "x" * 100_000, "content": "x"}])
+    assert len(caught.value.message) < 400
     strict.close()
 
 

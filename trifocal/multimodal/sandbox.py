@@ -21,6 +21,7 @@ from trifocal.errors import ConfigError, RequestError
 
 MAX_SECONDS = 3.0  # of computing, for one rendering; usual ones take milliseconds
 QUICK_SECONDS = 0.5  # what a rendering gets that others wait for
+_MAX_TOLD = 300  # characters of what a template says when it refuses: it may quote what it was given
 _PROGRAM = Path(__file__).with_name("sandbox_process.py")
 
 
@@ -67,6 +68,8 @@ class Sandbox:
             raise RenderedTooLongError
         if kind == "memory":
             message = "they make it take too much memory"
+        if len(message) > _MAX_TOLD:
+            message = f"{message[:_MAX_TOLD]}…"
         raise RequestError(f"the chat template refused the messages: {message}", param="messages")
 
     def close(self) -> None:
