@@ -108,6 +108,12 @@ class EngineArgs:
     )
     limit_mm_per_prompt: dict[str, Any] = arg("media", 'JSON, e.g. {"image": 4, "video": 1}', {})
     mm_processor_kwargs: dict[str, Any] = arg("media", 'JSON for the processor, e.g. {"max_pixels": 401408}', {})
+    interleave_mm_strings: bool = arg(
+        "media",
+        "pictures and clips stay where they are among a message's texts; false: they go first where the chat template "
+        "takes strings, as vLLM does unless told",
+        True,
+    )
     max_image_pixels: int = arg("media", "most pixels of a picture or of a video's frame, by its header", 128_000_000)
     max_request_pixels: int = arg("media", "most pixels of all pictures and chosen frames of a request", 4_000_000_000)
     max_video_frames: int = arg("media", "most frames that may be chosen from one clip", 2048)
@@ -156,6 +162,7 @@ class EngineConfig:
     capture_sizes: tuple[int, ...]  # tokens of steps that may be captured and replayed
     limit_mm_per_prompt: dict[str, int]
     mm_processor_kwargs: dict[str, Any]
+    interleave_mm_strings: bool
     max_image_pixels: int
     max_request_pixels: int
     max_video_frames: int
@@ -213,6 +220,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
         capture_sizes=_capture_sizes(args),
         limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt),
         mm_processor_kwargs=dict(args.mm_processor_kwargs),
+        interleave_mm_strings=args.interleave_mm_strings,
         max_image_pixels=_positive("--max-image-pixels", args.max_image_pixels),
         max_request_pixels=_positive("--max-request-pixels", args.max_request_pixels),
         max_video_frames=_positive("--max-video-frames", args.max_video_frames),

@@ -165,7 +165,7 @@ def test_video_prompt(processor: InternVLProcessor) -> None:
     assert item.span.is_embed == tuple(token_id == CONTEXT for token_id in inside)
     assert inside[0] == inside[-1] == CONTEXT
     assert processor.num_tokens("video", (3, 40, 60), {}) == len(expected) - len(tokenizer.encode("\nWhat?"))
-    assert processor.frame_size(3, 40, 60, {}) == (tiny.TILE, tiny.TILE)
+    assert processor.resized("video", (3, 40, 60), {}) == (tiny.TILE, tiny.TILE)
 
 
 def test_images_and_videos_find_their_placeholders(processor: InternVLProcessor) -> None:

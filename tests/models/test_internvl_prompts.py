@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests import tiny_internvl as tiny
 from tests.models.engine_runs import clip, picture, turn
+from tests.multimodal.samples import clip as file
+from tests.multimodal.samples import data_url
+from trifocal.config import EngineArgs, resolve
 from trifocal.errors import ConfigError, RequestError
 from trifocal.llm import LLM
+from trifocal.multimodal.chat import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
@@ -42,6 +47,21 @@ def test_chat(tmp_path: Path, layout: tiny.Format) -> None:
         assert answer.prompt_token_ids.count(context) == 3 * tiny.TOKENS_PER_TILE
         text = llm.get_tokenizer().decode(answer.prompt_token_ids, skip_special_tokens=True)
         assert text.startswith("user\nFrame1: \nFrame2: \nFrame3: ")
+
+
+def test_frames_are_scaled_while_they_are_decoded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip of many large frames never lies in memory as large as it is."""
+    sizes = []
+    with closing(PromptBuilder(resolve(EngineArgs(model=str(folder), device="cpu")))) as builder:
+        build = builder.processor.build
+        monkeypatch.setattr(
+            builder.processor,
+            "build",
+            lambda ids, media, options: sizes.extend(item.frames.shape for item in media) or build(ids, media, options),
+        )
+        content = [{"type": "video_url", "video_url": {"url": data_url(file(12, size=(320, 240)), "video/mp4")}}]
+        builder.chat_sync([{"role": "user", "content": content}])
+    assert sizes == [(12, tiny.TILE, tiny.TILE, 3)]
 
 
 def test_tiles_by_the_server_s_word_and_the_request_s(folder: Path) -> None:

@@ -135,7 +135,7 @@ def picture_text(version: tuple[int, int], columns: int, rows: int, number: int)
 def test_raw_prompt_is_tokenised_as_the_expanded_text(builder: PromptBuilder) -> None:
     """As OpenBMB do it: placeholders are replaced in the text, and the whole is tokenised then."""
     assert isinstance(builder.processor, MiniCPMVProcessor)
-    version = builder.processor.config.version
+    version = builder.processor._config.version
     images = [noise(330, 200, 1), noise(80, 140, 2)]
     text = "Look at (<image>./</image>)\nand at this(<image>./</image>): what?"
     prompt = builder.build(text, images)
@@ -193,7 +193,7 @@ def test_chat_of_2_0_without_a_template(builder: PromptBuilder) -> None:
 def test_answers_stop_by_the_version_s_tokens(builder: PromptBuilder) -> None:
     assert isinstance(builder.processor, MiniCPMVProcessor)
     names = {(2, 0): ["</s>"], (2, 5): ["<|eot_id|>", "<|end_of_text|>"], (2, 6): ["<|im_end|>", "<|endoftext|>"]}
-    expected = [IDS[name] for name in names[builder.processor.config.version]]
+    expected = [IDS[name] for name in names[builder.processor._config.version]]
     prompt = builder.build("hi")
     assert sorted(prompt.stop_token_ids) == sorted(expected)
     for ignore_eos in (False, True):
@@ -281,7 +281,7 @@ def test_clip_is_one_item_of_pictures_in_lines(builder: PromptBuilder) -> None:
     assert isinstance(builder.processor, MiniCPMVProcessor)
     frames = np.stack([noise(200, 120, seed) for seed in range(3)])
     prompt = builder.build("See (<video>./</video>)!", [], [frames])
-    each = picture_text(builder.processor.config.version, 2, 1, 0).removeprefix("<image_id>0</image_id>")
+    each = picture_text(builder.processor._config.version, 2, 1, 0).removeprefix("<image_id>0</image_id>")
     assert prompt.token_ids == builder.tokenizer.encode(f"See {each}\n{each}\n{each}!")
     (item,) = prompt.media
     assert item.modality == "video" and item.span.num_embeds == 9 * tiny.QUERIES
@@ -314,7 +314,7 @@ def test_versions_told_by_their_fields(tmp_path: Path) -> None:
     for name in ("version", "vision_config", "query_num", "scale_resolution", "drop_vision_last_layer"):
         del settings[name]
     (folder / "config.json").write_text(json.dumps(settings))
-    config = MiniCPMVProcessor(ModelSpec.from_checkpoint(str(folder)), Tokenizer.from_folder(str(folder))).config
+    config = MiniCPMVProcessor(ModelSpec.from_checkpoint(str(folder)), Tokenizer.from_folder(str(folder)))._config
     assert (config.version, config.use_image_id) == ((2, 0), False)
     assert (config.num_queries, config.scale_resolution) == (64, 448)
     vision = config.vision

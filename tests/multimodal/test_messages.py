@@ -20,9 +20,9 @@ PARTS_ONLY = "{% for m in messages %}{% for c in m.content %}{{ c['text'] }}{% e
 TOKENIZER = Tokenizer(tokenizers.Tokenizer.from_str(tiny.tokenizer_json()), {})
 
 
-def parse(messages: Any, template: str = tiny.CHAT_TEMPLATE) -> Conversation:
+def parse(messages: Any, template: str = tiny.CHAT_TEMPLATE, **options: Any) -> Conversation:
     """Parse for a template."""
-    parser = MessageParser(ChatTemplate(template, {}), lambda modality: f"<{modality}>")
+    parser = MessageParser(ChatTemplate(template, {}), lambda modality: f"<{modality}>", **options)
     return parser.parse(messages, TOKENIZER.guard())
 
 
@@ -65,10 +65,13 @@ def test_text_content_stays_as_it_came() -> None:
 
 
 def test_templates_without_parts_get_text() -> None:
-    """As vLLM does it: placeholders first, a line each."""
-    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "u"}, {"type": "text", "text": "b"}]
+    """A line each, in order; or as vLLM does it unless told: placeholders first, kind by kind."""
+    image, video = {"type": "image_url", "image_url": "u"}, {"type": "video_url", "video_url": "v"}
+    parts = [{"type": "text", "text": "a"}, image, video, {"type": "text", "text": "<image>"}, image]
     found = parse([{"role": "user", "content": parts}], PLAIN)
-    assert found.messages[0]["content"] == "<image>\na\nb"
+    assert found.messages[0]["content"] == "a\n<image>\n<video>\n<image>\n<image>"
+    found = parse([{"role": "user", "content": parts}], PLAIN, keeps_order=False)
+    assert found.messages[0]["content"] == "<image>\n<image>\n<video>\na\n<image>"
 
 
 def test_templates_without_strings_get_parts() -> None:

@@ -166,7 +166,7 @@ class PromptBuilder:
                 "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
             )
         guard = self.tokenizer.guard()
-        keeps_order = self.processor.keeps_part_order
+        keeps_order = self.config.interleave_mm_strings
         parser = MessageParser(self._template, self.processor.placeholder, keeps_order=keeps_order)
         try:
             conversation = parser.parse(messages, guard)

@@ -62,7 +62,7 @@ class MessageParser:
     """
 
     def __init__(
-        self, template: ChatTemplate, placeholder: Callable[[Modality], str], *, keeps_order: bool = False
+        self, template: ChatTemplate, placeholder: Callable[[Modality], str], *, keeps_order: bool = True
     ) -> None:
         self._template = template
         self._placeholder = placeholder
@@ -128,9 +128,11 @@ class MessageParser:
         return {"type": modality}
 
     def _flatten(self, parts: list[dict[str, str]]) -> str:
-        """Parts as one string, a line each; unless the order is kept, placeholders before texts, as vLLM does it."""
+        """Parts as one string, a line each. Unless the order is kept, placeholders go before texts, kind by kind, as
+        vLLM does it."""
         if not self._keeps_order:
-            parts = sorted(parts, key=lambda part: part["type"] == "text")
+            kinds = [*dict.fromkeys(part["type"] for part in parts if part["type"] != "text"), "text"]
+            parts = sorted(parts, key=lambda part: kinds.index(part["type"]))
         return "\n".join(
             part["text"] if part["type"] == "text" else self._placeholder(MEDIA_TYPES[part["type"]]) for part in parts
         )

@@ -31,11 +31,10 @@ class Processor(ABC):
     `options` are mm_processor_kwargs: the server's, overridden by the request's. An unknown or bad one raises
     `RequestError(param="mm_processor_kwargs")`.
 
-    `keeps_part_order`: a list of content parts becomes one string in the order of its parts; otherwise placeholders go
-    first, as in vLLM. `chat_template` serves a checkpoint that brings none. `stop_token_ids`: see `Prompt`.
+    `chat_template` serves a checkpoint that brings none. `stop_token_ids`: see `Prompt`. A family has no other public
+    names than these: nobody would call them.
     """
 
-    keeps_part_order: bool = False
     chat_template: str | None = None
     stop_token_ids: tuple[int, ...] = ()
 

@@ -12,7 +12,7 @@ from trifocal.errors import RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import NATIVE, VisionConfig
 from trifocal.models.internvl.options import MediaOptions
-from trifocal.models.internvl.tiling import cut, num_tiles
+from trifocal.models.internvl.tiling import choose_grid, cut, num_tiles
 from trifocal.multimodal.hashing import content_hash
 from trifocal.multimodal.media import Image, Media
 from trifocal.multimodal.patches import PatchLayout, resize
@@ -72,9 +72,19 @@ class InternVLProcessor(Processor):
             chosen = segment / 2 + np.round(segment * np.arange(count))
         return FrameSample(np.minimum(chosen.astype(np.int64), num_frames - 1), count / num_frames * fps)
 
-    def frame_size(self, num_frames: int, height: int, width: int, options: Mapping[str, Any]) -> tuple[int, int]:
-        """Every frame is one tile; frames may come in that size at once."""
-        return self._vision.tile_size, self._vision.tile_size
+    def resized(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> tuple[int, int]:
+        """A frame is one tile, and a picture without a thumbnail is scaled but once: either may come so at once.
+
+        A thumbnail is made of the picture as it came. So is a picture whose tiles would be chosen anew.
+        """
+        tile = self._vision.tile_size
+        if modality == "video":
+            return tile, tile
+        limits = MediaOptions.parse(options).tiles(self._checkpoint)
+        columns, rows = choose_grid(*size[1:], tile, limits)
+        scaled = rows * tile, columns * tile
+        is_scaled_twice = limits.has_thumbnail and columns * rows > 1
+        return size[1:] if is_scaled_twice or choose_grid(*scaled, tile, limits) != (columns, rows) else scaled
 
     def num_tokens(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> int:
         """Prompt positions of an item of `size` (frames, height, width), `<img>`, `</img>` and frame names included."""

@@ -59,11 +59,9 @@ class MiniCPMVProcessor(Processor):
     (h, w, 1) of the overview and (h, w, columns * rows) of the slices. Options: see `MediaOptions`.
     """
 
-    keeps_part_order = True
-
     def __init__(self, spec: ModelSpec, tokenizer: Tokenizer) -> None:
         super().__init__(spec, tokenizer)
-        config = self.config = MiniCPMVConfig.from_spec(spec)
+        config = self._config = MiniCPMVConfig.from_spec(spec)
         self._slicer = Slicer(config.scale_resolution, config.vision.patch_size)
         names = spec.preprocessor_config
         self._image = self.control_token(names.get("im_start", "<image>"))
@@ -105,6 +103,14 @@ class MiniCPMVProcessor(Processor):
         """One frame a second, at most 64, unless the options say otherwise."""
         indices = MediaOptions.parse(options).frame_indices(num_frames, fps)
         return FrameSample(indices, len(indices) / num_frames * fps)
+
+    def resized(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> tuple[int, int]:
+        """What is not cut into slices is scaled but once, to its overview: it may come so at once."""
+        parsed = MediaOptions.parse(options)
+        plan = self._plan(modality, size[2], size[1], parsed)
+        if plan.num_slices or self._plan(modality, *plan.overview, parsed) != plan:
+            return size[1:]
+        return plan.overview[1], plan.overview[0]
 
     def num_tokens(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> int:
         """Prompt positions of an item of `size` (frames, height, width), an image's number not counted."""
@@ -157,7 +163,7 @@ class MiniCPMVProcessor(Processor):
         return queues
 
     def _numbers_images(self, options: MediaOptions) -> bool:
-        numbers = self.config.use_image_id if options.use_image_id is None else options.use_image_id
+        numbers = self._config.use_image_id if options.use_image_id is None else options.use_image_id
         if numbers and any(self.tokenizer.token_to_id(mark) is None for mark in self._id_marks):
             raise RequestError("mm_processor_kwargs: use_image_id needs a tokenizer that knows it (version 2.6)",
                                param="mm_processor_kwargs")  # fmt: skip
@@ -168,7 +174,7 @@ class MiniCPMVProcessor(Processor):
         return self.tokenizer.encode(f"{start}{index}{end}", add_special_tokens=False)
 
     def _plan(self, modality: Modality, width: int, height: int, options: MediaOptions) -> SlicePlan:
-        default = self.config.max_slice_nums if modality == "image" else VIDEO_MAX_SLICES
+        default = self._config.max_slice_nums if modality == "image" else VIDEO_MAX_SLICES
         return self._slicer.plan(width, height, options.max_slice_nums or default)
 
     def _item(self, media: Media, offset: int, options: MediaOptions) -> tuple[MediaItem, list[int]]:
@@ -202,7 +208,7 @@ class MiniCPMVProcessor(Processor):
         if not plan.num_slices:
             return tokens
         # Up to 2.5 slices are images within one <slice>; since 2.6 each is a slice.
-        is_wrapped = self.config.version < (2, 6)
+        is_wrapped = self._config.version < (2, 6)
         marks = (self._image, self._image_end) if is_wrapped else (self._slice, self._slice_end)
         columns, rows = plan.grid
         if is_wrapped:
@@ -218,5 +224,5 @@ class MiniCPMVProcessor(Processor):
 
     def _expand_tile(self, tokens: _Tokens, start: int, end: int) -> None:
         tokens.add([start])
-        tokens.add([self._unk] * self.config.num_queries, is_embed=True)
+        tokens.add([self._unk] * self._config.num_queries, is_embed=True)
         tokens.add([end])
