@@ -53,6 +53,7 @@ LARGE = {
 BROKEN = {
     "nothing in a colour profile": chunk(b"iCCP", b""),
     "an unknown packing": chunk(b"zTXt", b"Comment\0\7xxx"),
+    "an unknown packing of EXIF": chunk(b"zTXt", b"Raw profile type exif\0\7" + zlib.compress(b"xxx")),
     "no packing": chunk(b"zTXt", b"Raw profile type exif\0\0xxx"),
     **{f"the checksum of {name.decode()}": chunk(name, bytes(9), wrong=1)
        for name in (b"gAMA", b"pHYs", b"tIME", b"sRGB", b"bKGD", b"eXIf", b"tEXt", b"iCCP", b"prVt", b"acTL")},
