@@ -280,7 +280,7 @@ def test_a_checkpoint_without_template(config: EngineConfig, tmp_path: Path) -> 
     with pytest.raises(RequestError, match="no chat template"):
         PromptBuilder(bare).chat_sync(user("x"))
     flagged = PromptBuilder(bare, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
-    assert flagged.render(user("a", ("image_url", PNG))).text == "<|vision_start|><|image_pad|><|vision_end|>\na"
+    assert flagged.render(user("a", ("image_url", PNG))).text == "a\n<|vision_start|><|image_pad|><|vision_end|>"
 
 
 # ------------------------------------------------------------------------------------------------- raw prompts

@@ -48,11 +48,12 @@ LARGE = {
     "a text": chunk(b"tEXt", b"Comment\0" + b"word " * (1 << 20)),
     "a packed text": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"word " * (1 << 20))),
     "a text in UTF-8": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"word " * (1 << 20))),
-    "texts in all": chunk(b"tEXt", b"Comment\0" + bytes(1 << 20)) * 70,
+    "texts in all": chunk(b"tEXt", b"Comment\0" + bytes(1 << 20)) * 65,
 }
 BROKEN = {
     "nothing in a colour profile": chunk(b"iCCP", b""),
     "an unknown packing": chunk(b"zTXt", b"Comment\0\7xxx"),
+    "an unknown packing of EXIF": chunk(b"zTXt", b"Raw profile type exif\0\7" + zlib.compress(b"xxx")),
     "no packing": chunk(b"zTXt", b"Raw profile type exif\0\0xxx"),
     **{f"the checksum of {name.decode()}": chunk(name, bytes(9), wrong=1)
        for name in (b"gAMA", b"pHYs", b"tIME", b"sRGB", b"bKGD", b"eXIf", b"tEXt", b"iCCP", b"prVt", b"acTL")},
@@ -62,7 +63,8 @@ BROKEN = {
 @pytest.mark.parametrize("what", [*LARGE, *BROKEN])
 def test_png_beside_the_pixels(what: str, load: Load) -> None:
     odd = {**LARGE, **BROKEN}[what]
-    for place in (33, AT, len(PNG) - 12):  # behind the header, before the pixels, behind them
+    # Behind the header, or behind the pixels; what is in all more than PIL reads takes long enough once.
+    for place in (33, len(PNG) - 12) if what != "texts in all" else (33,):
         np.testing.assert_array_equal(load(PNG[:place] + odd + PNG[place:]), PIXELS)
 
 
@@ -196,8 +198,8 @@ def test_what_is_hardly_a_jpeg(data: bytes) -> None:
 
 def test_endings_cost_no_more_than_pictures() -> None:
     """A hostile file may ask for it: it has its time, and no more memory than the picture that it claims to be."""
-    data = encoded(PIL.Image.effect_noise((2400, 2000), 50).convert("RGB"), "JPEG")[:-2]
-    with closing(MediaReader(replace(LIMITS, decode_memory_bytes=96 << 20), 1)) as reader:
+    data = encoded(PIL.Image.effect_noise((1600, 1200), 50).convert("RGB"), "JPEG")[:-2]
+    with closing(MediaReader(replace(LIMITS, decode_memory_bytes=64 << 20), 1)) as reader:
         before = time.monotonic()
         assert reader.load_image(reader.open_image(data, WHERE), lambda *_: (50, 60)).pixels.shape == (50, 60, 3)
         assert time.monotonic() - before < 30

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests import tiny, tiny_internvl, tiny_minicpmv
+from trifocal.cli.flags import Parser, add_flags, build
 from trifocal.config import EngineArgs, EngineConfig, resolve
 from trifocal.errors import RequestError
 from trifocal.multimodal.chat import PromptBuilder
@@ -78,9 +78,13 @@ def test_order_is_kept(builder: PromptBuilder) -> None:
     assert order(builder) == ["alpha", "image", "beta", "video", "image", "gamma"]
 
 
-def test_the_old_way(config: EngineConfig) -> None:
+@pytest.mark.parametrize("flag", ["--interleave-mm-strings=false", "--no-interleave-mm-strings"])
+def test_the_old_way(config: EngineConfig, flag: str) -> None:
     """Where a template takes strings; one that takes parts has the last word."""
-    with closing(PromptBuilder(replace(config, interleave_mm_strings=False), chat_template=STRINGS)) as builder:
+    parser = Parser()
+    add_flags(parser, EngineArgs)
+    args = build(EngineArgs, parser.parse_args(["--model", config.spec.path, "--device", "cpu", flag]))
+    with closing(PromptBuilder(resolve(args), chat_template=STRINGS)) as builder:
         assert order(builder) == ["image", "image", "video", "alpha", "beta", "gamma"]
 
 

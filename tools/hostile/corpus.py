@@ -15,7 +15,7 @@ def all_cases() -> list[Case]:
 
 
 def some_cases(number: int, seed: int) -> list[Case]:
-    """About `number` quick ones, as many of each kind as their share, at least two."""
+    """`number` quick ones or a few more, as many of each kind as their share, at least two."""
     chance, kinds = random.Random(seed), defaultdict(list)
     for case in all_cases():
         if not case.is_slow:
@@ -24,5 +24,5 @@ def some_cases(number: int, seed: int) -> list[Case]:
     return [
         case
         for cases in kinds.values()
-        for case in chance.sample(cases, min(len(cases), max(2, number * len(cases) // total)))
+        for case in chance.sample(cases, min(len(cases), max(2, -(-number * len(cases) // total))))
     ]

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +18,9 @@ import PIL.Image
 
 from tools.hostile.case import Call, Case, ask_about_bytes, ruined
 
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "TGA", "PCX", "ICNS", "DDS")
+FORMATS = (
+    "PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "JPEG2000", "AVIF", "HEIF", "TGA", "PCX", "ICNS", "DDS",
+)  # fmt: skip
 MUTATIONS = 9
 
 
@@ -46,9 +50,12 @@ def sample(kind: str) -> bytes:
 
 
 def encoded(picture: PIL.Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture file; PNG where this build of PIL cannot write the format."""
+    """A picture file; PNG where this build of PIL cannot write the format, or the extra for HEIC is absent."""
     buffer = io.BytesIO()
     PIL.Image.init()
+    if kind == "HEIF":
+        with suppress(ImportError):
+            importlib.import_module("pillow_heif").register_heif_opener()
     picture.save(buffer, kind if kind in PIL.Image.SAVE else "PNG", **options)
     return buffer.getvalue()
 
@@ -63,11 +70,11 @@ def png(*chunks: tuple[bytes, bytes], size: tuple[int, int] = (8, 8), pixels: by
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def many_scans() -> bytes:
+def many_scans(end: bytes = b"\xff\xd9") -> bytes:
     """A progressive JPEG whose last scan comes thousands of times: minutes of decoding."""
     data = encoded(PIL.Image.new("L", (3000, 3000), 90), "JPEG", progressive=True)
     scan = data.rindex(b"\xff\xda")
-    return data[:scan] + data[scan:-2] * 5000 + data[-2:]
+    return data[:scan] + data[scan:-2] * 5000 + end
 
 
 @cache
@@ -121,6 +128,8 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "png with a profile bomb": lambda: png((b"iCCP", b"profile\0\0" + zeros(64 << 20))),
     "png with many text bombs": lambda: png(*[(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 20)))] * 200),
     "png with 100000 chunks": lambda: png(*[(b"tEXt", b"k\0v")] * 100_000),
+    "png with many packed orientations": lambda: png(*[(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(1 << 20)))] * 200),
+    "png with an orientation bomb": lambda: png((b"zTXt", b"Raw profile type exif\0\0" + zeros(64 << 20))),
     "png with an exif bomb": exif_bomb,
     "png with a wrong checksum": lambda: png().replace(b"IDAT", b"IDAt"),
     "png animation with a billion frames": lambda: png((b"acTL", struct.pack(">II", 2**30, 0))),
@@ -132,6 +141,10 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "gif flood of small frames": lambda: gif_flood(20_000, 16),
     "jpeg of 65535 pixels a side": lambda: b"\xff\xd8\xff\xc0\0\x0b\x08\xff\xff\xff\xff\1\1\x11\0\xff\xd9",
     "jpeg with many scans": many_scans,
+    "jpeg with many scans and no end": lambda: many_scans(b""),
+    "jpeg with many scans of nothing": lambda: sample("JPEG")[:-2] + b"\xff\xda\0\x08\1\1\0\0\x3f\0" * 500_000,
+    "jpeg of stuffed bytes": lambda: sample("JPEG")[:-2] + b"\xff\0" * 2_000_000,
+    "jpeg of restarts": lambda: sample("JPEG")[:-2] + b"\xff\xd0" * 2_000_000,
     "jpeg with comments only": lambda: b"\xff\xd8" + b"\xff\xfe\xff\xff" + b"x" * 65533 + b"\xff\xd9",
     "icon that holds 400 megapixels": lambda: icon_of(png(size=(20_000, 20_000), pixels=b"")),
     "icon that holds itself": lambda: icon_of(icon_of(icon_of(png()))),
@@ -143,6 +156,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "ppm in words": lambda: b"P3 30000 30000 255\n" + b"255 " * 100,
     "ppm of long numbers": lambda: b"P6 " + b"9" * 10_000 + b" 1 255\n",
     "bmp of negative height": lambda: b"BM" + struct.pack("<IHHIIiiHHIIiiII", 58, 0, 0, 54, 40, 1, -(2**31), 1, 24, 0, 4, 1, 1, 0, 0) + bytes(4),
+    "heic of nothing": lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "heic of brands": lambda: b"\xff\xff\xff\xffftypheic" + b"heic" * 500_000,
+    "heic with a box of 2 exabytes": lambda: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic\0\0\0\1meta\x20" + bytes(99),
     "svg": lambda: b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY a SYSTEM 'file:///etc/passwd'>]><svg>&a;</svg>",
     "postscript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n",
     "pdf": lambda: b"%PDF-1.7\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n",
@@ -155,4 +171,10 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "strip of one row": lambda: png(size=(60_000, 1), pixels=zlib.compress(bytes(180_001))),
     "strip of one column": lambda: png(size=(1, 60_000), pixels=zlib.compress(bytes(240_000))),
 }  # fmt: skip
-SLOW = {"jpeg with many scans", "tiff with a tile of 900 megapixels", "png of 100 megapixels", "gif flood"}
+SLOW = {
+    "jpeg with many scans",
+    "jpeg with many scans and no end",
+    "tiff with a tile of 900 megapixels",
+    "png of 100 megapixels",
+    "gif flood",
+}

@@ -37,7 +37,7 @@ FILES = """file:///etc/passwd file:///etc/../etc/passwd file://localhost/etc/pas
     file:///{media}/good.png?x#y file:///{media}/loop file:///%2fetc%2fpasswd FILE:///etc/passwd file:////etc/passwd""".split()
 # Pages of the hostile server (`attack.py`).
 PAGES = """redirect-inside redirect-file redirect-loop redirect-data redirect-mapped slow-body slow-headers endless chunked gzip
-    gzip-bomb short-length long-length huge-length negative-length two-lengths no-status garbage huge-header many-headers 204
+    gzip-bomb gzip-twice gzip-empty gzip-cut gzip-lie deflate br odd-encoding short-length long-length huge-length negative-length two-lengths no-status garbage huge-header many-headers 204
     206 304 404 500 401 100 reset html empty cookie upgrade good""".split()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,13 @@ def _pages(canary: int) -> dict[str, bytes]:
         "redirect-loop": _answer("location: /redirect-loop", status="301 Moved"),
         "gzip": _answer("content-encoding: gzip", gzip.compress(good)),
         "gzip-bomb": _answer("content-encoding: gzip", gzip.compress(bytes(100 << 20))),
+        "gzip-twice": _answer("content-encoding: gzip, gzip", gzip.compress(gzip.compress(good))),
+        "gzip-empty": _answer("content-encoding: gzip", gzip.compress(b"") * 500_000),
+        "gzip-cut": _answer("content-encoding: gzip", gzip.compress(good)[:-9]),
+        "gzip-lie": _answer("content-encoding: gzip", good),
+        "deflate": _answer("content-encoding: deflate", zlib.compress(good)),
+        "br": _answer("content-encoding: br", good),
+        "odd-encoding": _answer("content-encoding: " + "x" * 10_000, good),
         "short-length": _answer("content-length: 1000000", good),
         "long-length": _answer("content-length: 10", good),
         "huge-length": _answer("content-length: 99999999999999999999", good),

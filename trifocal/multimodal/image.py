@@ -138,12 +138,18 @@ def open_image(source: PIL.Image.Image | bytes, where: str, max_pixels: int) -> 
     picture = open_bytes(source, where, max_pixels) if isinstance(source, bytes) else source
     height, width = picture.height, picture.width
     check_size(height, width, where, max_pixels)
-    # PIL has swapped the size of a TIFF already. It decodes a PNG to find EXIF behind the pixels (an object's: a file's
-    # was put before them) or in a text: not here. The size is right either way up to a swap.
-    is_known = picture.format not in ("PNG", "TIFF") or (picture.format == "PNG" and "exif" in picture.info)
-    if is_known and orientation_of(picture) >= 5:
+    if _is_still_to_turn(picture):
         height, width = width, height
     return OpenedImage(picture, height, width, where)
+
+
+def _is_still_to_turn(picture: PIL.Image.Image) -> bool:
+    """Whether the size that PIL tells will be swapped. False if only decoding could tell: it is right up to a swap."""
+    if picture.format == "TIFF":  # PIL has swapped it already
+        return False
+    if picture.format == "PNG" and "exif" not in picture.info:  # PIL would decode it, to look behind the pixels as well
+        return False
+    return orientation_of(picture) >= 5
 
 
 def load_image(opened: OpenedImage, target: TargetSize | None = None) -> Image:
@@ -235,7 +241,7 @@ def _to_8_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
     """
     values = np.asarray(picture)
     if getattr(picture, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,):
-        values = values.astype(np.uint32) * 65535 // 4095
+        values = values << 4 | values >> 8
     if picture.mode == "F":
         grey = np.nan_to_num(values).clip(0, 255)
     elif picture.mode == "I" and values.size and values.max() <= 255:

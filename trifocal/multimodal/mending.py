@@ -85,14 +85,17 @@ def _tells_orientation(name: bytes, chunk: memoryview) -> bool:
     keyword, _, text = bytes(chunk[8:-4]).partition(b"\0")
     if keyword not in _ORIENTATION_TEXTS:
         return False
-    if name == b"iTXt":
-        is_packed, text = text[:1] == b"\1", text[2:].partition(b"\0")[2].partition(b"\0")[2]
-    else:
-        is_packed, text = name == b"zTXt", text[1:]
-    return not is_packed or _unpacks(text)
+    if name == b"zTXt":
+        return _unpacks(text[:1], text[1:])
+    if name == b"iTXt" and text[:1] == b"\1":
+        return _unpacks(text[1:2], text[2:].partition(b"\0")[2].partition(b"\0")[2])
+    return True
 
 
-def _unpacks(packed: bytes) -> bool:
+def _unpacks(method: bytes, packed: bytes) -> bool:
+    """Whether PIL can unpack a text: by the one method there is, to no more than it wants to have."""
+    if method != b"\0":
+        return False
     stream = zlib.decompressobj()
     try:
         stream.decompress(packed, _MAX_TEXT)
