@@ -172,7 +172,7 @@ class PromptBuilder:
         if any(isinstance(source, str | list | tuple) for source in sources):
             sources = self._with_fetcher(partial(fetch_all, refs))
         items = [self._open(ref, source, own, cache_salt) for ref, source, own in zip(refs, sources, each, strict=True)]
-        self._check_media(token_ids, items)
+        self._check_media(token_ids, items, options)
         media = [self._load(item) for item in items]
         return self._finish(token_ids, media, options, _text(prompt), cache_salt)
 
@@ -214,7 +214,7 @@ class PromptBuilder:
         if continue_final_message:
             text = conversation.cut_after_last_words(text)
         token_ids = self._tokenize(text, partial(self.tokenizer.encode_chat, protected=guard.protected), "messages")
-        self._check_media(token_ids, [])
+        self._check_media(token_ids, [], ItemOptions())
         return Rendered(guard.reveal(text), token_ids, conversation.media)
 
     async def aclose(self) -> None:
@@ -247,7 +247,7 @@ class PromptBuilder:
                 for ref, source, own in zip(refs, sources, each, strict=True)
             ]
             items = await self._run_media(opens)
-            await self._run_media([partial(self._check_media, rendered.token_ids, items)])
+            await self._run_media([partial(self._check_media, rendered.token_ids, items, options)])
             media = await self._run_media([partial(self._load, item) for item in items])
         with timed("process"):
             finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
@@ -404,9 +404,10 @@ class PromptBuilder:
                     param="messages",
                 )
 
-    def _check_media(self, token_ids: Sequence[int], items: Sequence[OpenedItem]) -> None:
+    def _check_media(self, token_ids: Sequence[int], items: Sequence[OpenedItem], options: ItemOptions) -> None:
         """Refuse by the headers what will be too much: tokens, pixels to decode, pixels to hold."""
-        num_text = len(token_ids) - len(items)
+        num_images = sum(item.opened.modality == "image" for item in items)
+        num_text = len(token_ids) - len(items) + self.processor.num_label_tokens(num_images, options.processor)
         counts = [self._num_tokens(item) for item in items]
         error = self._excess(num_text + sum(counts), [item.sized for item in items])
         if error is None:
@@ -427,7 +428,7 @@ class PromptBuilder:
         hint = f"{opened.where} takes {counts[largest]} tokens{frames}."
         found = proposals(items, self.processor, fits)
         if found:
-            hint += f" It would fit with {' or '.join(found)}, in mm_processor_kwargs or beside each URL."
+            hint += f" It would fit with {' or '.join(found)} (in mm_processor_kwargs or in each part)."
         raise RequestError(f"{error.message.rstrip('.')}. {hint}", param=error.param, code=error.code)
 
     def _excess(self, total: int, items: Sequence[SizedItem]) -> RequestError | None:

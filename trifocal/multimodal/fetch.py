@@ -166,11 +166,11 @@ def _is_frame_list(url: str) -> bool:
 
 
 def _decode_frames(url: str, where: str) -> list[bytes]:
-    if len(url) > MAX_BYTES["video"] * 4 // 3:
-        raise _too_large(where, "video")
-    num_frames = url.count(",")
+    num_frames, start = url.count(","), url.index(",") + 1
     _check_frame_count(num_frames, where)
-    frames, start = [], url.index(",") + 1
+    if len(url) - start > MAX_BYTES["video"] * 4 // 3 + 5 * num_frames:  # a comma and the rounding of each
+        raise _too_large(where, "video")
+    frames = []
     for index in range(num_frames):  # one by one: no second copy of all of them
         end = url.find(",", start)
         frame = url[start : len(url) if end < 0 else end]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trifocal.errors import RequestError
-from trifocal.multimodal.part_options import is_count, is_rate
+from trifocal.multimodal.part_options import COUNT_SCHEMA, MOST_NUMBER, RATE_SCHEMA, is_count, is_rate
 from trifocal.multimodal.video import DEFAULT_FRAMES_FPS, FrameFacts
 
 Options = Mapping[str, Any]
@@ -137,41 +137,75 @@ def reading_layer(kwargs: Options) -> Options:
         if options is not None and not isinstance(options, Mapping):
             raise _bad("media_io_kwargs", f"{modality} must be an object, got {_shown(options)}")
     for name, value in (kwargs.get("image") or {}).items():
-        _check_neutral("image", name, value, {"image_mode": ("RGB",), "rgba_background_color": (_WHITE,)})
+        _check_neutral("image", name, value, _NEUTRAL_IMAGE)
     said = {}
     for name, value in (kwargs.get("video") or {}).items():
         if name in _CHECKS:
-            meaning, is_right = _CHECKS[name]
-            if value is not None and not is_right(value):
-                raise _bad("media_io_kwargs", f"video: {name} must be {meaning}, got {_shown(value)}")
+            check = _CHECKS[name]
+            if value is not None and not check.is_right(value):
+                raise _bad("media_io_kwargs", f"video: {name} must be {check.meaning}, got {_shown(value)}")
             if not (name == "fps" and value == _NO_LIMIT):
                 said[name] = value
         else:
-            _check_neutral("video", name, value, _NEUTRAL)
+            _check_neutral("video", name, value, _NEUTRAL_VIDEO)
     return said
 
 
-_CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "num_frames": ("an integer of at least 1, or -1 for all", lambda value: is_count(value) or _is_no_limit(value)),
-    "fps": ("a positive number, or -1 for no limit", lambda value: is_rate(value) or _is_no_limit(value)),
-    "do_sample_frames": ("true or false", lambda value: isinstance(value, bool)),
-    "total_num_frames": ("an integer of at least 1", is_count),
-    "duration": ("a positive number", is_rate),
-    "frames_indices": (
-        "a list of integers",
-        lambda value: isinstance(value, list) and all(type(index) is int and index >= 0 for index in value),
+def media_io_schema() -> dict[str, Any]:
+    """What `reading_layer` takes, as JSON Schema."""
+    video = {
+        **{name: {"anyOf": [check.schema, {"type": "null"}]} for name, check in _CHECKS.items()},
+        **{name: {"enum": [None, *values]} for name, values in _NEUTRAL_VIDEO.items()},
+    }
+    image = {name: {"enum": [None, *values]} for name, values in _NEUTRAL_IMAGE.items()}
+    properties = {
+        modality: {"type": ["object", "null"], "properties": options, "additionalProperties": False}
+        for modality, options in (("image", image), ("video", video))
+    }
+    return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
+
+
+def _is_index(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MOST_NUMBER
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """What an option must be, in words, as a test and as JSON Schema."""
+
+    meaning: str
+    is_right: Callable[[Any], bool]
+    schema: Mapping[str, Any]
+
+
+_CHECKS: Mapping[str, _Check] = {
+    "num_frames": _Check(
+        "an integer of at least 1, or -1 for all",
+        lambda value: is_count(value) or (type(value) is int and value == _NO_LIMIT),
+        {"anyOf": [COUNT_SCHEMA, {"enum": [_NO_LIMIT]}]},
+    ),
+    "fps": _Check(
+        "a positive number, or -1 for no limit",
+        lambda value: is_rate(value) or (type(value) in (int, float) and value == _NO_LIMIT),
+        {"anyOf": [RATE_SCHEMA, {"enum": [_NO_LIMIT]}]},
+    ),
+    "do_sample_frames": _Check("true or false", lambda value: isinstance(value, bool), {"type": "boolean"}),
+    "total_num_frames": _Check("an integer of at least 1", is_count, COUNT_SCHEMA),
+    "duration": _Check("a positive number", is_rate, RATE_SCHEMA),
+    "frames_indices": _Check(
+        "a list of integers of at least 0",
+        lambda value: isinstance(value, list) and all(map(_is_index, value)),
+        {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MOST_NUMBER}},
     ),
 }
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+# Options of vLLM that are not done here, and the values that ask for what is done.
+_NEUTRAL_IMAGE: Mapping[str, tuple[Any, ...]] = {"image_mode": ("RGB",), "rgba_background_color": (_WHITE,)}
+_NEUTRAL_VIDEO: Mapping[str, tuple[Any, ...]] = {
     "video_backend": _BACKENDS,
     "backend": _BACKENDS,
     "frame_recovery": (False,),
     "max_duration": (),
 }
-
-
-def _is_no_limit(value: object) -> bool:
-    return type(value) in (int, float) and value == _NO_LIMIT
 
 
 def _check_neutral(modality: str, name: object, value: Any, neutral: Mapping[str, tuple[Any, ...]]) -> None:

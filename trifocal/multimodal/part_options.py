@@ -26,6 +26,8 @@ def is_rate(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_NUMBER
 
 
+COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER}
+RATE_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_NUMBER}
 _KINDS: dict[Kind, tuple[str, Callable[[object], bool]]] = {
     "count": ("an integer of at least 1", is_count),
     "rate": ("a positive number", is_rate),
