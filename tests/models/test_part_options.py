@@ -223,6 +223,23 @@ def test_what_is_proposed_fits(family: Family, which: str) -> None:
         short.close()
 
 
+def test_what_the_encoder_s_cache_does_not_hold(family: Family) -> None:
+    """A clip of 16 frames where there is room for the embeddings of half of it; the proposal is taken."""
+    whole = family.clip(num_frames=16)
+    config = family.builder.config
+    num_bytes = whole.span.num_embeds * config.spec.text.hidden_size * 4 // 2
+    small = family.build(dtype="float32", encoder_cache_gib=num_bytes / (1 << 30))
+    try:
+        with pytest.raises(RequestError, match=r"one video takes \d+ embeddings, above the .*encoder-cache") as caught:
+            family.clip(builder=small, request={"mm_processor_kwargs": {"num_frames": 16}})
+        assert (caught.value.status, caught.value.param) == (413, "messages")
+        value = proposed(caught.value.message)["num_frames"]
+        fewer = family.clip(builder=small, request={"mm_processor_kwargs": {"num_frames": value}})
+        assert value >= 2 and fewer.span.num_embeds * 2 <= whole.span.num_embeds
+    finally:
+        small.close()
+
+
 def test_nothing_is_proposed_where_nothing_helps(family: Family) -> None:
     words = {"type": "text", "text": "word " * 60}
     short = family.build(max_model_len=64)

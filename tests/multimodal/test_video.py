@@ -143,7 +143,7 @@ FRAMES = np.stack([numbered(k, 6, 8) for k in range(10)])
         ({}, range(10), 2.0),
         ({"fps": 5}, range(10), 5.0),
         ({"fps": 30, "total_num_frames": 300, "frames_indices": list(range(0, 300, 30))}, range(10), 1.0),
-        ({"fps": 30, "total_num_frames": 300}, range(10), 30.0),
+        ({"fps": np.float32(30), "total_num_frames": np.int64(300)}, range(10), 30.0),
         ({"fps": 30, "do_sample_frames": True}, [1, 4], 7.0),
     ],
 )

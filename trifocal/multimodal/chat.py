@@ -47,6 +47,7 @@ from trifocal.types import Modality, Prompt
 _MAX_THREADS = 8
 _TEXT_THREADS = 2
 _CHARS_PER_TOKEN = 8  # more than any language has on average
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SEAM = 256  # tokens that a cut through a word or a sentinel may add
 T = TypeVar("T")
 
@@ -174,7 +175,7 @@ class PromptBuilder:
         items = [self._open(ref, source, own, cache_salt) for ref, source, own in zip(refs, sources, each, strict=True)]
         self._check_media(token_ids, items, options)
         media = [self._load(item) for item in items]
-        return self._finish(token_ids, media, options, _text(prompt), cache_salt)
+        return self._finish(token_ids, media, options, _text(prompt), cache_salt, items)
 
     def render(
         self,
@@ -238,7 +239,7 @@ class PromptBuilder:
         if not refs:
             finish = partial(self._finish, rendered.token_ids, [], options, rendered.text, cache_salt)
             return await self._off_loop(finish)
-        each = self._item_options(refs, options)
+        each = await self._off_loop(partial(self._item_options, refs, options))
         with timed("fetch"):
             sources = await fetch_all(refs, fetcher)
         with timed("decode"):
@@ -250,7 +251,7 @@ class PromptBuilder:
             await self._run_media([partial(self._check_media, rendered.token_ids, items, options)])
             media = await self._run_media([partial(self._load, item) for item in items])
         with timed("process"):
-            finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
+            finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt, items)
             [prompt] = await self._run_media([finish])
         return prompt
 
@@ -330,11 +331,18 @@ class PromptBuilder:
         return self.processor.resized(modality, (num_frames, height, width), options)
 
     def _finish(
-        self, token_ids: list[int], media: list[Media], options: ItemOptions, text: str | None, salt: str | None
+        self,
+        token_ids: list[int],
+        media: list[Media],
+        options: ItemOptions,
+        text: str | None,
+        salt: str | None,
+        items: Sequence[OpenedItem] = (),
     ) -> Prompt:
         prompt = self.processor.build(token_ids, media, options.processor)
         if len(prompt.token_ids) > self.config.max_model_len:
             raise self._too_long(len(prompt.token_ids))
+        self._check_encoder_room(prompt, items)
         return replace(
             prompt,
             text=text,
@@ -416,20 +424,36 @@ class PromptBuilder:
             raise error
 
         def fits(changed: Sequence[SizedItem]) -> bool:
-            try:
-                total = num_text + sum(self.processor.num_tokens(i.modality, i.size, i.options) for i in changed)
-            except RequestError:
-                return False
+            total = num_text + sum(self.processor.num_tokens(i.modality, i.size, i.options) for i in changed)
             return self._excess(total + 1, changed) is None  # an answer has at least one token
 
         largest = max(range(len(items)), key=counts.__getitem__)
         opened = items[largest].opened
         frames = "" if isinstance(opened, OpenedImage) else f" for {len(opened.sample.indices)} frames"
         hint = f"{opened.where} takes {counts[largest]} tokens{frames}."
+        message = f"{error.message.rstrip('.')}. {hint}{self._proposal(items, fits)}"
+        raise RequestError(message, param=error.param, code=error.code)
+
+    def _check_encoder_room(self, prompt: Prompt, items: Sequence[OpenedItem]) -> None:
+        """Refuse an item of more embeddings than the encoder's cache holds, as the engine would, with a proposal."""
+        room = self.config.encoder_cache_bytes // (self.config.spec.text.hidden_size * _DTYPE_BYTES[self.config.dtype])
+        largest = max(prompt.media, key=lambda item: item.span.num_embeds, default=None)
+        if largest is None or largest.span.num_embeds <= room:
+            return
+
+        def fits(changed: Sequence[SizedItem]) -> bool:
+            return all(self.processor.num_tokens(i.modality, i.size, i.options) <= room for i in changed)
+
+        raise RequestError(
+            f"one {largest.modality} takes {largest.span.num_embeds} embeddings, above the {room} that the encoder "
+            f"cache holds (--encoder-cache-gib); send less.{self._proposal(items, fits)}",
+            param="messages",
+            status=413,
+        )
+
+    def _proposal(self, items: Sequence[OpenedItem], fits: Callable[[Sequence[SizedItem]], bool]) -> str:
         found = proposals(items, self.processor, fits)
-        if found:
-            hint += f" It would fit with {' or '.join(found)} (in mm_processor_kwargs or in each part)."
-        raise RequestError(f"{error.message.rstrip('.')}. {hint}", param=error.param, code=error.code)
+        return f" It would fit with {' or '.join(found)} (in mm_processor_kwargs or in each part)." if found else ""
 
     def _excess(self, total: int, items: Sequence[SizedItem]) -> RequestError | None:
         """The error about a prompt of `total` tokens with these items, if it is too much."""

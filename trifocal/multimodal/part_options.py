@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from trifocal.errors import RequestError
@@ -94,14 +93,22 @@ def _is_option(name: object, modality: Modality, place: str) -> bool:
         raise _bad(path, "is not available")
     option = PART_OPTIONS.get(name)
     if option is None:
-        near = get_close_matches(name, PART_OPTIONS, n=1, cutoff=0.85)
-        if near:
-            raise _bad(path, f"is not known; did you mean {near[0]}?")
+        near = _BY_LETTERS.get(_letters(name))
+        if near is not None:
+            raise _bad(path, f"is not known; did you mean {near}?")
         return False
     if modality not in option.modalities:
         this, other = ("picture", "clips") if modality == "image" else ("clip", "pictures")
         raise _bad(path, f"is for {other}, and this part is a {this}")
     return True
+
+
+def _letters(name: str) -> str:
+    """A name without what people vary: `maxPixel`, `max-pixels` and `max_pixels` are alike."""
+    return name.replace("_", "").replace("-", "").lower().replace("resized", "resize").removesuffix("s")
+
+
+_BY_LETTERS = {_letters(name): name for name in PART_OPTIONS}
 
 
 def _check(name: str, value: object, path: str) -> None:
