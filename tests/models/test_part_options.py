@@ -130,7 +130,7 @@ def test_reading_of_a_clip(family: Family) -> None:
         assert family.frames(family.clip(builder=serving, request={"mm_processor_kwargs": {"num_frames": 2}})) == 2
     finally:
         serving.close()
-    with pytest.raises(ConfigError, match="--media-io-kwargs: media_io_kwargs: video: num_frames must be"):
+    with pytest.raises(ConfigError, match="--media-io-kwargs: video: num_frames must be"):
         family.build(media_io_kwargs={"video": {"num_frames": "many"}})
 
 
@@ -261,5 +261,8 @@ def test_too_many_frames(family: Family) -> None:
             value = int(re.findall(r"num_frames (\d) would", caught.value.message)[0])
             assert value >= 6
             family.clip(url, builder=few, request={"mm_processor_kwargs": {"num_frames": value}})
+        with pytest.raises(RequestError, match="at most 7 are allowed") as caught:  # num_frames would not help
+            family.clip(url, builder=few, do_sample_frames=False)
+        assert "would fit" not in caught.value.message
     finally:
         few.close()

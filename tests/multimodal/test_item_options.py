@@ -54,10 +54,12 @@ def test_files(layers: Layer, expected: Layer) -> None:
     [
         ({}, {}, 2.0, None, None),
         ({"request": {"fps": 4}}, {"fps": 4}, 4, None, None),  # theirs, or the wanted one where they are sampled
-        ({"request_io": {"fps": 4}}, {}, 4, None, 4),
-        ({"part": {"fps": 4, "num_frames": 3}}, {"num_frames": 3}, 4, 3, 4),
+        ({"request_io": {"fps": 4}}, {}, 2.0, None, 4),
+        ({"request_io": {"fps": 4}, "request": {"fps": 1}}, {"fps": 1}, 1, None, 4),
+        ({"request": {"fps": 1}, "part": {"num_frames": 3}}, {"fps": 1, "num_frames": 3}, 1, 3, None),
+        ({"part": {"fps": 4, "num_frames": 3}}, {"num_frames": 3}, 2.0, 3, 4),
         ({"request_io": {"num_frames": -1}}, {}, 2.0, None, None),
-        ({"request": {"fps": 1, "size": {}}, "part": {"num_frames": 6}}, {"size": {}, "num_frames": 6}, 2.0, 6, None),
+        ({"server": {"fps": 1, "size": {}}, "request": {"fps": None}}, {"size": {}}, 2.0, None, None),
     ],
 )  # fmt: skip
 def test_frames(layers: Layer, options: Layer, fps: float, num_frames: int | None, rate: float | None) -> None:
@@ -79,6 +81,7 @@ def test_a_list_of_rates_is_one_for_each_clip() -> None:
     assert rates == [1.0, 2.0]
     assert layered(request={"fps": [4.0]}, index=2).facts.fps == 4.0
     assert layered(request={"fps": [4.0]}, request_io={"num_frames": 3}).frames == {"num_frames": 3}
+    assert layered(request={"fps": [1.0, 2.0]}, index=1).for_file(100, 10.0) == {"fps": 2.0}
     options = ItemOptions().overlaid({"fps": [1.0, 2.0]})
     check_list(options, 2)
     check_list(options, 0)

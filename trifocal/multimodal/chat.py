@@ -40,6 +40,7 @@ from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
+from trifocal.multimodal.video import num_frames_to_choose_from
 from trifocal.multimodal.watch import timed
 from trifocal.tokenizer import Tokenizer, valid_text
 from trifocal.types import Modality, Prompt
@@ -305,7 +306,7 @@ class PromptBuilder:
         if is_file and {"fps", "num_frames"} <= ref.options.keys():
             raise RequestError(f"{ref.where}: give fps or num_frames (nframes), not both", param=ref.where)
         facts = options.facts
-        seen = [(len(source) if isinstance(source, list) else 0, facts.fps)]
+        seen = [(0 if is_file else num_frames_to_choose_from(source, facts), facts.fps)]
 
         def sampler(num_frames: int, fps: float) -> FrameSample:
             seen.append((num_frames, fps))
@@ -358,12 +359,14 @@ class PromptBuilder:
         try:
             self.processor.check_options(seen_by_processor(self.config.mm_processor_kwargs))
         except RequestError as error:
-            raise ConfigError(f"--mm-processor-kwargs: {error.message}") from None
+            message = error.message.removeprefix("mm_processor_kwargs: ")
+            raise ConfigError(f"--mm-processor-kwargs: {message}") from None
         try:
             reading = reading_layer(self.config.media_io_kwargs)
             self._check_reading(reading)
         except RequestError as error:
-            raise ConfigError(f"--media-io-kwargs: {error.message}") from None
+            message = error.message.removeprefix("media_io_kwargs: ")
+            raise ConfigError(f"--media-io-kwargs: {message}") from None
         options = ItemOptions().overlaid(self.config.mm_processor_kwargs)
         return options.overlaid(reading, is_own=True, is_capped=True)
 

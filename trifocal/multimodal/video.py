@@ -99,7 +99,7 @@ def open_frames(
     fps = _rate(metadata, count, where)
     sample = _sample(count, fps, sampler, metadata, facts, where)
     limits.check_frames(len(sample.indices), where)
-    is_fixed = metadata.get("do_sample_frames") is not None and not metadata["do_sample_frames"]
+    is_fixed = _is_fixed(metadata)
     if isinstance(source, np.ndarray):
         height, width = source.shape[1:3]
         return OpenedVideo(source, count, fps or facts.fps, height, width, sample, where, is_fixed=is_fixed)
@@ -111,12 +111,25 @@ def open_frames(
     return OpenedVideo(chosen, count, fps or facts.fps, *sizes[0], sample, where, is_fixed=is_fixed)
 
 
+def num_frames_to_choose_from(source: Any, facts: FrameFacts) -> int:
+    """Frames of a clip that is sent as frames; 0 if its metadata say that all of them are to be used."""
+    metadata = facts.metadata
+    if is_with_metadata(source):
+        source, metadata = source[0], {**metadata, **source[1]}
+    is_list = is_array(source) or isinstance(source, list | tuple)
+    return len(source) if is_list and not _is_fixed(metadata) else 0
+
+
 def load_frames(opened: OpenedVideo, target: TargetSize | None = None) -> Video:
     """The chosen frames of an array, scaled one by one."""
     assert isinstance(opened.source, np.ndarray)
     indices = opened.sample.indices
     pictures = (to_rgb(pil_picture(opened.source[index])) for index in indices)
     return Video(np.stack([np.asarray(scaled(p, len(indices), target)) for p in pictures]), opened.sample.fps)
+
+
+def _is_fixed(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("do_sample_frames") is not None and not metadata["do_sample_frames"]
 
 
 def _rate(metadata: Mapping[str, Any], count: int, where: str) -> float | None:
