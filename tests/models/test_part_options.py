@@ -99,6 +99,24 @@ def test_a_picture_of_its_own_size(family: Family) -> None:
     assert offline.content_hash == small.content_hash
 
 
+@pytest.mark.parametrize(
+    ("name", "own", "same"),
+    [
+        ("internvl", {"max_patches": 2}, {"max_dynamic_patch": 2}),
+        ("internvl", {"crop_to_patches": False}, {"dynamic_image_size": False}),
+        ("internvl", {"max_dynamic_patch": 2, "use_thumbnail": False}, {"max_patches": 2, "use_thumbnail": False}),
+        ("qwen", {"resized_height": 112, "resized_width": 84}, {"resized_height": 110, "resized_width": 90}),
+    ],
+)
+def test_other_options_of_pictures(family: Family, name: str, own: dict[str, Any], same: dict[str, Any]) -> None:
+    if family.name == name:
+        small = family.picture(**own)
+        assert small.content_hash == family.picture(**same).content_hash != family.picture().content_hash
+    else:
+        with pytest.raises(RequestError, match=rf"image_url: '{next(iter(own))}' is not known"):
+            family.picture(**own)
+
+
 def test_frames_of_a_clip(family: Family) -> None:
     names = set()
     for count in (2, 4, 8):

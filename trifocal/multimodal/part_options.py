@@ -42,6 +42,7 @@ class PartOption:
     modalities: tuple[Modality, ...] = ("image", "video")
 
 
+_PICTURE: tuple[Modality, ...] = ("image",)
 _CLIP: tuple[Modality, ...] = ("video",)
 PART_OPTIONS: Mapping[str, PartOption] = {
     "min_pixels": PartOption("count"),
@@ -49,8 +50,13 @@ PART_OPTIONS: Mapping[str, PartOption] = {
     "resized_height": PartOption("count"),
     "resized_width": PartOption("count"),
     "max_slice_nums": PartOption("count"),
-    "min_dynamic_patch": PartOption("count", ("image",)),
-    "max_dynamic_patch": PartOption("count", ("image",)),
+    "min_dynamic_patch": PartOption("count", _PICTURE),
+    "max_dynamic_patch": PartOption("count", _PICTURE),
+    "min_patches": PartOption("count", _PICTURE),
+    "max_patches": PartOption("count", _PICTURE),
+    "dynamic_image_size": PartOption("flag", _PICTURE),
+    "crop_to_patches": PartOption("flag", _PICTURE),
+    "use_thumbnail": PartOption("flag", _PICTURE),
     "total_pixels": PartOption("count", _CLIP),
     "fps": PartOption("rate", _CLIP),
     "nframes": PartOption("count", _CLIP),
@@ -62,6 +68,7 @@ PART_OPTIONS: Mapping[str, PartOption] = {
 """Options by name; which of them a model's family has is its processor's affair."""
 
 _UNAVAILABLE = ("video_start", "video_end", "raw_fps", "sample_fps")  # qwen-vl-utils has them
+_OF_A_PROMPT = ("use_image_id",)
 _ALIASES = {"nframes": "num_frames"}
 _MAX_SHOWN = 60
 
@@ -91,6 +98,8 @@ def _is_option(name: object, modality: Modality, place: str) -> bool:
     path = f"{place}.{name}"
     if name in _UNAVAILABLE:
         raise _bad(path, "is not available")
+    if name in _OF_A_PROMPT:
+        raise _bad(path, "is for a whole prompt: put it into mm_processor_kwargs")
     option = PART_OPTIONS.get(name)
     if option is None:
         near = _BY_LETTERS.get(_letters(name))
