@@ -116,6 +116,7 @@ def test_frames_of_a_clip_as_urls() -> None:
         ("data:video/jpeg,AAAA", ": the data: URL must be base64"),
         (["data:image/png;base64,AAAA", "nothing"], r"\[1\]: 'nothing' is no data:"),
         ("data:video/jpeg;base64" + "," * 8193, "a list of 8193 frames, at most 8192 are taken"),
+        (["http://127.0.0.1:9/"] * 1000, "1000 frames are to be fetched, at most 999 are"),
         (["data:"] * 8193, "a list of 8193 frames, at most 8192 are taken"),
     ],
 )

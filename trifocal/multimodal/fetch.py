@@ -23,6 +23,7 @@ T = TypeVar("T")
 MAX_BYTES: dict[Modality, int] = {"image": 128 << 20, "video": 512 << 20}
 MAX_REQUEST_BYTES = 1 << 30
 MAX_FRAME_FILES = 8192  # of one clip that is a list of pictures
+MAX_FRAME_LINKS = 999  # as many as pictures in a prompt: nobody's server is to be asked for thousands
 _FRAMES_HEAD = "data:video/jpeg;base64"
 _FETCHES_AT_ONCE = 8  # of one request
 _MAX_SHOWN = 128  # characters of a URL in an error
@@ -103,6 +104,9 @@ async def fetch_all(refs: Sequence[MediaRef], fetcher: Fetcher) -> list[Any]:
     async def fetch(source: Any, modality: Modality, where: str) -> Any:
         if modality == "video" and isinstance(source, list):
             _check_frame_count(len(source), where)
+            num_links = sum(isinstance(frame, str) and frame[:4].lower() == "http" for frame in source)
+            if num_links > MAX_FRAME_LINKS:
+                raise _refusal(where, f"{num_links} frames are to be fetched, at most {MAX_FRAME_LINKS} are")
             frames = enumerate(source)
             return await run_all([fetch(frame, "image", f"{where}[{index}]") for index, frame in frames])
         if is_with_metadata(source):
