@@ -97,7 +97,7 @@ def frame_list(frames: list[bytes], head: str = "data:video/jpeg;base64") -> str
     return f"{head},{','.join(base64.b64encode(frame).decode() for frame in frames)}"
 
 
-@pytest.mark.parametrize("head", ["data:video/jpeg;base64", "DATA:Video/JPEG; base64"])
+@pytest.mark.parametrize("head", ["data:video/jpeg;base64", "DATA:Video/JPEG; base64", "\n data:video/jpeg;base64"])
 def test_frames_of_a_clip_in_one_url(head: str) -> None:
     assert get_all(frame_list(FRAMES, head), "data:video/mp4;base64,AAAA") == [FRAMES, b"\0\0\0"]
     assert get_all(frame_list(FRAMES[:1], head)) == [FRAMES[:1]]

@@ -165,7 +165,7 @@ def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
 
 
 def _is_frame_list(url: str) -> bool:
-    head, comma, _ = url[:64].partition(",")
+    head, comma, _ = url[:64].lstrip().partition(",")
     return bool(comma) and head.replace(" ", "").lower() == _FRAMES_HEAD
 
 
