@@ -251,7 +251,7 @@ def turned(frame: np.ndarray) -> bytes:
         ([*PICTURES[:2], b"no picture"], r"^messages\[0\].content\[0\].video_url\[2\]: this is not an image"),
         ([PICTURES[0], b""], r"video_url\[1\]: the image is empty"),
         ([PICTURES[0], encoded(PIL.Image.new("RGB", (9, 9)), "PNG")], "of one size, got 8x6, 9x9"),
-        ([PICTURES[0], turned(FRAMES[0])], "of one size and lie the same way"),
+        ([PICTURES[0], turned(FRAMES[0])], "of one size( and lie the same way|, got 8x6, 6x8|, got 6x8, 8x6)"),
         (
             [PICTURES[0], encoded(PIL.Image.fromarray(noise(6, 8)), "PNG")[:90]],
             r"video_url\[1\]: the image is broken or cut off|not an image",
