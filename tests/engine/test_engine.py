@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests import tiny
-from tests.models.engine_runs import GREEDY, is_idle, mixed_prompts, picture, run_together, tokens, turn
+from tests.models.engine_runs import GREEDY, clip, is_idle, mixed_prompts, picture, run_together, tokens, turn
 from tests.models.families import ENTRIES
 from trifocal.errors import RequestError
 from trifocal.llm import LLM
@@ -42,6 +43,17 @@ def test_same_picture_again_is_served_from_the_caches(llm: LLM) -> None:
     in_flight = llm.generate([prompt, other, prompt], GREEDY, use_tqdm=False)
     assert tokens(in_flight)[0] == tokens(in_flight)[2] == tokens([first])[0]
     assert tokens(in_flight)[1] != tokens([first])[0], "a picture of equal size gets its own answer"
+
+
+def test_frames_in_a_list_are_one_clip(llm: LLM) -> None:
+    """As in vLLM: pictures or arrays under "video" are the frames of one clip, arrays of four axes are several."""
+    frames = clip(52)
+    given = [list(frames), [Image.fromarray(frame) for frame in frames], [frames], frames.transpose(0, 3, 1, 2) / 255]
+    prompts = [{"prompt": turn(f"{VIDEO}Where?"), "multi_modal_data": {"video": video}} for video in (frames, *given)]
+    found = tokens(llm.generate(prompts, GREEDY, use_tqdm=False))
+    assert all(answer == found[0] for answer in found)
+    two = {"prompt": turn(f"{VIDEO}{VIDEO}?"), "multi_modal_data": {"video": [frames, clip(53)]}}
+    assert llm.generate(two, GREEDY, use_tqdm=False)[0].finished
 
 
 def test_one_picture_twice_in_flight_is_encoded_once(llm: LLM) -> None:

@@ -406,12 +406,53 @@ def test_options_change_the_size(processor: Qwen2_5_VLProcessor) -> None:
         {"num_frames": 2.5},
         {"num_frames": -1},
         {"min_frames": 9, "max_frames": 4},
+        {"resized_height": 56},
+        {"resized_height": 0, "resized_width": 56},
+        {"total_pixels": 0.5},
+        {"max_pixels": 10**400},
+        {"fps": 10**400},
     ],
 )
 def test_bad_options_are_refused(processor: Qwen2_5_VLProcessor, options: dict[str, Any]) -> None:
     with pytest.raises(RequestError) as caught:
         processor.check_options(options)
     assert caught.value.param == "mm_processor_kwargs"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limits", "grid"),
+    [
+        ((112, 168), {}, (8, 12)),
+        ((100, 170), {}, (8, 12)),  # to multiples of 28, the nearest
+        ((112, 168), {"max_pixels": 6 * 784}, (4, 6)),
+        ((28, 28), {"min_pixels": 16 * 784}, (8, 8)),
+        ((10**9, 10**9), {"max_pixels": 16 * 784}, (8, 8)),
+    ],
+)
+def test_resized_height_and_width(
+    processor: Qwen2_5_VLProcessor, wanted: tuple[int, int], limits: dict[str, int], grid: tuple[int, int]
+) -> None:
+    """As in qwen-vl-utils: the size to start from, whatever the item's own is; frames likewise."""
+    options = {"resized_height": wanted[0], "resized_width": wanted[1], **limits}
+    frames = np.stack([noise(300, 70, 3)] * 2)
+    image, video = processor.build([IMAGE, VIDEO], [Image(frames[0]), Video(frames, 2.0)], options).media
+    assert (image.grid[1:], video.grid[1:]) == (grid, grid)
+    for modality, item, size in (("image", image, (1, 300, 70)), ("video", video, (2, 300, 70))):
+        assert item.span.length == processor.num_tokens(modality, size, options)
+        assert processor.resized(modality, size, options) == (grid[0] * 14, grid[1] * 14)
+
+
+def test_items_have_options_of_their_own(processor: Qwen2_5_VLProcessor) -> None:
+    pixels, small = noise(504, 504, 3), {"max_pixels": 50 * 784}
+    mixed = processor.build([IMAGE, IMAGE], [Image(pixels, options=small), Image(pixels)], {"max_pixels": 100 * 784})
+    assert [item.grid for item in mixed.media] == [(1, 14, 14), (1, 20, 20)]
+    alone = processor.build([IMAGE], [Image(pixels)], small).media[0]
+    assert mixed.media[0].content_hash == alone.content_hash
+
+
+def test_total_pixels_are_shared_by_the_frames(processor: Qwen2_5_VLProcessor) -> None:
+    shares = [MediaOptions(total_pixels=total).frame_limits(RELEASED, 100).max_pixels for total in (10**7, 2 * 10**7)]
+    assert shares == [200_000, 400_000]
 
 
 def test_placeholders_and_ids_by_name(spec: ModelSpec, tokenizer: Tokenizer) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
@@ -22,6 +23,7 @@ from trifocal.config import EngineArgs, EngineConfig, resolve
 from trifocal.errors import ConfigError, RequestError
 from trifocal.multimodal import fetch
 from trifocal.multimodal.chat import PromptBuilder
+from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.multimodal.media import Image
 from trifocal.multimodal.reader import MediaReader
 
@@ -341,6 +343,64 @@ def test_build_from_arrays(builder: PromptBuilder) -> None:
     assert (prompt.text, prompt.cache_salt) == (text, "s")
     with pytest.raises(RequestError, match=r"multi_modal_data\['image'\]\[1\]"):
         builder.build(text, [PICTURE, 5], [])
+
+
+def test_build_from_whatever_people_have(
+    builder: PromptBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths, URLs, bytes, pictures, arrays and tensors of the same pixels are the same items."""
+    text = f"{builder.processor.placeholder('image')}{builder.processor.placeholder('video')}"
+    file, pixels = encoded(PICTURE, "PNG"), np.asarray(PICTURE)
+    frames = np.stack([noise(64, 96, seed=k) for k in range(4)])
+    for name, data in {
+        "a.png": file,
+        **{f"{k}.png": encoded(PIL.Image.fromarray(frames[k]), "PNG") for k in range(4)},
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    offline = PromptBuilder(builder.config, fetch_policy=FetchPolicy.unrestricted())
+    pictures = ["a.png", str(tmp_path / "a.png"), tmp_path / "a.png", PNG, file, PICTURE, pixels,
+                torch.from_numpy(pixels.transpose(2, 0, 1) / 255)]  # fmt: skip
+    names = [f"{k}.png" for k in range(4)]
+    clips = [names, [tmp_path / name for name in names], [PIL.Image.fromarray(frame) for frame in frames],
+             list(frames), frames, torch.from_numpy(frames).permute(0, 3, 1, 2), (frames, {"fps": 2.0}),
+             (names, {"fps": 2.0})]  # fmt: skip
+    try:
+        found = {
+            tuple(item.content_hash for item in offline.build(text, [picture], [clip]).media)
+            for picture, clip in zip(pictures, clips, strict=True)
+        }
+        assert len(found) == 1
+        content = [{"type": "image", "image": "a.png"}, {"type": "video", "video": names, "fps": 2.0}]
+        asked = offline.chat_sync([{"role": "user", "content": content}])
+        assert {tuple(item.content_hash for item in asked.media)} == found
+        with pytest.raises(RequestError, match=r"\['image'\]\[0\]: 'b.png' is neither a URL nor the path"):
+            offline.build(text, ["b.png"], [frames])
+    finally:
+        offline.close()
+
+
+async def test_paths_are_no_urls_online(
+    builder: PromptBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(PICTURE, "PNG"))
+    monkeypatch.chdir(tmp_path)
+    for part in (("image_url", "a.png"), ("image_url", str(tmp_path / "a.png"))):
+        with pytest.raises(RequestError, match="is no data:, http:, https: or file: URL"):
+            await builder.chat(user(part))
+
+
+def test_rates_of_clips_in_a_list(builder: PromptBuilder) -> None:
+    """qwen-vl-utils returns `fps` as a list; times of the second clip are those of its own rate."""
+    placeholder = builder.processor.placeholder("video")
+    frames = np.stack([noise(64, 96, seed=k) for k in range(4)])
+
+    def asked(fps: Any) -> list[bytes]:
+        prompt = builder.build(placeholder * 2, [], [frames, frames], mm_processor_kwargs={"fps": fps})
+        return [item.content_hash for item in prompt.media]
+
+    assert asked([2.0, 1.0]) == [asked(2.0)[0], asked(1.0)[0]]
+    assert asked([1.0]) == asked(1.0)
 
 
 def test_render_does_no_media_work(builder: PromptBuilder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+import re
 import socket
 import threading
 import tracemalloc
@@ -19,6 +20,7 @@ from trifocal.errors import ConfigError, RequestError
 from trifocal.multimodal import fetch
 from trifocal.multimodal.fetch import Fetcher
 from trifocal.multimodal.fetch_policy import FetchPolicy
+from trifocal.multimodal.messages import MediaRef
 
 WHERE = "messages[0].content[1].image_url"
 POOL = ThreadPoolExecutor(2)
@@ -89,6 +91,70 @@ def test_base64_as_people_write_it(size: int) -> None:
 )
 def test_bad_data_urls(url: str, message: str) -> None:
     refused(url, message)
+
+
+def get_all(*sources: object) -> list[object]:
+    """Fetch the sources of clips."""
+
+    async def run() -> list[object]:
+        fetcher = Fetcher(POOL, HERE)
+        try:
+            return await fetch.fetch_all([MediaRef("video", source, WHERE) for source in sources], fetcher)
+        finally:
+            await fetcher.aclose()
+
+    return asyncio.run(run())
+
+
+FRAMES = [bytes([k]) * (k + 1) for k in range(5)]
+
+
+def frame_list(frames: list[bytes], head: str = "data:video/jpeg;base64") -> str:
+    return f"{head},{','.join(base64.b64encode(frame).decode() for frame in frames)}"
+
+
+@pytest.mark.parametrize("head", ["data:video/jpeg;base64", "DATA:Video/JPEG; base64", "\n data:video/jpeg;base64"])
+def test_frames_of_a_clip_in_one_url(head: str) -> None:
+    assert get_all(frame_list(FRAMES, head), "data:video/mp4;base64,AAAA") == [FRAMES, b"\0\0\0"]
+    assert get_all(frame_list(FRAMES[:1], head)) == [FRAMES[:1]]
+
+
+def test_frames_of_a_clip_as_urls() -> None:
+    urls = [f"data:image/png;base64,{base64.b64encode(frame).decode()}" for frame in FRAMES]
+    assert get_all(urls, ([*urls, 5], {"fps": 1}), 7) == [FRAMES, ([*FRAMES, 5], {"fps": 1}), 7]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("data:video/jpeg;base64,AAAA,A!AA", r"\[1\]: the data: URL is not valid base64"),
+        ("data:video/jpeg;base64", ": the data: URL has no comma"),
+        ("data:video/jpeg,AAAA", ": the data: URL must be base64"),
+        (["data:image/png;base64,AAAA", "nothing"], r"\[1\]: 'nothing' is no data:"),
+        ("data:video/jpeg;base64" + "," * 8193, "a list of 8193 frames, at most 8192 are taken"),
+        (["http://127.0.0.1:9/"] * 1000, "1000 frames are to be fetched, at most 999 are"),
+        (["data:"] * 8193, "a list of 8193 frames, at most 8192 are taken"),
+    ],
+)
+def test_bad_lists_of_frames(source: object, message: str) -> None:
+    with pytest.raises(RequestError, match=f"^{re.escape(WHERE)}.*{message}"):
+        get_all(source)
+
+
+def test_bytes_of_frames_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = frame_list([bytes(600)] * 4)
+    monkeypatch.setitem(fetch.MAX_BYTES, "video", 2400)
+    assert len(get_all(url)) == 1
+    monkeypatch.setattr(fetch, "MAX_REQUEST_BYTES", 2399)
+    with pytest.raises(RequestError, match="altogether"):
+        get_all(url)
+    monkeypatch.setitem(fetch.MAX_BYTES, "video", 2300)
+    with pytest.raises(RequestError, match="the video is larger than"):
+        get_all(url)
+    monkeypatch.setitem(fetch.MAX_BYTES, "image", 500)
+    monkeypatch.setitem(fetch.MAX_BYTES, "video", 9000)
+    with pytest.raises(RequestError, match=r"\[0\]: the image is larger than"):
+        get_all(url)
 
 
 def test_data_url_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,22 @@ async def test_pixels_of_a_request(resolved: Resolve, monkeypatch: pytest.Monkey
             builder.build("<|image_pad|>" * 4, [np.zeros((100, 200, 3), np.uint8)] * 4)
 
 
+async def test_pixels_of_frames_that_are_files(resolved: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of pictures counts like the clip that it is, and `num_frames` is proposed where fewer would be allowed."""
+    frames = ",".join([data_url(PNG).partition(",")[2]] * 6)
+    content = [{"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}]
+    messages = [{"role": "user", "content": content}]
+    with closing(PromptBuilder(resolved(max_request_pixels=6 * 20_000))) as builder:
+        assert len((await builder.chat(messages)).media) == 1
+    with closing(PromptBuilder(resolved(max_request_pixels=6 * 20_000 - 1))) as builder:
+        with monkeypatch.context() as patch:
+            patch.setattr(MediaReader, "load", no_pixels)
+            with pytest.raises(RequestError, match=r"--max-request-pixels.* would fit with num_frames 5 \(") as caught:
+                await builder.chat(messages)
+        assert (caught.value.param, caught.value.status) == ("messages", 400)
+        assert (await builder.chat(messages, mm_processor_kwargs={"num_frames": 5})).media
+
+
 async def test_flags_reach_the_reader(resolved: Resolve) -> None:
     message = r"content\[0\].image_url: .*--max-image-pixels"
     with (

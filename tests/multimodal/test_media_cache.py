@@ -146,6 +146,31 @@ async def test_flags_reach_the_cache(tmp_path: Path, jobs: list[str], flags: dic
     assert len(jobs) == num_jobs
 
 
+async def test_options_of_parts_are_in_the_keys(tmp_path: Path, jobs: list[str]) -> None:
+    """Pixels of another size and other frames are not those that are kept; what is asked again is."""
+    config = resolve(EngineArgs(model=str(tiny.write_checkpoint(tmp_path))))
+    image = {"type": "image_url", "image_url": {"url": data_url(png(1, (168, 112)))}}
+    video = {"type": "video_url", "video_url": {"url": data_url(clip(12, 6), "video/mp4")}}
+    frames = ",".join(data_url(png(seed, (56, 56))).partition(",")[2] for seed in range(4))
+    listed = {"type": "video_url", "video_url": {"url": f"data:video/jpeg;base64,{frames}"}}
+    square = {"resized_height": 84, "resized_width": 84}
+    asked = [
+        (image, {}, 2), (image, {"max_pixels": 6 * 784}, 1), (image, square, 1),
+        (video, {"nframes": 4}, 2), (video, {"nframes": 6}, 1), (video, {"fps": 1.0, "min_frames": 2}, 1),
+        (video, {"nframes": 4, "max_pixels": 784}, 1),
+        (listed, {}, 4 + 4), (listed, {"fps": 1.0}, 0), (listed, square, 4), (listed, {"nframes": 2}, 0),
+    ]  # fmt: skip
+    names: list[list[bytes]] = [[], []]
+    with closing(PromptBuilder(config)) as builder:
+        for again in (False, True):
+            for part, options, num_jobs in asked:
+                jobs.clear()
+                prompt = await builder.chat([{"role": "user", "content": [{**part, **options}]}])
+                names[again].append(prompt.media[0].content_hash)
+                assert len(jobs) == (0 if again else num_jobs), (options, again)
+    assert names[0] == names[1] and len(set(names[0])) == len(asked)
+
+
 def test_none_is_kept_without_room(jobs: list[str]) -> None:
     with closing(MediaReader(LIMITS, 1)) as reader:
         for _ in range(2):

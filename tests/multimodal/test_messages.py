@@ -60,6 +60,37 @@ def test_parts_in_order() -> None:
     assert found.media[1].where == "messages[0].content[2].video_url"
 
 
+def test_options_of_parts() -> None:
+    content = [
+        {"type": "image_url", "image_url": {"url": "u", "max_pixels": 9}, "min_pixels": 4},
+        {"type": "video", "video": ["u1", "u2"], "nframes": 2, "fps": 1.0},
+        {"type": "video_url", "video_url": {"url": ["u1", "u2"]}},
+        {"type": "input_image", "image_url": "u", "detail": "low"},
+    ]
+    found = parse([{"role": "user", "content": content}])
+    assert [dict(ref.options) for ref in found.media] == [
+        {"min_pixels": 4, "max_pixels": 9}, {"num_frames": 2, "fps": 1.0}, {}, {},
+    ]  # fmt: skip
+    assert [ref.source for ref in found.media] == ["u", ["u1", "u2"], ["u1", "u2"], "u"]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"type": "image_url", "image_url": ["u"]}, "image_url must be a URL, got list"),
+        ({"type": "image_url", "image_url": ""}, "image_url must be a URL, got an empty text"),
+        ({"type": "image_url", "image_url": {"url": "", "max_pixels": 4}}, "image_url.url must be a URL, got an"),
+        ({"type": "video_url", "video_url": []}, "must be a URL or a list of URLs, one a frame, got an empty list"),
+        ({"type": "video_url", "video_url": ["u", 5]}, "must be a URL or a list of URLs"),
+        ({"type": "video_url", "video_url": None}, "video_url is missing"),
+    ],
+)  # fmt: skip
+def test_sources_that_are_no_urls(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        parse([{"role": "user", "content": [part]}])
+    assert caught.value.param == "messages[0].content[0]"
+
+
 def test_text_content_stays_as_it_came() -> None:
     found = parse([{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]}])
     assert [message["content"] for message in found.messages] == ["s", [{"type": "text", "text": "u"}]]

@@ -17,7 +17,7 @@ import pytest
 from tests.multimodal.samples import LIMITS, clip, encoded, frame_numbers, noise, numbered
 from trifocal.errors import RequestError
 from trifocal.multimodal import video_file
-from trifocal.multimodal.media import Video
+from trifocal.multimodal.media import Image, Video
 from trifocal.multimodal.processor import FrameSample
 from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.video import FrameFacts, OpenedVideo, Sampler
@@ -143,7 +143,7 @@ FRAMES = np.stack([numbered(k, 6, 8) for k in range(10)])
         ({}, range(10), 2.0),
         ({"fps": 5}, range(10), 5.0),
         ({"fps": 30, "total_num_frames": 300, "frames_indices": list(range(0, 300, 30))}, range(10), 1.0),
-        ({"fps": 30, "total_num_frames": 300}, range(10), 30.0),
+        ({"fps": np.float32(30), "total_num_frames": np.int64(300)}, range(10), 30.0),
         ({"fps": 30, "do_sample_frames": True}, [1, 4], 7.0),
     ],
 )
@@ -183,6 +183,93 @@ def test_lists_of_pictures(reading: Reading) -> None:
 def test_bad_objects(reading: Reading, source: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         reading.opened(source, 0)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "num_frames", "indices", "fps"),
+    [
+        ({}, 4, [1, 4], 7.0),
+        ({"do_sample_frames": False}, 4, range(10), 2.0),
+        ({"do_sample_frames": True}, 20, [1, 4], 7.0),
+        ({}, 10, range(10), 2.0),
+        ({"duration": 5.0}, None, range(10), 2.0),
+        ({"duration": 20.0}, None, range(10), 0.5),
+        ({"fps": 30, "do_sample_frames": True}, None, [1, 4], 7.0),
+    ],
+)
+def test_when_frames_are_chosen_among(
+    reading: Reading, metadata: dict[str, Any], num_frames: int | None, indices: Any, fps: float
+) -> None:
+    facts = FrameFacts(metadata, num_frames)
+    for source in (FRAMES, list(FRAMES), (FRAMES, metadata)):
+        opened = reading.reader.open_video(source, pick(1, 4, fps=7.0), WHERE, facts=facts)
+        loaded = reading.reader.load_video(opened)
+        assert (frame_numbers(loaded.frames), loaded.fps) == (list(indices), fps)
+        assert opened.is_fixed == (metadata.get("do_sample_frames") is False)
+
+
+def test_layouts_of_arrays(reading: Reading) -> None:
+    """Floats, channels first, grey and transparent ones: the same frames."""
+    floats = FRAMES.astype(np.float32) / 255
+    alpha = np.concatenate([FRAMES, np.full((10, 6, 8, 1), 255, np.uint8)], axis=3)
+    for source in (FRAMES.transpose(0, 3, 1, 2), floats, floats.transpose(0, 3, 1, 2), FRAMES[..., :1], alpha):
+        np.testing.assert_array_equal(reading.load(source, 0).frames, FRAMES)
+        np.testing.assert_array_equal(reading.load(list(source), 0).frames, FRAMES)
+
+
+CUT_OFF = encoded(PIL.Image.fromarray(noise(6, 8)), "PNG")[:90]
+PICTURES = [encoded(PIL.Image.fromarray(frame), "PNG") for frame in FRAMES]
+
+
+def test_frames_that_are_files(reading: Reading) -> None:
+    """Pictures of any format, decoded where pictures are."""
+    mixed = [PICTURES[0], encoded(PIL.Image.fromarray(FRAMES[1]), "BMP"), FRAMES[2], PIL.Image.fromarray(FRAMES[3])]
+    assert frame_numbers(reading.load(mixed, 0).frames) == [0, 1, 2, 3]
+    opened = reading.opened(PICTURES, 0)
+    assert (opened.num_frames, opened.size) == (10, (10, 6, 8))
+    halves = reading.reader.load_video(opened, lambda n, height, width: (height // 2, width * n // 10)).frames
+    expected = [np.asarray(PIL.Image.fromarray(frame).resize((8, 3), PIL.Image.Resampling.BICUBIC)) for frame in FRAMES]
+    np.testing.assert_array_equal(halves, np.stack(expected))
+
+
+def test_only_chosen_files_are_opened(reading: Reading) -> None:
+    files: list[Any] = [b"no picture"] * 10
+    files[1], files[4] = PICTURES[1], PICTURES[4]
+    opened = reading.reader.open_video(files, pick(1, 4), WHERE, facts=FrameFacts(num_frames=2))
+    assert frame_numbers(reading.reader.load_video(opened).frames) == [1, 4]
+
+
+def turned(frame: np.ndarray) -> bytes:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    return encoded(PIL.Image.fromarray(frame), "PNG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([*PICTURES[:2], b"no picture"], r"^messages\[0\].content\[0\].video_url\[2\]: this is not an image"),
+        ([PICTURES[0], b""], r"video_url\[1\]: the image is empty"),
+        ([PICTURES[0], encoded(PIL.Image.new("RGB", (9, 9)), "PNG")], "of one size, got 8x6, 9x9"),
+        ([PICTURES[0], turned(FRAMES[0])], "of one size( and lie the same way|, got 8x6, 6x8|, got 6x8, 8x6)"),
+        (
+            [PICTURES[0], encoded(PIL.Image.fromarray(noise(6, 8)), "PNG")[:90]],
+            r"video_url\[1\]: the image is broken or cut off|not an image",
+        ),
+        ([FRAMES[0], FRAMES[1] / 100], r"video_url\[1\]: a float array or tensor must lie within 0 .. 1"),
+        (PIL.Image.fromarray(FRAMES[0]), r"got one PIL image \(a list of them is a clip\)"),
+        ((b"file", {"fps": 1}), "a video file has its own"),
+        (([], {"fps": 1}), "got an empty list"),
+        ((FRAMES, {"frames_indices": [1, 2]}), "frames_indices names 2 frames, but 10 came"),
+        ((FRAMES, {"do_sample_frames": "yes"}), "do_sample_frames must be true or false"),
+        ((FRAMES, {"do_sample_frames": True}), "do_sample_frames needs to know fps"),
+        ((FRAMES, {"duration": -1}), "duration of a video's metadata must be a positive number"),
+    ],
+)
+def test_frames_that_cannot_be_used(reading: Reading, source: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message) as caught:
+        reading.load(source, 0)
+    assert caught.value.message.startswith(WHERE)
 
 
 # ------------------------------------------------------------------------------------------------- broken files
@@ -275,6 +362,28 @@ def test_number_of_chosen_frames() -> None:
         for source, indices in ((MP4, range(4)), (frames, ())):
             with pytest.raises(RequestError, match=r"4 frames are chosen, at most 3 .*--max-video-frames"):
                 Reading(few).opened(source, *indices)
+
+
+def test_limits_of_frames_that_are_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their number before any is opened; pixels of each by its header; time for all of them together."""
+    with limited(max_video_frames=9) as few, pytest.raises(RequestError, match="10 frames are chosen, at most 9"):
+        Reading(few).opened([b"never looked at"] * 10)
+    with (
+        limited(max_image_pixels=47) as small,
+        pytest.raises(RequestError, match=r"video_url\[0\]: .*--max-image-pixels"),
+    ):
+        Reading(small).opened(PICTURES)
+    too_long = pytest.raises(RequestError, match=r"longer than 60 s to decode \(--video-decode-timeout\)")
+    with limited(video_decode_timeout=60) as reader:
+        opened = Reading(reader).opened(PICTURES)
+        now = iter(range(0, 1000, 25))
+        monkeypatch.setattr("trifocal.multimodal.reader.time.monotonic", lambda: next(now))
+        monkeypatch.setattr(reader, "load_image", lambda *_: Image(FRAMES[0]))
+        monkeypatch.setattr(reader, "open_image", lambda *_, **__: opened.source[0])
+        with too_long:
+            reader.load_video(opened)
+        with too_long:
+            Reading(reader).opened(PICTURES)
 
 
 def test_number_of_frames_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:

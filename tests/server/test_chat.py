@@ -179,8 +179,9 @@ def test_null_means_default(http: httpx.Client) -> None:
     names = (
         "top_p", "top_k", "min_p", "stream", "stream_options", "repetition_penalty", "presence_penalty", "stop", "n",
         "frequency_penalty", "stop_token_ids", "seed", "logprobs", "top_logprobs", "logit_bias", "min_tokens",
-        "skip_special_tokens", "mm_processor_kwargs", "chat_template_kwargs", "add_generation_prompt", "cache_salt",
-        "max_completion_tokens", "tools", "tool_choice", "response_format", "user", "include_stop_str_in_output",
+        "skip_special_tokens", "mm_processor_kwargs", "media_io_kwargs", "chat_template_kwargs", "cache_salt",
+        "add_generation_prompt", "max_completion_tokens", "tools", "tool_choice", "response_format", "user",
+        "include_stop_str_in_output",
     )  # fmt: skip
     assert text_of(http, **dict.fromkeys(names)) == text_of(http)
 
@@ -291,6 +292,26 @@ def test_mm_processor_kwargs(http: httpx.Client) -> None:
     messages = ask(image_part(picture(224, 224)))
     smaller = {"max_pixels": 112 * 112, "min_pixels": 28 * 28}
     assert prompt_tokens(http, messages) - prompt_tokens(http, messages, mm_processor_kwargs=smaller) == 64 - 16
+
+
+def test_options_of_one_part(http: httpx.Client) -> None:
+    """`max_pixels` and the like beside a URL or with it are for that picture alone."""
+    part = image_part(picture(224, 224))
+    smaller = {"max_pixels": 112 * 112, "min_pixels": 28 * 28}
+    both, beside = ask(part, part), ask(part, {**part, **smaller})
+    inside = ask(part, {**part, "image_url": {**part["image_url"], **smaller}})
+    assert [prompt_tokens(http, both) - prompt_tokens(http, other) for other in (beside, inside)] == [64 - 16] * 2
+
+
+def test_media_io_kwargs(http: httpx.Client) -> None:
+    """Four tokens for a pair of frames of 64 x 64; a clip of one file, and as a list of frames."""
+    frames = ",".join(data_url(picture(64, 64, seed)).partition(",")[2] for seed in range(8))
+    for url in (data_url(clip(8, 64), "video/mp4"), f"data:video/jpeg;base64,{frames}"):
+        messages = ask({"type": "video_url", "video_url": {"url": url}})
+        eight, four = (
+            prompt_tokens(http, messages, media_io_kwargs={"video": {"num_frames": count}}) for count in (8, 4)
+        )
+        assert eight - four == 2 * 4
 
 
 def test_chat_template_kwargs(http: httpx.Client) -> None:

@@ -40,6 +40,7 @@ from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
+from trifocal.multimodal.video import num_frames_to_choose_from
 from trifocal.multimodal.watch import timed
 from trifocal.tokenizer import Tokenizer, valid_text
 from trifocal.types import Modality, Prompt
@@ -47,6 +48,7 @@ from trifocal.types import Modality, Prompt
 _MAX_THREADS = 8
 _TEXT_THREADS = 2
 _CHARS_PER_TOKEN = 8  # more than any language has on average
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SEAM = 256  # tokens that a cut through a word or a sentinel may add
 T = TypeVar("T")
 
@@ -172,9 +174,9 @@ class PromptBuilder:
         if any(isinstance(source, str | list | tuple) for source in sources):
             sources = self._with_fetcher(partial(fetch_all, refs))
         items = [self._open(ref, source, own, cache_salt) for ref, source, own in zip(refs, sources, each, strict=True)]
-        self._check_media(token_ids, items)
+        self._check_media(token_ids, items, options)
         media = [self._load(item) for item in items]
-        return self._finish(token_ids, media, options, _text(prompt), cache_salt)
+        return self._finish(token_ids, media, options, _text(prompt), cache_salt, items)
 
     def render(
         self,
@@ -215,7 +217,7 @@ class PromptBuilder:
         if open_end is not None:
             text = open_end.cut(text)
         token_ids = self._tokenize(text, partial(self.tokenizer.encode_chat, protected=guard.protected), "messages")
-        self._check_media(token_ids, [])
+        self._check_media(token_ids, [], ItemOptions())
         return Rendered(guard.reveal(text), token_ids, conversation.media)
 
     async def aclose(self) -> None:
@@ -239,7 +241,7 @@ class PromptBuilder:
         if not refs:
             finish = partial(self._finish, rendered.token_ids, [], options, rendered.text, cache_salt)
             return await self._off_loop(finish)
-        each = self._item_options(refs, options)
+        each = await self._off_loop(partial(self._item_options, refs, options))
         with timed("fetch"):
             sources = await fetch_all(refs, fetcher)
         with timed("decode"):
@@ -248,10 +250,10 @@ class PromptBuilder:
                 for ref, source, own in zip(refs, sources, each, strict=True)
             ]
             items = await self._run_media(opens)
-            await self._run_media([partial(self._check_media, rendered.token_ids, items)])
+            await self._run_media([partial(self._check_media, rendered.token_ids, items, options)])
             media = await self._run_media([partial(self._load, item) for item in items])
         with timed("process"):
-            finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt)
+            finish = partial(self._finish, rendered.token_ids, media, options, rendered.text, cache_salt, items)
             [prompt] = await self._run_media([finish])
         return prompt
 
@@ -305,7 +307,7 @@ class PromptBuilder:
         if is_file and {"fps", "num_frames"} <= ref.options.keys():
             raise RequestError(f"{ref.where}: give fps or num_frames (nframes), not both", param=ref.where)
         facts = options.facts
-        seen = [(len(source) if isinstance(source, list) else 0, facts.fps)]
+        seen = [(0 if is_file else num_frames_to_choose_from(source, facts), facts.fps)]
 
         def sampler(num_frames: int, fps: float) -> FrameSample:
             seen.append((num_frames, fps))
@@ -331,11 +333,18 @@ class PromptBuilder:
         return self.processor.resized(modality, (num_frames, height, width), options)
 
     def _finish(
-        self, token_ids: list[int], media: list[Media], options: ItemOptions, text: str | None, salt: str | None
+        self,
+        token_ids: list[int],
+        media: list[Media],
+        options: ItemOptions,
+        text: str | None,
+        salt: str | None,
+        items: Sequence[OpenedItem] = (),
     ) -> Prompt:
         prompt = self.processor.build(token_ids, media, options.processor)
         if len(prompt.token_ids) > self.config.max_model_len:
             raise self._too_long(len(prompt.token_ids))
+        self._check_encoder_room(prompt, items)
         return replace(
             prompt,
             text=text,
@@ -351,12 +360,14 @@ class PromptBuilder:
         try:
             self.processor.check_options(seen_by_processor(self.config.mm_processor_kwargs))
         except RequestError as error:
-            raise ConfigError(f"--mm-processor-kwargs: {error.message}") from None
+            message = error.message.removeprefix("mm_processor_kwargs: ")
+            raise ConfigError(f"--mm-processor-kwargs: {message}") from None
         try:
             reading = reading_layer(self.config.media_io_kwargs)
             self._check_reading(reading)
         except RequestError as error:
-            raise ConfigError(f"--media-io-kwargs: {error.message}") from None
+            message = error.message.removeprefix("media_io_kwargs: ")
+            raise ConfigError(f"--media-io-kwargs: {message}") from None
         options = ItemOptions().overlaid(self.config.mm_processor_kwargs)
         return options.overlaid(reading, is_own=True, is_capped=True)
 
@@ -405,9 +416,10 @@ class PromptBuilder:
                     param="messages",
                 )
 
-    def _check_media(self, token_ids: Sequence[int], items: Sequence[OpenedItem]) -> None:
+    def _check_media(self, token_ids: Sequence[int], items: Sequence[OpenedItem], options: ItemOptions) -> None:
         """Refuse by the headers what will be too much: tokens, pixels to decode, pixels to hold."""
-        num_text = len(token_ids) - len(items)
+        num_images = sum(item.opened.modality == "image" for item in items)
+        num_text = len(token_ids) - len(items) + self.processor.num_label_tokens(num_images, options.processor)
         counts = [self._num_tokens(item) for item in items]
         error = self._excess(num_text + sum(counts), [item.sized for item in items])
         if error is None:
@@ -416,20 +428,36 @@ class PromptBuilder:
             raise error
 
         def fits(changed: Sequence[SizedItem]) -> bool:
-            try:
-                total = num_text + sum(self.processor.num_tokens(i.modality, i.size, i.options) for i in changed)
-            except RequestError:
-                return False
+            total = num_text + sum(self.processor.num_tokens(i.modality, i.size, i.options) for i in changed)
             return self._excess(total + 1, changed) is None  # an answer has at least one token
 
         largest = max(range(len(items)), key=counts.__getitem__)
         opened = items[largest].opened
         frames = "" if isinstance(opened, OpenedImage) else f" for {len(opened.sample.indices)} frames"
         hint = f"{opened.where} takes {counts[largest]} tokens{frames}."
+        message = f"{error.message.rstrip('.')}. {hint}{self._proposal(items, fits)}"
+        raise RequestError(message, param=error.param, code=error.code)
+
+    def _check_encoder_room(self, prompt: Prompt, items: Sequence[OpenedItem]) -> None:
+        """Refuse an item of more embeddings than the encoder's cache holds, as the engine would, with a proposal."""
+        room = self.config.encoder_cache_bytes // (self.config.spec.text.hidden_size * _DTYPE_BYTES[self.config.dtype])
+        largest = max(prompt.media, key=lambda item: item.span.num_embeds, default=None)
+        if largest is None or largest.span.num_embeds <= room:
+            return
+
+        def fits(changed: Sequence[SizedItem]) -> bool:
+            return all(self.processor.num_tokens(i.modality, i.size, i.options) <= room for i in changed)
+
+        raise RequestError(
+            f"one {largest.modality} takes {largest.span.num_embeds} embeddings, above the {room} that the encoder "
+            f"cache holds (--encoder-cache-gib); send less.{self._proposal(items, fits)}",
+            param="messages",
+            status=413,
+        )
+
+    def _proposal(self, items: Sequence[OpenedItem], fits: Callable[[Sequence[SizedItem]], bool]) -> str:
         found = proposals(items, self.processor, fits)
-        if found:
-            hint += f" It would fit with {' or '.join(found)}, in mm_processor_kwargs or beside each URL."
-        raise RequestError(f"{error.message.rstrip('.')}. {hint}", param=error.param, code=error.code)
+        return f" It would fit with {' or '.join(found)} (in mm_processor_kwargs or in each part)." if found else ""
 
     def _excess(self, total: int, items: Sequence[SizedItem]) -> RequestError | None:
         """The error about a prompt of `total` tokens with these items, if it is too much."""

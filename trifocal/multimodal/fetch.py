@@ -23,6 +23,7 @@ T = TypeVar("T")
 MAX_BYTES: dict[Modality, int] = {"image": 128 << 20, "video": 512 << 20}
 MAX_REQUEST_BYTES = 1 << 30
 MAX_FRAME_FILES = 8192  # of one clip that is a list of pictures
+MAX_FRAME_LINKS = 999  # as many as pictures in a prompt: nobody's server is to be asked for thousands
 _FRAMES_HEAD = "data:video/jpeg;base64"
 _FETCHES_AT_ONCE = 8  # of one request
 _MAX_SHOWN = 128  # characters of a URL in an error
@@ -107,6 +108,9 @@ async def fetch_all(refs: Sequence[MediaRef], fetcher: Fetcher) -> list[Any]:
     async def fetch(source: Any, modality: Modality, where: str) -> Any:
         if modality == "video" and isinstance(source, list):
             _check_frame_count(len(source), where)
+            num_links = sum(isinstance(frame, str) and frame[:4].lower() == "http" for frame in source)
+            if num_links > MAX_FRAME_LINKS:
+                raise _refusal(where, f"{num_links} frames are to be fetched, at most {MAX_FRAME_LINKS} are")
             frames = enumerate(source)
             return await run_all([fetch(frame, "image", f"{where}[{index}]") for index, frame in frames])
         if is_with_metadata(source):
@@ -165,16 +169,16 @@ def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
 
 
 def _is_frame_list(url: str) -> bool:
-    head, comma, _ = url[:64].partition(",")
+    head, comma, _ = url[:64].lstrip().partition(",")
     return bool(comma) and head.replace(" ", "").lower() == _FRAMES_HEAD
 
 
 def _decode_frames(url: str, where: str) -> list[bytes]:
-    if len(url) > MAX_BYTES["video"] * 4 // 3:
-        raise _too_large(where, "video")
-    num_frames = url.count(",")
+    num_frames, start = url.count(","), url.index(",") + 1
     _check_frame_count(num_frames, where)
-    frames, start = [], url.index(",") + 1
+    if len(url) - start > MAX_BYTES["video"] * 4 // 3 + 5 * num_frames:  # a comma and the rounding of each
+        raise _too_large(where, "video")
+    frames = []
     for index in range(num_frames):  # one by one: no second copy of all of them
         end = url.find(",", start)
         frame = url[start : len(url) if end < 0 else end]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from trifocal.errors import RequestError
 from trifocal.multimodal.image import OpenedImage
 from trifocal.multimodal.item_options import ItemOptions, Options
 from trifocal.multimodal.processor import Processor
@@ -65,7 +66,10 @@ def proposals(
     for name, least, most, step in ranges:
 
         def is_enough(value: int, name: str = name) -> bool:
-            return fits([item.with_option(name, value, processor) for item in items])
+            try:
+                return fits([item.with_option(name, value, processor) for item in items])
+            except RequestError:  # it is below another option, or makes a strip that the family does not take
+                return False
 
         value = greatest(least, most, step, is_enough)
         if value is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trifocal.errors import RequestError
-from trifocal.multimodal.part_options import is_count, is_rate
+from trifocal.multimodal.part_options import COUNT_SCHEMA, MOST_NUMBER, RATE_SCHEMA, is_count, is_rate
 from trifocal.multimodal.video import DEFAULT_FRAMES_FPS, FrameFacts
 
 Options = Mapping[str, Any]
@@ -30,30 +30,31 @@ _MAX_SHOWN = 60
 class ItemOptions:
     """One item's options: `processor` is what its family's processor takes, but for `fps` and `num_frames`.
 
-    `frames` has those two. `is_capped`: they are of media_io_kwargs, two limits of which the lower holds, and
-    `num_frames` may be -1. `is_own`: they are of media_io_kwargs or of the part, where `fps` of a clip that is sent as
-    frames is the rate of these. `metadata`: see `FrameFacts`.
+    `frames` has those two, for a file. `is_capped`: they are of media_io_kwargs, two limits of which the lower holds,
+    and `num_frames` may be -1. For a clip that is sent as frames, `fps` of media_io_kwargs or of the part is the `rate`
+    of these, and that of mm_processor_kwargs is `target_fps`, the one to choose frames by, and otherwise their rate if
+    nothing else is; a list has one for each clip. `metadata`: see `FrameFacts`.
     """
 
     processor: Options = field(default_factory=dict)
     frames: Options = field(default_factory=dict)
     metadata: Options = field(default_factory=dict)
+    rate: float | None = None
+    target_fps: float | list[float] | None = None
     is_capped: bool = False
-    is_own: bool = False
 
     @property
     def facts(self) -> FrameFacts:
         """What they say of a clip that is sent as frames."""
-        metadata, fps, most = self.metadata, self.frames.get("fps"), self.frames.get("num_frames")
-        if self.is_own and fps is not None:
-            metadata = {"fps": fps, **metadata}
-        return FrameFacts(metadata, None if most == _NO_LIMIT else most, fps or DEFAULT_FRAMES_FPS)
+        assert not isinstance(self.target_fps, list)
+        metadata = self.metadata if self.rate is None else {"fps": self.rate, **self.metadata}
+        return FrameFacts(metadata, self._most_frames, self.target_fps or DEFAULT_FRAMES_FPS)
 
     def for_file(self, total: int, fps: float) -> Options:
         """The processor's options for choosing frames of a clip of `total` frames at `fps`."""
         wanted = dict(self.frames)
         if self.is_capped and "num_frames" in wanted:
-            most = total if wanted["num_frames"] == _NO_LIMIT else wanted["num_frames"]
+            most = self._most_frames or total
             if "fps" in wanted:
                 most = min(most, max(math.floor(total / fps * wanted.pop("fps")), 1))
             wanted["num_frames"] = min(most, total)
@@ -61,35 +62,41 @@ class ItemOptions:
 
     def for_frames(self) -> Options:
         """The same for a clip that is sent as frames."""
-        wanted = dict(self.frames)
-        if self.is_own:
-            wanted.pop("fps", None)
-        if wanted.get("num_frames") == _NO_LIMIT:
-            del wanted["num_frames"]
-        return {**self.processor, **wanted}
+        wanted = {"fps": self.target_fps, "num_frames": self._most_frames}  # the family lets the number rule
+        return {**self.processor, **{name: value for name, value in wanted.items() if value is not None}}
+
+    @property
+    def _most_frames(self) -> int | None:
+        most = self.frames.get("num_frames")
+        return None if most == _NO_LIMIT else most
 
     def of_item(self, own: Options, video_index: int = 0) -> ItemOptions:
         """Those of an item whose part says `own`, the `video_index`-th clip: its `fps` is taken from a list of them."""
-        fps = self.frames.get("fps")
         options = self
-        if isinstance(fps, list):
-            options = replace(self, frames={**self.frames, "fps": fps[video_index % len(fps)]})
+        if isinstance(self.target_fps, list):
+            fps = self.target_fps[video_index % len(self.target_fps)]
+            frames = {**self.frames, "fps": fps} if isinstance(self.frames.get("fps"), list) else self.frames
+            options = replace(self, frames=frames, target_fps=fps)
         return options.overlaid(own, is_own=True)
 
     def overlaid(self, over: Options, *, is_own: bool = False, is_capped: bool = False) -> ItemOptions:
-        """These options with a later layer over them, where `None` takes back what was said before."""
+        """These options with a later layer over them, where `None` takes back what was said before.
+
+        `is_own`: it is not mm_processor_kwargs. `is_capped`: it is media_io_kwargs.
+        """
         said = {name: value for name, value in over.items() if name in _FRAME_NAMES and value is not None}
         kept = {name: value for name, value in self.frames.items() if name not in over}
         metadata = {name: over[name] for name in _METADATA if over.get(name) is not None}
         rest = {name: value for name, value in over.items() if name not in (*_FRAME_NAMES, *_METADATA)}
         processor = {name: value for name, value in self.processor.items() if name not in rest}
         return ItemOptions(
-            # The later of two that speak of the same rules, so the order of the layers is that of the names.
-            {**processor, **{name: value for name, value in rest.items() if value is not None}},
-            said or kept,
-            {**self.metadata, **metadata},
-            is_capped if said else self.is_capped,
-            is_own if said else self.is_own,
+            # Where two names speak of the same, the later rules: names are in the order of their layers.
+            processor={**processor, **{name: value for name, value in rest.items() if value is not None}},
+            frames=said or kept,
+            metadata={**self.metadata, **metadata},
+            rate=over["fps"] if is_own and "fps" in over else self.rate,
+            target_fps=over["fps"] if not is_own and "fps" in over else self.target_fps,
+            is_capped=is_capped if said else self.is_capped,
         )
 
 
@@ -121,7 +128,7 @@ def renamed_option_errors(place: str, param: str) -> Iterator[None]:
 
 def check_list(options: ItemOptions, num_videos: int) -> None:
     """Raise `RequestError` if a list of `fps` is neither one number nor one for each of `num_videos` clips."""
-    fps = options.frames.get("fps")
+    fps = options.target_fps
     if isinstance(fps, list) and num_videos and len(fps) not in (1, num_videos):
         raise _bad("mm_processor_kwargs", f"fps is a list of {len(fps)}, but there are {num_videos} clips")
 
@@ -137,41 +144,75 @@ def reading_layer(kwargs: Options) -> Options:
         if options is not None and not isinstance(options, Mapping):
             raise _bad("media_io_kwargs", f"{modality} must be an object, got {_shown(options)}")
     for name, value in (kwargs.get("image") or {}).items():
-        _check_neutral("image", name, value, {"image_mode": ("RGB",), "rgba_background_color": (_WHITE,)})
+        _check_neutral("image", name, value, _NEUTRAL_IMAGE)
     said = {}
     for name, value in (kwargs.get("video") or {}).items():
         if name in _CHECKS:
-            meaning, is_right = _CHECKS[name]
-            if value is not None and not is_right(value):
-                raise _bad("media_io_kwargs", f"video: {name} must be {meaning}, got {_shown(value)}")
+            check = _CHECKS[name]
+            if value is not None and not check.is_right(value):
+                raise _bad("media_io_kwargs", f"video: {name} must be {check.meaning}, got {_shown(value)}")
             if not (name == "fps" and value == _NO_LIMIT):
                 said[name] = value
         else:
-            _check_neutral("video", name, value, _NEUTRAL)
+            _check_neutral("video", name, value, _NEUTRAL_VIDEO)
     return said
 
 
-_CHECKS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "num_frames": ("an integer of at least 1, or -1 for all", lambda value: is_count(value) or _is_no_limit(value)),
-    "fps": ("a positive number, or -1 for no limit", lambda value: is_rate(value) or _is_no_limit(value)),
-    "do_sample_frames": ("true or false", lambda value: isinstance(value, bool)),
-    "total_num_frames": ("an integer of at least 1", is_count),
-    "duration": ("a positive number", is_rate),
-    "frames_indices": (
-        "a list of integers",
-        lambda value: isinstance(value, list) and all(type(index) is int and index >= 0 for index in value),
+def media_io_schema() -> dict[str, Any]:
+    """What `reading_layer` takes, as JSON Schema."""
+    video = {
+        **{name: {"anyOf": [check.schema, {"type": "null"}]} for name, check in _CHECKS.items()},
+        **{name: {"enum": [None, *values]} for name, values in _NEUTRAL_VIDEO.items()},
+    }
+    image = {name: {"enum": [None, *values]} for name, values in _NEUTRAL_IMAGE.items()}
+    properties = {
+        modality: {"type": ["object", "null"], "properties": options, "additionalProperties": False}
+        for modality, options in (("image", image), ("video", video))
+    }
+    return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
+
+
+def _is_index(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MOST_NUMBER
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """What an option must be, in words, as a test and as JSON Schema."""
+
+    meaning: str
+    is_right: Callable[[Any], bool]
+    schema: Mapping[str, Any]
+
+
+_CHECKS: Mapping[str, _Check] = {
+    "num_frames": _Check(
+        "an integer of at least 1, or -1 for all",
+        lambda value: is_count(value) or (type(value) is int and value == _NO_LIMIT),
+        {"anyOf": [COUNT_SCHEMA, {"enum": [_NO_LIMIT]}]},
+    ),
+    "fps": _Check(
+        "a positive number, or -1 for no limit",
+        lambda value: is_rate(value) or (type(value) in (int, float) and value == _NO_LIMIT),
+        {"anyOf": [RATE_SCHEMA, {"enum": [_NO_LIMIT]}]},
+    ),
+    "do_sample_frames": _Check("true or false", lambda value: isinstance(value, bool), {"type": "boolean"}),
+    "total_num_frames": _Check("an integer of at least 1", is_count, COUNT_SCHEMA),
+    "duration": _Check("a positive number", is_rate, RATE_SCHEMA),
+    "frames_indices": _Check(
+        "a list of integers of at least 0",
+        lambda value: isinstance(value, list) and all(map(_is_index, value)),
+        {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MOST_NUMBER}},
     ),
 }
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+# Options of vLLM that are not done here, and the values that ask for what is done.
+_NEUTRAL_IMAGE: Mapping[str, tuple[Any, ...]] = {"image_mode": ("RGB",), "rgba_background_color": (_WHITE,)}
+_NEUTRAL_VIDEO: Mapping[str, tuple[Any, ...]] = {
     "video_backend": _BACKENDS,
     "backend": _BACKENDS,
     "frame_recovery": (False,),
     "max_duration": (),
 }
-
-
-def _is_no_limit(value: object) -> bool:
-    return type(value) in (int, float) and value == _NO_LIMIT
 
 
 def _check_neutral(modality: str, name: object, value: Any, neutral: Mapping[str, tuple[Any, ...]]) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from trifocal.multimodal.messages import MEDIA_TYPES, PASSED_ON, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
-from trifocal.multimodal.part_options import MOST_NUMBER, PART_OPTIONS, Kind
+from trifocal.multimodal.part_options import COUNT_SCHEMA, PART_OPTIONS, RATE_SCHEMA, Kind
 
 Schema = dict[str, Any]
 _STRING: Schema = {"type": "string"}
 _URL: Schema = {"type": "string", "minLength": 1}
 _ROLE: Schema = {"type": "string", "minLength": 1, "description": "any that the chat template knows"}
 _OPTION_KINDS: dict[Kind, Schema] = {
-    "count": {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER},
-    "rate": {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_NUMBER},
+    "count": COUNT_SCHEMA,
+    "rate": RATE_SCHEMA,
     "flag": {"type": "boolean"},
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from trifocal.errors import RequestError
@@ -26,6 +25,8 @@ def is_rate(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_NUMBER
 
 
+COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER}
+RATE_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_NUMBER}
 _KINDS: dict[Kind, tuple[str, Callable[[object], bool]]] = {
     "count": ("an integer of at least 1", is_count),
     "rate": ("a positive number", is_rate),
@@ -41,6 +42,7 @@ class PartOption:
     modalities: tuple[Modality, ...] = ("image", "video")
 
 
+_PICTURE: tuple[Modality, ...] = ("image",)
 _CLIP: tuple[Modality, ...] = ("video",)
 PART_OPTIONS: Mapping[str, PartOption] = {
     "min_pixels": PartOption("count"),
@@ -48,8 +50,13 @@ PART_OPTIONS: Mapping[str, PartOption] = {
     "resized_height": PartOption("count"),
     "resized_width": PartOption("count"),
     "max_slice_nums": PartOption("count"),
-    "min_dynamic_patch": PartOption("count", ("image",)),
-    "max_dynamic_patch": PartOption("count", ("image",)),
+    "min_dynamic_patch": PartOption("count", _PICTURE),
+    "max_dynamic_patch": PartOption("count", _PICTURE),
+    "min_patches": PartOption("count", _PICTURE),
+    "max_patches": PartOption("count", _PICTURE),
+    "dynamic_image_size": PartOption("flag", _PICTURE),
+    "crop_to_patches": PartOption("flag", _PICTURE),
+    "use_thumbnail": PartOption("flag", _PICTURE),
     "total_pixels": PartOption("count", _CLIP),
     "fps": PartOption("rate", _CLIP),
     "nframes": PartOption("count", _CLIP),
@@ -61,6 +68,7 @@ PART_OPTIONS: Mapping[str, PartOption] = {
 """Options by name; which of them a model's family has is its processor's affair."""
 
 _UNAVAILABLE = ("video_start", "video_end", "raw_fps", "sample_fps")  # qwen-vl-utils has them
+_OF_A_PROMPT = ("use_image_id",)
 _ALIASES = {"nframes": "num_frames"}
 _MAX_SHOWN = 60
 
@@ -90,16 +98,26 @@ def _is_option(name: object, modality: Modality, place: str) -> bool:
     path = f"{place}.{name}"
     if name in _UNAVAILABLE:
         raise _bad(path, "is not available")
+    if name in _OF_A_PROMPT:
+        raise _bad(path, "is for a whole prompt: put it into mm_processor_kwargs")
     option = PART_OPTIONS.get(name)
     if option is None:
-        near = get_close_matches(name, PART_OPTIONS, n=1, cutoff=0.85)
-        if near:
-            raise _bad(path, f"is not known; did you mean {near[0]}?")
+        near = _BY_LETTERS.get(_letters(name))
+        if near is not None:
+            raise _bad(path, f"is not known; did you mean {near}?")
         return False
     if modality not in option.modalities:
         this, other = ("picture", "clips") if modality == "image" else ("clip", "pictures")
         raise _bad(path, f"is for {other}, and this part is a {this}")
     return True
+
+
+def _letters(name: str) -> str:
+    """A name without what people vary: `maxPixel`, `max-pixels` and `max_pixels` are alike."""
+    return name.replace("_", "").replace("-", "").lower().replace("resized", "resize").removesuffix("s")
+
+
+_BY_LETTERS = {_letters(name): name for name in PART_OPTIONS}
 
 
 def _check(name: str, value: object, path: str) -> None:

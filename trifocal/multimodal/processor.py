@@ -91,6 +91,10 @@ class Processor(ABC):
     def num_tokens(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> int:
         """Prompt positions of an item of `size` (sampled frames, height, width), known before any pixel work."""
 
+    def num_label_tokens(self, num_images: int, options: Mapping[str, Any]) -> int:
+        """Prompt positions that the numbers of a prompt's images take, where a family writes them."""
+        return 0
+
     @abstractmethod
     def build(self, token_ids: Sequence[int], media: Sequence[Media], options: Mapping[str, Any]) -> Prompt:
         """Expand the placeholders in `token_ids` (one per item), preprocess `media` and compute positions.

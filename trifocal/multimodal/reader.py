@@ -81,7 +81,13 @@ class MediaReader:
             opened = self._open_file(source, sampler, where, self._cache.name(source, salt))
             self.limits.check_frames(len(opened.sample.indices), where)
             return opened
-        return open_frames(source, sampler, where, self.limits, partial(self.open_image, salt=salt), facts)
+        check_time = self._clock("video", where)
+
+        def open_one(frame: Any, place: str) -> OpenedImage:
+            check_time()
+            return self.open_image(frame, place, salt=salt)
+
+        return open_frames(source, sampler, where, self.limits, open_one, facts)
 
     def load_video(self, opened: OpenedVideo, target: TargetSize | None = None) -> Video:
         """Decode the chosen frames and no others, each scaled to `target` at once."""
@@ -116,16 +122,15 @@ class MediaReader:
         self._pool.close()
 
     def _load_pictures(self, opened: OpenedVideo, pictures: Sequence[OpenedImage], target: TargetSize | None) -> Video:
-        """A clip whose frames are pictures, within the time of one clip."""
-        end = time.monotonic() + self.limits.timeout("video")
+        """A clip whose frames are pictures."""
+        check_time = self._clock("video", opened.where)
 
         def size_of(_: int, height: int, width: int) -> tuple[int, int]:
             return (height, width) if target is None else target(len(pictures), height, width)
 
         frames = np.empty((len(pictures), *size_of(1, opened.height, opened.width), 3), np.uint8)
         for index, picture in enumerate(pictures):
-            if time.monotonic() > end:
-                raise self._too_slow("video", opened.where)
+            check_time()
             pixels = self.load_image(picture, size_of).pixels
             if pixels.shape != frames.shape[1:]:  # turned by EXIF data that only decoding found
                 raise refusal(opened.where, "the frames of a video must be of one size and lie the same way")
@@ -164,6 +169,16 @@ class MediaReader:
             raise refusal(where, f"the {modality} makes its decoder fail ({error})") from None
         except DecoderSlowError:
             raise self._too_slow(modality, where) from None
+
+    def _clock(self, modality: Modality, where: str) -> Callable[[], None]:
+        """A check to make between the jobs of one item: raises once they take longer than one job may."""
+        end = time.monotonic() + self.limits.timeout(modality)
+
+        def check() -> None:
+            if time.monotonic() > end:
+                raise self._too_slow(modality, where)
+
+        return check
 
     def _too_slow(self, modality: Modality, where: str) -> RequestError:
         seconds = self.limits.timeout(modality)

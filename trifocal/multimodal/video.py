@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def open_frames(
     fps = _rate(metadata, count, where)
     sample = _sample(count, fps, sampler, metadata, facts, where)
     limits.check_frames(len(sample.indices), where)
-    is_fixed = metadata.get("do_sample_frames") is False
+    is_fixed = _is_fixed(metadata)
     if isinstance(source, np.ndarray):
         height, width = source.shape[1:3]
         return OpenedVideo(source, count, fps or facts.fps, height, width, sample, where, is_fixed=is_fixed)
@@ -110,6 +111,15 @@ def open_frames(
     return OpenedVideo(chosen, count, fps or facts.fps, *sizes[0], sample, where, is_fixed=is_fixed)
 
 
+def num_frames_to_choose_from(source: Any, facts: FrameFacts) -> int:
+    """Frames of a clip that is sent as frames; 0 if its metadata say that all of them are to be used."""
+    metadata = facts.metadata
+    if is_with_metadata(source):
+        source, metadata = source[0], {**metadata, **source[1]}
+    is_list = is_array(source) or isinstance(source, list | tuple)
+    return len(source) if is_list and not _is_fixed(metadata) else 0
+
+
 def load_frames(opened: OpenedVideo, target: TargetSize | None = None) -> Video:
     """The chosen frames of an array, scaled one by one."""
     assert isinstance(opened.source, np.ndarray)
@@ -118,12 +128,16 @@ def load_frames(opened: OpenedVideo, target: TargetSize | None = None) -> Video:
     return Video(np.stack([np.asarray(scaled(p, len(indices), target)) for p in pictures]), opened.sample.fps)
 
 
+def _is_fixed(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("do_sample_frames") is not None and not metadata["do_sample_frames"]
+
+
 def _rate(metadata: Mapping[str, Any], count: int, where: str) -> float | None:
     """Frames a second of the frames that came; None where the metadata do not say."""
     fps, total, duration = (_number(metadata, name, where) for name in ("fps", "total_num_frames", "duration"))
     indices = metadata.get("frames_indices")
-    if indices is not None and len(indices) != count:
-        raise refusal(where, f"frames_indices names {len(indices)} frames, but {count} came")
+    if indices is not None and np.size(indices) != count:
+        raise refusal(where, f"frames_indices names {np.size(indices)} frames, but {count} came")
     if fps is None and duration is not None:
         return count / duration
     return fps * count / total if fps is not None and total is not None and indices is not None else fps
@@ -133,7 +147,7 @@ def _sample(
     count: int, fps: float | None, sampler: Sampler, metadata: Mapping[str, Any], facts: FrameFacts, where: str
 ) -> FrameSample:
     is_asked = metadata.get("do_sample_frames")
-    if is_asked is not None and not isinstance(is_asked, bool):
+    if is_asked is not None and not isinstance(is_asked, bool | np.bool_):
         raise refusal(where, f"do_sample_frames must be true or false, got {str(is_asked)[:40]!r}")
     if is_asked and fps is None and facts.num_frames is None:
         raise refusal(where, "do_sample_frames needs to know fps, the rate of the frames that came, or num_frames")
@@ -147,6 +161,8 @@ def _number(metadata: Mapping[str, Any], name: str, where: str) -> float | None:
     value = metadata.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    is_number = not isinstance(value, bool) and isinstance(value, Real)  # numpy's are such, too
+    number = float(value) if is_number else 0.0
+    if not 0 < number < math.inf:
         raise refusal(where, f"{name} of a video's metadata must be a positive number, got {str(value)[:40]!r}")
-    return float(value)
+    return number

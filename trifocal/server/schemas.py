@@ -13,9 +13,19 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from trifocal.errors import RequestError
+from trifocal.multimodal.item_options import media_io_schema, reading_layer
 from trifocal.multimodal.message_schema import message_schema
 from trifocal.sampling_params import BIAS_BOUNDS, SAMPLING_BOUNDS, TOKEN_ID_BOUNDS, Bounds, SamplingParams
 from trifocal.server.extras import extras_schema
@@ -45,6 +55,11 @@ def _are_numbers(values: Iterable[object]) -> bool:
     return all(type(value) in (int, float) for value in values)
 
 
+def _media_io(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    reading_layer(value or {})
+    return value
+
+
 Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool | Literal[0, 1])]
 Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # what the engine's tensors hold
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -54,6 +69,7 @@ Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text |
 Ints = Annotated[list[Int32], Field(fail_fast=True)]
 Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
 Messages = Annotated[list[Message], Field(fail_fast=True)]
+MediaIo = Annotated[dict[str, Any] | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]
 _MAX_BIASES = 1 << 18  # more than any vocabulary has tokens
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 
@@ -185,7 +201,7 @@ class Conversation(Body):
     continue_final_message: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
-    media_io_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: MediaIo = None
 
     @model_validator(mode="after")
     def _check_turn(self) -> Conversation:

@@ -123,6 +123,12 @@ class MiniCPMVProcessor(Processor):
         plan = self._plan(modality, width, height, MediaOptions.parse(options))
         return num_frames * (len(self._expand(plan).ids) + len(self._newline)) - len(self._newline)
 
+    def num_label_tokens(self, num_images: int, options: Mapping[str, Any]) -> int:
+        """`<image_id>0</image_id>` and so on, where images are numbered."""
+        if not self._numbers_images(MediaOptions.parse(options)):
+            return 0
+        return sum(len(self._image_id(index)) for index in range(num_images))
+
     def build(self, token_ids: Sequence[int], media: Sequence[Media], options: Mapping[str, Any]) -> Prompt:
         """Expand the placeholders and preprocess `media`. See `Processor.build`."""
         parsed = MediaOptions.parse(options)

@@ -57,7 +57,8 @@ class PixelLimits:
 class MediaOptions:
     """mm_processor_kwargs of this family; `None` where they do not say. `num_frames` is set only where it rules.
 
-    `resized_height` and `resized_width`: the size to start from in place of an item's own, as in qwen-vl-utils.
+    `resized_height` and `resized_width`: the size to start from in place of an item's own, within the limits of a
+    picture even for frames, as in qwen-vl-utils.
     """
 
     min_pixels: int | None = None

@@ -144,12 +144,13 @@ class Qwen2_5_VLProcessor(Processor):
     def _size(
         self, modality: Modality, num_frames: int, height: int, width: int, options: MediaOptions
     ) -> tuple[int, int]:
-        if modality == "image":
+        if options.resized_height is not None and options.resized_width is not None:
+            height, width = options.resized_height, options.resized_width
+            limits = options.image_limits(self._limits)
+        elif modality == "image":
             limits = options.image_limits(self._limits)
         else:
             limits = options.frame_limits(self._limits, num_frames)
-        if options.resized_height is not None and options.resized_width is not None:
-            height, width = options.resized_height, options.resized_width
         return smart_resize(height, width, self._layout.factor, limits)
 
     def _num_tokens(self, grid: tuple[int, int, int]) -> int:
