@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from trifocal.multimodal.messages import MEDIA_TYPES, PASSED_ON, ROLES, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
+from trifocal.multimodal.message_fields import MESSAGE, PARTS, SOURCE, Scope
+from trifocal.multimodal.messages import (
+    MEDIA_TYPES,
+    PASSED_ON,
+    ROLES,
+    TEXT_TYPES,
+    TYPELESS,
+    URL_FIELDS,
+    field_of,
+    text_field_of,
+)
 
 Schema = dict[str, Any]
 _STRING: Schema = {"type": "string"}
@@ -15,32 +26,41 @@ def message_schema() -> Schema:
     """Schema of one message; what it allows `MessageParser` takes, but for media that cannot be had."""
     content = {"anyOf": [_STRING, {"type": "array", "items": _part()}]}
     optional = {name: _or_null(_STRING) for name in PASSED_ON}
+    optional |= {"tool_calls": _or_null(_tool_calls()), **_refused(MESSAGE)}
     others = [role for role in ROLES if role != "assistant"]
     question = _object({"role": {"enum": others}, "content": content, **optional}, ["role", "content"])
-    calls = {"tool_calls": _or_null(_tool_calls())}
-    answer = _object({"role": {"enum": ["assistant"]}, "content": _or_null(content), **calls, **optional}, ["role"])
+    answer = _object({"role": {"enum": ["assistant"]}, "content": _or_null(content), **optional}, ["role"])
     return {"title": "Message", "anyOf": [question, answer]}
 
 
 def _part() -> Schema:
-    texts = [
-        _object({"type": {"enum": [kind]}, text_field_of(kind): _STRING}, ["type", text_field_of(kind)])
-        for kind in TEXT_TYPES
-    ]
-    media = [_media_part(kind) for kind in MEDIA_TYPES]
-    return {"title": "Part", "anyOf": [*texts, *media, _STRING]}
+    typed = [_typed_part({"enum": [kind]}, kind, ["type"]) for kind in (*TEXT_TYPES, *MEDIA_TYPES)]
+    nothing: Schema = {"enum": [None, False, "", 0, [], {}]}
+    typeless = [_typed_part(nothing, kind, [], TYPELESS[:index]) for index, kind in enumerate(TYPELESS)]
+    return {"title": "Part", "anyOf": [*typed, *typeless, _STRING]}
 
 
-def _media_part(kind: str) -> Schema:
-    name = field_of(kind)
-    source: Schema = {"anyOf": [_URL, _object({"url": _URL}, ["url"])]} if name in URL_FIELDS else _URL
-    return _object({"type": {"enum": [kind]}, name: source}, ["type", name])
+def _typed_part(type_: Schema, kind: str, required: list[str], absent: Iterable[str] = ()) -> Schema:
+    """A part of a type that it gives, or of that of its field where it has none of the fields `absent`."""
+    is_media = kind in MEDIA_TYPES
+    name = field_of(kind) if is_media else text_field_of(kind)
+    fields = {"type": type_, **_refused(PARTS[kind]), name: _source(name) if is_media else _STRING}
+    return _object({**fields, **{other: {"type": "null"} for other in absent}}, [*required, name])
+
+
+def _source(name: str) -> Schema:
+    return {"anyOf": [_URL, _object({"url": _URL, **_refused(SOURCE)}, ["url"])]} if name in URL_FIELDS else _URL
+
+
+def _refused(scope: Scope) -> Schema:
+    return {name: refused.schema() for name, refused in scope.refused.items()}
 
 
 def _tool_calls() -> Schema:
     arguments = {"anyOf": [{"type": "object"}, {"type": "string", "contentMediaType": "application/json"}]}
-    function = _object({"name": _STRING, "arguments": arguments}, ["name"])
-    return {"type": "array", "items": _object({"function": function}, ["function"])}
+    function = _object({"name": _STRING, "arguments": _or_null(arguments)}, ["name"])
+    labels = {name: _or_null(_STRING) for name in ("id", "type")}
+    return {"type": "array", "items": _object({"function": function, **labels}, ["function"])}
 
 
 def _object(properties: Schema, required: list[str]) -> Schema:
