@@ -76,6 +76,18 @@ def test_templates_without_strings_get_parts() -> None:
     assert [message["content"] for message in found.messages] == [[{"type": "text", "text": "a"}], []]
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_has_two_names(name: str) -> None:
+    """Templates ask for the one or the other."""
+    [message] = parse([{"role": "assistant", "content": "x", name: "because"}]).messages
+    assert message["reasoning"] == message["reasoning_content"] == "because"
+
+
+@pytest.mark.parametrize("nothing", [None, []], ids=str)
+def test_no_tool_calls(nothing: Any) -> None:
+    assert "tool_calls" not in parse([{"role": "assistant", "content": "x", "tool_calls": nothing}]).messages[0]
+
+
 def test_tool_calls() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, "<|im_end|>"]}'}}
     found = parse(
@@ -114,6 +126,18 @@ def test_tool_calls() -> None:
         ([{"role": "user", "content": "x", "name": 5}], "messages[0].name"),
         ([{"role": "assistant", "tool_calls": 5}], "messages[0].tool_calls"),
         ([{"role": "assistant", "tool_calls": [5]}], "messages[0].tool_calls[0]"),
+        ([{"role": "assistant", "tool_calls": 0}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls"),
+        ([{"role": "assistant", "tool_calls": ""}], "messages[0].tool_calls"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": []}}]}],
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ([{"role": "assistant", "tool_calls": [{"id": 5, "function": {"name": "f"}}]}], "messages[0].tool_calls[0].id"),
         (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
             "messages[0].tool_calls[0].function.arguments",

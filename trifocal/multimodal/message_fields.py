@@ -57,14 +57,15 @@ class Scope:
 LABEL = "a label for the client's own use"
 CACHE = "prompts are cached without being told"
 TOOLS = "tool calls"
+_OF_ANSWERS = "a part of answers that is not for the model"
 
 MESSAGE = Scope(
     known=frozenset({"role", "content", "tool_calls", *PASSED_ON}),
     hints={
         "id": LABEL,
-        "annotations": "a part of answers that is not for the model",
-        "parsed": "a part of answers that is not for the model",
-        "refusal": "a part of answers that is not for the model",
+        "annotations": _OF_ANSWERS,
+        "parsed": _OF_ANSWERS,
+        "refusal": _OF_ANSWERS,
         "cache_control": CACHE,
     },
     refused={
@@ -88,7 +89,7 @@ _MEDIA_OPTIONS = {
         "min_frames", "max_frames", "video_start", "video_end", "max_dynamic_patch", "min_dynamic_patch",
     )
 }  # fmt: skip
-_PART_HINTS = {"cache_control": CACHE, "prompt_cache_breakpoint": CACHE, "annotations": "a part of answers that is not for the model"}
+_PART_HINTS = {"cache_control": CACHE, "prompt_cache_breakpoint": CACHE, "annotations": _OF_ANSWERS}
 
 SOURCE = Scope(known=frozenset({"url"}), hints=_MEDIA_HINTS, refused=_MEDIA_OPTIONS)
 """The object of a media part that holds its URL."""

@@ -25,8 +25,9 @@ _URL: Schema = {"type": "string", "minLength": 1}
 def message_schema() -> Schema:
     """Schema of one message; what it allows `MessageParser` takes, but for media that cannot be had."""
     content = {"anyOf": [_STRING, {"type": "array", "items": _part()}]}
-    optional = {name: _or_null(_STRING) for name in PASSED_ON}
-    optional |= {"tool_calls": _or_null(_tool_calls()), **_refused(MESSAGE)}
+    optional: Schema = {name: _or_null(_STRING) for name in PASSED_ON}
+    optional["tool_calls"] = _or_null(_tool_calls())
+    optional |= _refused(MESSAGE)
     others = [role for role in ROLES if role != "assistant"]
     question = _object({"role": {"enum": others}, "content": content, **optional}, ["role", "content"])
     answer = _object({"role": {"enum": ["assistant"]}, "content": _or_null(content), **optional}, ["role"])

@@ -177,6 +177,15 @@ def _string(value: object, where: str) -> str:
     return value
 
 
+def _check_types(call: Mapping[str, Any], where: str) -> None:
+    for name in ("id", "type"):
+        if call.get(name) is not None:
+            _string(call[name], f"{where}.{name}")
+    arguments, path = call["function"].get("arguments"), f"{where}.function.arguments"
+    if not isinstance(arguments, str | Mapping | None):
+        raise RequestError(f"{path} must be JSON text or an object, got {type(arguments).__name__}", param=path)
+
+
 def _tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
     """Calls with their arguments as objects, which is what templates expect; clients send them as JSON text."""
     if not isinstance(calls, list):
@@ -186,15 +195,8 @@ def _tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise RequestError(f"{where}[{index}] must have a function with a name", param=f"{where}[{index}]")
-        for name in ("id", "type"):
-            if call.get(name) is not None:
-                _string(call[name], f"{where}[{index}].{name}")
-        arguments = function.get("arguments")
-        if arguments is None or arguments == "":
-            arguments = {}
-        if not isinstance(arguments, str | Mapping):
-            path = f"{where}[{index}].function.arguments"
-            raise RequestError(f"{path} must be JSON text or an object, got {type(arguments).__name__}", param=path)
+        _check_types(call, f"{where}[{index}]")
+        arguments = function.get("arguments") or {}
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)

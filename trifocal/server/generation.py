@@ -16,7 +16,6 @@ from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
 from trifocal.server.answer import Answer
 from trifocal.server.disconnect import unless_disconnected
-from trifocal.server.extras import event_of
 from trifocal.server.limits import check_params
 from trifocal.server.schemas import GenerationBody, with_param
 from trifocal.server.service import Service
@@ -106,13 +105,11 @@ class Generation(ABC):
     async def _chunks(self, answer: Answer) -> AsyncGenerator[dict[str, Any], None]:
         head = self._head(self.chunk_kind)
         usage: dict[str, Any] = {"usage": None} if self._body.includes_usage else {}
-        ignored = event_of(self._visit.ignored)
         async for delta in answer:
             if self._body.has_running_usage:
                 usage = {"usage": answer.usage()}
             for piece in self.pieces(delta):
-                yield {**head, "choices": [piece], **usage, **ignored}
-                ignored = {}  # told once
+                yield {**head, "choices": [piece], **usage}
         if self._body.includes_usage:
             yield {**head, "choices": [], "usage": answer.usage()}
 
