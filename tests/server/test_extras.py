@@ -38,7 +38,7 @@ def chat_body(**fields: Any) -> ChatBody:
 
 
 def told(body: Body) -> list[str]:
-    return [str(field) for field in judge(body, body.without_effect)]
+    return [str(field) for field in judge(body, body.without_effect, of_others=body.of_others)]
 
 
 def post(http: httpx.Client, **fields: Any) -> httpx.Response:
@@ -114,6 +114,9 @@ def test_known_fields_without_effect_are_told() -> None:
     body = TokenizeBody(prompt="x", add_generation_prompt=True, chat_template_kwargs={"a": 1})
     assert told(body) == ["add_generation_prompt", "chat_template_kwargs"]
     assert told(TokenizeBody(messages=HELLO, add_generation_prompt=True, chat_template_kwargs={"a": 1})) == []
+    body = TokenizeBody.model_validate({"prompt": "x", "temperature": 0, "max_tokens": 1, "tokens": [1]})
+    assert told(body)[1:] == ["temperature", "max_tokens"] and told(body)[0].startswith("tokens")
+    assert told(chat_body(prompt="x")) == ["prompt"]
 
 
 @pytest.mark.parametrize("body", [ChatBody, CompletionBody])

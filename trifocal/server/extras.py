@@ -27,6 +27,7 @@ EVENT_FIELD = "ignored_fields"
 MAX_HEADER_BYTES = 1024
 _MAX_TOLD = 20  # fields of one request that nobody knows and that are told by name
 _MORE = "..."  # stands for the others
+_ALIKE = 0.7  # of 1: typing errors are above it, other words below
 _MAX_NAME = 64  # characters of a name that are told
 _ODD = re.compile(r"[^\w.\[\]:/$*+@#!~-]", re.ASCII)  # a client's name must not look like a second one, or break a line
 
@@ -56,15 +57,23 @@ def extras_schema() -> dict[str, dict[str, Any]]:
     }
 
 
-def judge(body: BaseModel, without_effect: Iterable[str] = (), *, is_strict: bool = False) -> tuple[Ignored, ...]:
+def judge(
+    body: BaseModel,
+    without_effect: Iterable[str] = (),
+    *,
+    of_others: Iterable[str] = (),
+    is_strict: bool = False,
+) -> tuple[Ignored, ...]:
     """What of `body` is ignored, beside the known fields `without_effect`; names that nobody knows go to the log.
 
+    Names `of_others` are hints: fields of other routes that cannot change this one's answer.
     Raises `RequestError` for a field that would change the answer; if `is_strict`, for one that nobody knows.
     """
     found = _Found(is_strict)
     for path in without_effect:
         found.hint(path)
-    known = Scope(frozenset(type(body).model_fields), BODY.hints, BODY.refused)
+    hints = {**BODY.hints, **dict.fromkeys(of_others, "of other routes")}
+    known = Scope(frozenset(type(body).model_fields), hints, BODY.refused)
     extras = body.model_extra or {}
     _judge_body(extras, known, getattr(body, "n", None), found)
     options = getattr(body, "stream_options", None)
@@ -121,7 +130,7 @@ class _Found:
             self._fields.setdefault(_MORE, Ignored(_MORE, is_known=False))
             return
         self._num_unknown += 1
-        near = get_close_matches(name[:_MAX_NAME].lower(), scope.names, n=1)
+        near = get_close_matches(name[:_MAX_NAME].lower(), scope.names, n=1, cutoff=_ALIKE)
         field = self._fields[path] = Ignored(path, is_known=False, nearest=near[0] if near else None)
         if self._is_strict:
             raise RequestError(

@@ -64,7 +64,7 @@ def _parse(data: bytes, model: type[B], args: ServerArgs) -> tuple[B, tuple[Igno
         body = model.model_validate_json(data)
     except ValidationError as error:
         raise explain(error) from None
-    ignored = judge(body, body.without_effect, is_strict=args.strict_request_fields)
+    ignored = judge(body, body.without_effect, of_others=body.of_others, is_strict=args.strict_request_fields)
     _check_counts(body, args)
     return body, ignored
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
@@ -115,6 +115,9 @@ class Body(BaseModel):
     """What every request may carry. Fields beyond the declared ones land in `model_extra`; `extras` judges them."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=_tell)
+
+    of_others: ClassVar[frozenset[str]] = frozenset()
+    """Fields of other routes that cannot change the answer of this one."""
 
     model: str | None = None
 
@@ -292,6 +295,9 @@ class CompletionBody(GenerationBody):
         return self.sampling(defaults, logprobs=self.logprobs)
 
 
+_OF_GENERATION = frozenset(ChatBody.model_fields.keys() | CompletionBody.model_fields.keys())
+
+
 def _tell_source(schema: dict[str, Any]) -> None:
     _tell(schema)
     null = {"type": "null"}
@@ -305,6 +311,7 @@ class TokenizeBody(Conversation):
     """POST /tokenize: either a prompt or messages."""
 
     model_config = ConfigDict(json_schema_extra=_tell_source)
+    of_others = _OF_GENERATION
 
     prompt: str | None = None
     add_special_tokens: Flag | None = None
@@ -328,6 +335,8 @@ class TokenizeBody(Conversation):
 
 class DetokenizeBody(Body):
     """POST /detokenize."""
+
+    of_others = _OF_GENERATION
 
     tokens: Ints
 

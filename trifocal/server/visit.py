@@ -133,7 +133,7 @@ class Visits:
                 headers[HEADER] = visit.id
                 if visit.ignored:
                     headers[IGNORED_HEADER] = text_of(visit.ignored)
-            elif message["type"] == "http.response.body":
+            elif message["type"] == "http.response.body" and visit.method != "HEAD":
                 visit.num_bytes_out += len(message.get("body", b""))
             await send(message)
 
