@@ -35,7 +35,9 @@ from trifocal.server.schemas import (
     ChatBody,
     CompletionBody,
     Conversation,
+    DetokenizeBody,
     GenerationBody,
+    TokenizeBody,
 )
 from trifocal.tokenizer import Guard
 
@@ -172,6 +174,54 @@ def schema_of(model: type[Body]) -> Draft202012Validator:
 
 def describes(content: Any, model: type[Body]) -> bool:
     return schema_of(model).is_valid(content)
+
+
+CALL = {"function": {"name": "f", "arguments": "{}"}}
+
+
+def said(**message: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "assistant", "content": "x", **message}]}
+
+
+@pytest.mark.parametrize(
+    ("model", "content", "is_right"),
+    [
+        (TokenizeBody, {}, False), (TokenizeBody, {"prompt": None}, False), (TokenizeBody, {"prompt": "x"}, True),
+        (TokenizeBody, {"messages": HELLO}, True), (TokenizeBody, {"messages": HELLO, "prompt": None}, True),
+        (TokenizeBody, {"messages": HELLO, "prompt": "x"}, False), (TokenizeBody, {"messages": []}, False),
+        (ChatBody, said(content=[{"text": "x"}]), True), (ChatBody, said(content=[{"type": None, "text": "x"}]), True),
+        (ChatBody, said(content=[{"image_url": "u"}]), True), (ChatBody, said(content=[{"image_url": 5}]), False),
+        (ChatBody, said(content=[{}]), False), (ChatBody, said(content=[{"type": 5, "text": "x"}]), False),
+        (ChatBody, said(content=[{"text": "x", "image_url": "u"}]), False),
+        (ChatBody, said(content=[{"type": "text", "text": "x", "image_url": None}]), True),
+        (ChatBody, said(tool_calls=[CALL]), True), (ChatBody, said(tool_calls=[]), True),
+        (ChatBody, said(tool_calls=None), True), (ChatBody, said(role="user", tool_calls=[CALL]), True),
+        (ChatBody, said(tool_calls=0), False), (ChatBody, said(tool_calls=""), False),
+        (ChatBody, said(tool_calls={}), False), (ChatBody, said(role="user", tool_calls=[{}]), False),
+        (ChatBody, said(tool_calls=[{"function": {"name": "f", "arguments": 5}}]), False),
+        (ChatBody, said(tool_calls=[{"function": {"name": "f", "arguments": None}}]), True),
+        (ChatBody, said(tool_calls=[{**CALL, "id": 5}]), False), (ChatBody, said(function_call=CALL), False),
+        (CompletionBody, {"prompt": [1, 2]}, True), (CompletionBody, {"prompt": [1.0, 2]}, True),
+        (CompletionBody, {"prompt": [[1.0], "x"]}, True), (CompletionBody, {"prompt": [1.5]}, False),
+        (CompletionBody, {"prompt": [-1]}, False), (CompletionBody, {"prompt": [[-1]]}, False),
+        (CompletionBody, {"prompt": ["x", ""]}, False), (CompletionBody, {"prompt": [[1], []]}, False),
+        (CompletionBody, {"prompt": "x", "stop_token_ids": [1.0]}, True),
+        (CompletionBody, {"prompt": "x", "stop_token_ids": [-1]}, False),
+        (CompletionBody, {"prompt": "x", "max_tokens": 3.0, "stream": 1.0}, True),
+        (DetokenizeBody, {"tokens": [1, 2.0]}, True), (DetokenizeBody, {"tokens": [-1]}, False),
+        (DetokenizeBody, {"tokens": [1.5]}, False), (DetokenizeBody, {"tokens": [2**31]}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_it_says_what_is_checked(model: type[Body], content: Any, is_right: bool) -> None:
+    def is_taken() -> bool:
+        try:
+            check(content, model)
+        except (ValidationError, RequestError):
+            return False
+        return True
+
+    assert (describes(content, model), is_taken()) == (is_right, is_right)
 
 
 @pytest.mark.parametrize(("path", "model"), BODIES)

@@ -35,22 +35,28 @@ def message_schema() -> Schema:
 
 
 def _part() -> Schema:
-    typed = [_typed_part({"enum": [kind]}, kind, ["type"]) for kind in (*TEXT_TYPES, *MEDIA_TYPES)]
+    typed = {kind: _text_part(kind) for kind in TEXT_TYPES} | {kind: _media_part(kind) for kind in MEDIA_TYPES}
+    typeless = [_without_type(typed[kind], TYPELESS[:index]) for index, kind in enumerate(TYPELESS)]
+    return {"title": "Part", "anyOf": [*typed.values(), *typeless, _STRING]}
+
+
+def _text_part(kind: str) -> Schema:
+    name = text_field_of(kind)
+    return _object({**_refused(PARTS[kind]), "type": {"enum": [kind]}, name: _STRING}, ["type", name])
+
+
+def _media_part(kind: str) -> Schema:
+    name = field_of(kind)
+    inside = _object({**_refused(SOURCE), "url": _URL}, ["url"])
+    source: Schema = {"anyOf": [_URL, inside]} if name in URL_FIELDS else _URL
+    return _object({**_refused(PARTS[kind]), "type": {"enum": [kind]}, name: source}, ["type", name])
+
+
+def _without_type(part: Schema, absent: Iterable[str]) -> Schema:
+    """`part` told by its field alone, where it has none of the fields `absent`, which would be asked first."""
     nothing: Schema = {"enum": [None, False, "", 0, [], {}]}
-    typeless = [_typed_part(nothing, kind, [], TYPELESS[:index]) for index, kind in enumerate(TYPELESS)]
-    return {"title": "Part", "anyOf": [*typed, *typeless, _STRING]}
-
-
-def _typed_part(type_: Schema, kind: str, required: list[str], absent: Iterable[str] = ()) -> Schema:
-    """A part of a type that it gives, or of that of its field where it has none of the fields `absent`."""
-    is_media = kind in MEDIA_TYPES
-    name = field_of(kind) if is_media else text_field_of(kind)
-    fields = {"type": type_, **_refused(PARTS[kind]), name: _source(name) if is_media else _STRING}
-    return _object({**fields, **{other: {"type": "null"} for other in absent}}, [*required, name])
-
-
-def _source(name: str) -> Schema:
-    return {"anyOf": [_URL, _object({"url": _URL, **_refused(SOURCE)}, ["url"])]} if name in URL_FIELDS else _URL
+    fields = {**part["properties"], "type": nothing, **{name: {"type": "null"} for name in absent}}
+    return _object(fields, [name for name in part["required"] if name != "type"])
 
 
 def _refused(scope: Scope) -> Schema:
