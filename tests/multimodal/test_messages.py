@@ -83,6 +83,23 @@ def test_reasoning_has_two_names(name: str) -> None:
     assert message["reasoning"] == message["reasoning_content"] == "because"
 
 
+@pytest.mark.parametrize(
+    ("calls", "place"),
+    [
+        (0, ""),
+        ({}, ""),
+        ("", ""),
+        ([{"function": {"name": "f", "arguments": 5}}], "[0].function.arguments"),
+        ([{"function": {"name": "f", "arguments": []}}], "[0].function.arguments"),
+        ([{"id": 5, "function": {"name": "f"}}], "[0].id"),
+    ],
+)
+def test_tool_calls_of_other_types(calls: Any, place: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse([{"role": "assistant", "content": "x", "tool_calls": calls}])
+    assert caught.value.param == f"messages[0].tool_calls{place}"
+
+
 @pytest.mark.parametrize("nothing", [None, []], ids=str)
 def test_no_tool_calls(nothing: Any) -> None:
     assert "tool_calls" not in parse([{"role": "assistant", "content": "x", "tool_calls": nothing}]).messages[0]
@@ -126,18 +143,6 @@ def test_tool_calls() -> None:
         ([{"role": "user", "content": "x", "name": 5}], "messages[0].name"),
         ([{"role": "assistant", "tool_calls": 5}], "messages[0].tool_calls"),
         ([{"role": "assistant", "tool_calls": [5]}], "messages[0].tool_calls[0]"),
-        ([{"role": "assistant", "tool_calls": 0}], "messages[0].tool_calls"),
-        ([{"role": "assistant", "tool_calls": {}}], "messages[0].tool_calls"),
-        ([{"role": "assistant", "tool_calls": ""}], "messages[0].tool_calls"),
-        (
-            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 5}}]}],
-            "messages[0].tool_calls[0].function.arguments",
-        ),
-        (
-            [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": []}}]}],
-            "messages[0].tool_calls[0].function.arguments",
-        ),
-        ([{"role": "assistant", "tool_calls": [{"id": 5, "function": {"name": "f"}}]}], "messages[0].tool_calls[0].id"),
         (
             [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
             "messages[0].tool_calls[0].function.arguments",

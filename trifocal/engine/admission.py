@@ -43,14 +43,6 @@ def check(prompt: Prompt, params: SamplingParams, limits: Limits) -> None:
     _check_media(prompt, limits)
 
 
-def _check_logprobs(asked: int | None, limits: Limits) -> None:
-    """-1 is the whole vocabulary, in the request and in the limit."""
-    most = limits.vocab_size if limits.max_logprobs < 0 else limits.max_logprobs
-    if asked is not None and (limits.vocab_size if asked < 0 else asked) > most:
-        shown = "all (-1)" if asked < 0 else asked
-        raise RequestError(f"logprobs asks for {shown}, at most {most} are allowed (--max-logprobs)", param="logprobs")
-
-
 def _check_length(num_prompt: int, max_tokens: int, limits: Limits) -> None:
     if num_prompt == 0:
         raise RequestError("the prompt is empty", param="prompt")
@@ -62,6 +54,14 @@ def _check_length(num_prompt: int, max_tokens: int, limits: Limits) -> None:
             param="max_tokens" if num_prompt < room else "messages",
             code="context_length_exceeded",
         )
+
+
+def _check_logprobs(asked: int | None, limits: Limits) -> None:
+    """-1 is the whole vocabulary, in the request and in the limit."""
+    most = limits.vocab_size if limits.max_logprobs < 0 else limits.max_logprobs
+    if asked is not None and (limits.vocab_size if asked < 0 else asked) > most:
+        shown = "all (-1)" if asked < 0 else asked
+        raise RequestError(f"logprobs asks for {shown}, at most {most} are allowed (--max-logprobs)", param="logprobs")
 
 
 def _check_media(prompt: Prompt, limits: Limits) -> None:

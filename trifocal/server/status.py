@@ -20,8 +20,8 @@ from trifocal.server.service import Service, service_of
 router = APIRouter()
 _STARTED = int(time.time())
 _PROBE = described(errors=(431, 503))
-_GET = ["GET", "HEAD"]
 _STATS_TIMEOUT_S = 2.0  # a scrape must not wait for a long step
+_GET = ["GET", "HEAD"]
 
 
 @router.api_route("/v1/models", methods=_GET, **described(answer=ModelList))
