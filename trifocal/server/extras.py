@@ -81,7 +81,8 @@ def judge(
         scope = Scope(frozenset(type(options).model_fields), STREAM_OPTIONS.hints)
         _judge_object(options.model_extra or {}, scope, "stream_options", "stream_options", found)
     for index, message in enumerate(getattr(body, "messages", None) or ()):
-        _judge_message(message, f"messages[{index}]", found)
+        if isinstance(message, Mapping):  # else the parser says what is wrong; so it does with parts
+            _judge_message(message, index, found)
     ignored = found.all()
     unknown = [field for field in ignored if not field.is_known]
     if unknown:
@@ -148,24 +149,22 @@ def _judge_body(extras: Mapping[str, Any], scope: Scope, n: int | None, found: _
     _judge_object(extras, scope, "", "", found)
 
 
-def _judge_message(message: Any, where: str, found: _Found) -> None:
-    if not isinstance(message, Mapping):
-        return  # the parser says what is wrong
-    _judge_object(message, MESSAGE, "messages[]", where, found)
+def _judge_message(message: Mapping[str, Any], index: int, found: _Found) -> None:
+    """Places are put together only where there is something to tell: there may be thousands of messages."""
+    if not message.keys() <= MESSAGE.known:
+        _judge_object(message, MESSAGE, "messages[]", f"messages[{index}]", found)
     content = message.get("content")
-    for index, part in enumerate(content if isinstance(content, list) else ()):
-        if isinstance(part, Mapping):
-            _judge_part(part, f"{where}.content[{index}]", found)
-
-
-def _judge_part(part: Mapping[str, Any], where: str, found: _Found) -> None:
-    kind, path = type_of(part), "messages[].content[]"
-    if not isinstance(kind, str) or kind not in PARTS:
-        return
-    _judge_object(part, PARTS[kind], path, where, found)
-    name = source_field(kind)
-    if name is not None and isinstance(part.get(name), Mapping):
-        _judge_object(part[name], SOURCE, f"{path}.{name}", f"{where}.{name}", found)
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        kind = type_of(part) if isinstance(part, Mapping) else None
+        if not isinstance(kind, str) or kind not in PARTS:
+            continue
+        name = source_field(kind)
+        inside = part.get(name) if name is not None else None
+        if not part.keys() <= PARTS[kind].known or isinstance(inside, Mapping):
+            path, where = "messages[].content[]", f"messages[{index}].content[{number}]"
+            _judge_object(part, PARTS[kind], path, where, found)
+            if isinstance(inside, Mapping):
+                _judge_object(inside, SOURCE, f"{path}.{name}", f"{where}.{name}", found)
 
 
 def _judge_object(fields: Mapping[str, Any], scope: Scope, path: str, where: str, found: _Found) -> None:
