@@ -55,6 +55,7 @@ format: $(DEV_STAMP)
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/python -m tools.configuration
+	@$(BIN)/python -m tools.request_fields
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -73,6 +73,7 @@ def test_auto_is_decided(folder: Path) -> None:
         ({"limit_mm_per_prompt": {"image": True}}, "--limit-mm-per-prompt: image must be"),
         ({"quantization": "gptq"}, "--quantization must be awq, int8, int4, got 'gptq'"),
         ({"quantization": "awq"}, "--quantization awq: the checkpoint is not quantized"),
+        ({"max_logprobs": -2}, "--max-logprobs must be at least -1"),
         ({"tensor_parallel_size": 0}, "--tensor-parallel-size must be at least 1"),
     ],
 )

@@ -77,7 +77,7 @@ class EngineArgs:
     )
     enable_chunked_prefill: bool = arg("scheduling", "spread a long prompt over several steps", True)
     enable_prefix_caching: bool = arg("scheduling", "reuse KV blocks of equal prompt beginnings", True)
-    max_logprobs: int = arg("scheduling", "most logprobs a request may ask for", 20)
+    max_logprobs: int = arg("scheduling", "most logprobs a request may ask for; -1: the whole vocabulary", 20)
     block_size: int | None = arg("memory", "tokens in one KV block (default 16; 128 suits NPUs)", None)
     kv_cache_dtype: str = arg(
         "memory",
@@ -191,6 +191,8 @@ def resolve(args: EngineArgs) -> EngineConfig:
         raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {args.gpu_memory_utilization}")
     if args.num_gpu_blocks_override is not None:
         _positive("--num-gpu-blocks-override", args.num_gpu_blocks_override)
+    if args.max_logprobs < -1:
+        raise ConfigError(f"--max-logprobs must be at least -1 (all of the vocabulary), got {args.max_logprobs}")
     block_size = args.block_size or BLOCK_SIZES[0]
     if block_size not in BLOCK_SIZES:
         raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")

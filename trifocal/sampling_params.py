@@ -50,7 +50,7 @@ SAMPLING_BOUNDS: Mapping[str, Bounds] = {
     "seed": Bounds(int, -(1 << 63), (1 << 63) - 1),
     "max_tokens": Bounds(int, 1),
     "min_tokens": Bounds(int, 0),
-    "logprobs": Bounds(int, 0),
+    "logprobs": Bounds(int, -1),
 }
 """Numbers of `SamplingParams`; the server's OpenAPI document tells them, too."""
 TOKEN_ID_BOUNDS = Bounds(int, 0)
@@ -64,7 +64,7 @@ class SamplingParams:
 
     Raises `RequestError` with the name of the offending field. `max_tokens=None` means the rest of the context.
     `logprobs=k` returns the k most likely tokens at each position beside the chosen one (raw model log-probabilities,
-    before penalties and temperature).
+    before penalties and temperature); -1 all of the vocabulary.
     """
 
     n: int = 1

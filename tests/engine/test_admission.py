@@ -63,6 +63,26 @@ def test_the_offending_field_is_named(prompt: Prompt, params: dict[str, object],
     assert (error.status, error.param) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("asked", "most", "is_taken"),
+    [
+        (-1, -1, True),
+        (VOCAB, -1, True),
+        (VOCAB + 1, -1, False),
+        (-1, VOCAB, True),
+        (-1, VOCAB - 1, False),
+        (0, 0, True),
+    ],
+)
+def test_minus_one_is_the_whole_vocabulary(asked: int, most: int, is_taken: bool) -> None:
+    params, limits = SamplingParams(logprobs=asked), make_limits(max_logprobs=most)
+    if is_taken:
+        check(TEXT, params, limits)
+        return
+    error = refusal(TEXT, params, max_logprobs=most)
+    assert error.param == "logprobs" and f"at most {VOCAB if most < 0 else most} are allowed" in error.message
+
+
 def test_values_at_the_edge_are_taken() -> None:
     last = VOCAB - 1
     params = SamplingParams(logprobs=5, logit_bias={last: 1.0}, stop_token_ids=[last, 0])

@@ -111,6 +111,35 @@ def test_templates_without_strings_get_parts() -> None:
     assert [message["content"] for message in found.messages] == [[{"type": "text", "text": "a"}], []]
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_has_two_names(name: str) -> None:
+    """Templates ask for the one or the other."""
+    [message] = parse([{"role": "assistant", "content": "x", name: "because"}]).messages
+    assert message["reasoning"] == message["reasoning_content"] == "because"
+
+
+@pytest.mark.parametrize(
+    ("calls", "place"),
+    [
+        (0, ""),
+        ({}, ""),
+        ("", ""),
+        ([{"function": {"name": "f", "arguments": 5}}], "[0].function.arguments"),
+        ([{"function": {"name": "f", "arguments": []}}], "[0].function.arguments"),
+        ([{"id": 5, "function": {"name": "f"}}], "[0].id"),
+    ],
+)
+def test_tool_calls_of_other_types(calls: Any, place: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse([{"role": "assistant", "content": "x", "tool_calls": calls}])
+    assert caught.value.param == f"messages[0].tool_calls{place}"
+
+
+@pytest.mark.parametrize("nothing", [None, []], ids=str)
+def test_no_tool_calls(nothing: Any) -> None:
+    assert "tool_calls" not in parse([{"role": "assistant", "content": "x", "tool_calls": nothing}]).messages[0]
+
+
 def test_tool_calls() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, "<|im_end|>"]}'}}
     found = parse(

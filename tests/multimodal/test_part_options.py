@@ -43,9 +43,6 @@ def test_beside_and_inside() -> None:
         ({"nframes": 4, "num_frames": 6}, "num_frames", "said twice"),
         ({"video_start": 1.0}, "video_start", "is not available"),
         ({"use_image_id": False}, "use_image_id", "put it into mm_processor_kwargs"),
-        ({"max_pixel": 9}, "max_pixel", "did you mean max_pixels"),
-        ({"numFrames": 9}, "numFrames", "did you mean num_frames"),
-        ({"video_url": {"url": "u", "resize_height": 9}}, "video_url.resize_height", "did you mean resized_height"),
         ({"max_dynamic_patch": 2}, "max_dynamic_patch", "is for pictures, and this part is a clip"),
     ],
 )

@@ -31,6 +31,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("temperature", -0.1), ("temperature", "hot"), ("temperature", True), ("temperature", [1]),
     ("top_p", 0), ("top_p", 1.1), ("top_p", -1), ("top_k", -2), ("top_k", 1.5), ("top_k", 10**30),
     ("min_p", -0.1), ("min_p", 2), ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", "16"), ("max_tokens", 10**12),
+    ("top_logprobs", -2), ("max_tokens", 1e300), ("max_tokens", -2.0), ("seed", 2.0**63),
     ("max_tokens", 5000), ("max_tokens", 1.5), ("max_completion_tokens", 0), ("max_completion_tokens", 5000),
     ("min_tokens", -1), ("min_tokens", "a"), ("n", 0), ("n", 100_000), ("n", "2"), ("seed", "x"), ("seed", 2**63),
     ("repetition_penalty", 0), ("repetition_penalty", -1), ("presence_penalty", 3), ("frequency_penalty", -3),
@@ -102,6 +103,52 @@ def test_body_that_is_no_json_object(http: httpx.Client, body: bytes) -> None:
     assert refused(http.post(CHAT, content=body))["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x", "application/jsonx", ""],
+)
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/tokenize", "/detokenize"])
+def test_body_that_is_said_to_be_something_else(http: httpx.Client, path: str, kind: str) -> None:
+    """`curl -d` says a form, and pages of anybody may send forms and plain text: the answer tells what to send."""
+    error = refused(http.post(path, content=b"{}", headers={"content-type": kind}), 415)
+    assert error["code"] == "unsupported_media_type" and "Content-Type: application/json" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"], ids=str
+)
+def test_body_that_may_be_json(http: httpx.Client, kind: str | None) -> None:
+    headers = {} if kind is None else {"content-type": kind}
+    assert http.post("/detokenize", content=b'{"tokens": [1]}', headers=headers).status_code == 200
+
+
+def test_integers_may_be_written_as_floats(http: httpx.Client) -> None:
+    whole = {"max_tokens": 2.0, "n": 1.0, "seed": 7.0, "top_k": 5.0, "min_tokens": 1.0, "stop_token_ids": [1.0, 2]}
+    answer = post(http, **whole, logprobs=1.0, top_logprobs=2.0, stream=0.0)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["completion_tokens"] == 2
+    body = {"model": MODEL, "max_tokens": 1.0, "logprobs": 1.0, "temperature": 0}
+    prompts = ([5, 6], [5.0, 6], [[5.0, 6.0]])
+    texts = [http.post("/v1/completions", json={**body, "prompt": each}).json()["choices"][0] for each in prompts]
+    assert texts[0] == texts[1] == texts[2]
+    assert http.post("/detokenize", json={"tokens": [1.0, 2]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "prompt", [[-1], [[-1]], [1.5], [[1], []], ["a", ""], ["a", 1], [2**31], [True], 1, {}, [[[1]]], None], ids=str
+)
+def test_prompts_that_are_none(http: httpx.Client, prompt: Any) -> None:
+    error = refused(http.post("/v1/completions", json={"model": MODEL, "prompt": prompt, "max_tokens": 1}))
+    assert error["param"] == "prompt"
+
+
+@pytest.mark.parametrize("num_digits", [12, 4000])
+def test_ids_of_many_digits(http: httpx.Client, num_digits: int) -> None:
+    for path, field in (("/v1/completions", "prompt"), ("/detokenize", "tokens")):
+        body = f'{{"{field}": [{"9" * num_digits}]}}'
+        assert refused(http.post(path, content=body))["param"] == field
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 5000])
 @pytest.mark.parametrize("field", ["temperature", "top_p", "max_tokens", "presence_penalty"])
 def test_numbers_that_are_none(http: httpx.Client, field: str, number: str) -> None:
@@ -111,8 +158,9 @@ def test_numbers_that_are_none(http: httpx.Client, field: str, number: str) -> N
 
 def test_two_limits_name_the_one_that_counts(http: httpx.Client) -> None:
     assert refused(post(http, max_completion_tokens=4000))["message"].count("4000") == 1
-    error = refused(post(http, logprobs=True, top_logprobs=1000))
-    assert error["param"] == "top_logprobs" and "top_logprobs" in error["message"]
+    for many, shown in ((1000, "1000"), (-1, "all (-1)")):
+        error = refused(post(http, logprobs=True, top_logprobs=many))
+        assert error["param"] == "top_logprobs" and f"top_logprobs asks for {shown}" in error["message"]
     assert refused(post(http, min_tokens=9))["param"] == "min_tokens"
 
 

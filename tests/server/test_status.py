@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import openai
@@ -11,6 +12,11 @@ import pytest
 
 from tests.server.helpers import HELLO, MODEL, ROOT, ask, image_part, metric, picture
 from trifocal import __version__
+from trifocal.config import EngineArgs, resolve
+from trifocal.errors import RequestError
+from trifocal.server.app import create_app
+from trifocal.server.args import ServerArgs
+from trifocal.server.service import Service
 
 # Every name in vLLM's dashboards (Performance Statistics, Query Statistics, vLLM) and others that their users ask for.
 VLLM_GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info")
@@ -48,8 +54,47 @@ def test_health_and_version(http: httpx.Client) -> None:
     assert (http.get("/health").status_code, http.get("/health").content) == (200, b"")
     for path in ("/health", "/live", "/ready", "/ping"):
         assert (http.get(path).status_code, http.get(path).content) == (200, b"")
-    assert {http.head(path).status_code for path in ("/health", "/live", "/ready")} == {200}
     assert http.get("/version").json() == {"version": __version__}
+
+
+@pytest.mark.parametrize("path", [
+    "/health", "/live", "/ready", "/ping", "/version", "/metrics", "/v1/models", f"/v1/models/{MODEL}", "/openapi.json",
+])  # fmt: skip
+def test_head_is_get_without_its_body(http: httpx.Client, path: str) -> None:
+    got, asked = http.get(path), http.head(path)
+    assert (asked.status_code, asked.content) == (200, b"")
+    assert asked.headers.get("content-type") == got.headers.get("content-type")
+    if path != "/metrics":  # whose length changes
+        assert asked.headers["content-length"] == got.headers["content-length"]
+    assert http.head("/v1/models/nobody").status_code == 404
+
+
+@pytest.mark.parametrize("name", [MODEL, f"{MODEL}/", "", None], ids=str)
+def test_names_that_are_the_model(http: httpx.Client, name: str | None) -> None:
+    """No name is the first one that is served, and a slash at the end of a folder is no part of its name."""
+    answer = http.post("/v1/chat/completions", json={"model": name, "messages": HELLO, "max_tokens": 1})
+    assert answer.status_code == 200 and answer.json()["model"] == MODEL
+    assert http.post("/tokenize", json={"model": name, "prompt": "x"}).status_code == 200
+    card = http.get(f"/v1/models/{name or ''}").json()
+    assert (card["data"][0] if not name else card)["id"] == MODEL
+
+
+@pytest.mark.parametrize(
+    ("served", "asked", "answered"),
+    [
+        (["/m/foo/"], "/m/foo", "/m/foo/"), (["/m/foo"], "/m/foo/", "/m/foo"), (["f/", "f"], "f", "f"),
+        (["a", "b/"], "b", "b/"), (["a", "b"], "", "a"), (["a"], "/", None), (["/"], "", "/"), (["/"], "//", None),
+    ],
+)  # fmt: skip
+def test_a_slash_at_the_end_of_a_name(checkpoint: Path, served: list[str], asked: str, answered: str | None) -> None:
+    config = resolve(EngineArgs(model=str(checkpoint)))
+    app = create_app(cast(Any, None), cast(Any, None), config, ServerArgs(served_model_name=served))
+    service: Service = app.state.service
+    if answered is not None:
+        assert service.check_model(asked) == answered
+        return
+    with pytest.raises(RequestError, match="does not exist"):
+        service.check_model(asked)
 
 
 OUR_NAMES = (

@@ -50,6 +50,7 @@ def test_generation_prompt(http: httpx.Client) -> None:
     [({}, "prompt"), ({"prompt": "a", "messages": HELLO}, "prompt"), ({"prompt": 5}, "prompt"),
      ({"prompt": "x" * 1_000_000}, "prompt"), ({"messages": []}, "messages"),
      ({"messages": [{"role": "user"}]}, "messages"),
+     ({"messages": HELLO, "add_special_tokens": True}, "add_special_tokens"),
      ({"messages": HELLO, "add_generation_prompt": True, "continue_final_message": True}, "continue_final_message")],
     ids=lambda value: str(value)[:30],
 )  # fmt: skip

@@ -188,6 +188,14 @@ def test_logprobs_and_rank_are_those_of_the_raw_logits() -> None:
         assert found.rank == 1 + int((row > row[chosen]).sum())
 
 
+def test_all_logprobs() -> None:
+    row = torch.randn(PADDED)
+    sampled = Sampler(VOCAB)(row[None].clone(), [state("a", logprobs=-1)]).logprobs[0]
+    assert sorted(sampled.token_ids[1:]) == list(range(VOCAB))  # no one has words for the others
+    values = row[:VOCAB].log_softmax(-1)
+    assert sampled.logprobs == pytest.approx([float(values[i]) for i in sampled.token_ids], abs=1e-5)
+
+
 def test_no_logprobs_unless_asked() -> None:
     sampled = Sampler(VOCAB)(torch.zeros(2, PADDED), [state("a"), state("b", logprobs=0)])
     assert set(sampled.logprobs) == {1}

@@ -38,11 +38,7 @@ class Limits:
 def check(prompt: Prompt, params: SamplingParams, limits: Limits) -> None:
     """Raise `RequestError` naming the field for a request that could never run."""
     clip_max_tokens(params, len(prompt.token_ids), limits.context_len)
-    if params.logprobs is not None and params.logprobs > limits.max_logprobs:
-        raise RequestError(
-            f"logprobs asks for {params.logprobs}, at most {limits.max_logprobs} are allowed (--max-logprobs)",
-            param="logprobs",
-        )
+    _check_logprobs(params.logprobs, limits)
     # A stop id outside the vocabulary harms nobody, and clients of vLLM send one family's ids to all its members.
     for name, ids in {"prompt": prompt.token_ids, "logit_bias": params.logit_bias}.items():
         unknown = [token_id for token_id in ids or () if not 0 <= token_id < limits.vocab_size]
@@ -82,6 +78,14 @@ def clip_max_tokens(params: SamplingParams, num_prompt: int, context_len: int) -
     if params.max_tokens is not None and params.max_tokens <= left:
         return params
     return params.replace(max_tokens=left)
+
+
+def _check_logprobs(asked: int | None, limits: Limits) -> None:
+    """-1 is the whole vocabulary, in the request and in the limit."""
+    most = limits.vocab_size if limits.max_logprobs < 0 else limits.max_logprobs
+    if asked is not None and (limits.vocab_size if asked < 0 else asked) > most:
+        shown = "all (-1)" if asked < 0 else asked
+        raise RequestError(f"logprobs asks for {shown}, at most {most} are allowed (--max-logprobs)", param="logprobs")
 
 
 def _check_media(prompt: Prompt, limits: Limits) -> None:

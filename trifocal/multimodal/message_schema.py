@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from trifocal.multimodal.messages import MEDIA_TYPES, PASSED_ON, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
+from trifocal.multimodal.message_fields import MESSAGE, PARTS, SOURCE, Scope
+from trifocal.multimodal.messages import (
+    MEDIA_TYPES,
+    PASSED_ON,
+    TEXT_TYPES,
+    TYPELESS,
+    URL_FIELDS,
+    field_of,
+    text_field_of,
+)
 from trifocal.multimodal.part_options import COUNT_SCHEMA, PART_OPTIONS, RATE_SCHEMA, Kind
 
 Schema = dict[str, Any]
@@ -23,18 +33,21 @@ def message_schema() -> Schema:
     content = {"anyOf": [_STRING, {"type": "array", "items": _part()}]}
     optional: Schema = {name: _or_null(_STRING) for name in PASSED_ON}
     optional["tool_calls"] = _or_null(_tool_calls())
+    optional |= _refused(MESSAGE)
     message = _object({"role": _ROLE, "content": content, **optional}, ["role", "content"])
     answer = _object({"role": {"enum": ["assistant"]}, "content": _or_null(content), **optional}, ["role"])
     return {"title": "Message", "anyOf": [message, answer]}
 
 
 def _part() -> Schema:
-    texts = [
-        _object({"type": {"enum": [kind]}, text_field_of(kind): _STRING}, ["type", text_field_of(kind)])
-        for kind in TEXT_TYPES
-    ]
-    media = [_media_part(kind) for kind in MEDIA_TYPES]
-    return {"title": "Part", "anyOf": [*texts, *media, _STRING]}
+    typed = {kind: _text_part(kind) for kind in TEXT_TYPES} | {kind: _media_part(kind) for kind in MEDIA_TYPES}
+    typeless = [_without_type(typed[kind], TYPELESS[:index]) for index, kind in enumerate(TYPELESS)]
+    return {"title": "Part", "anyOf": [*typed.values(), *typeless, _STRING]}
+
+
+def _text_part(kind: str) -> Schema:
+    name = text_field_of(kind)
+    return _object({**_refused(PARTS[kind]), "type": {"enum": [kind]}, name: _STRING}, ["type", name])
 
 
 def _media_part(kind: str) -> Schema:
@@ -45,14 +58,27 @@ def _media_part(kind: str) -> Schema:
         if modality in spec.modalities
     }
     url: Schema = {"anyOf": [_URL, {"type": "array", "items": _URL, "minItems": 1}]} if modality == "video" else _URL
-    source: Schema = {"anyOf": [*url.get("anyOf", [url]), _object({"url": url, **options}, ["url"])]}
-    return _object({"type": {"enum": [kind]}, name: source if name in URL_FIELDS else url, **options}, ["type", name])
+    inside = _object({**_refused(SOURCE), "url": url, **options}, ["url"])
+    source: Schema = {"anyOf": [*url.get("anyOf", [url]), inside]} if name in URL_FIELDS else url
+    return _object({**_refused(PARTS[kind]), "type": {"enum": [kind]}, name: source, **options}, ["type", name])
+
+
+def _without_type(part: Schema, absent: Iterable[str]) -> Schema:
+    """`part` told by its field alone, where it has none of the fields `absent`, which would be asked first."""
+    nothing: Schema = {"enum": [None, False, "", 0, [], {}]}
+    fields = {**part["properties"], "type": nothing, **{name: {"type": "null"} for name in absent}}
+    return _object(fields, [name for name in part["required"] if name != "type"])
+
+
+def _refused(scope: Scope) -> Schema:
+    return {name: refused.schema() for name, refused in scope.refused.items()}
 
 
 def _tool_calls() -> Schema:
     arguments = {"anyOf": [{"type": "object"}, {"type": "string", "contentMediaType": "application/json"}]}
-    function = _object({"name": _STRING, "arguments": arguments}, ["name"])
-    return {"type": "array", "items": _object({"function": function}, ["function"])}
+    function = _object({"name": _STRING, "arguments": _or_null(arguments)}, ["name"])
+    labels = {name: _or_null(_STRING) for name in ("id", "type")}
+    return {"type": "array", "items": _object({"function": function, **labels}, ["function"])}
 
 
 def _object(properties: Schema, required: list[str]) -> Schema:

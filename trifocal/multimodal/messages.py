@@ -26,7 +26,9 @@ MEDIA_TYPES: dict[str, Modality] = {
     "video_url": "video",
     "video": "video",
 }
-PASSED_ON = ("name", "tool_call_id", "reasoning_content")
+TYPELESS = ("text", "image_url", "video_url", "image", "video")  # parts need no type where they have such a field
+PASSED_ON = ("name", "tool_call_id", "reasoning", "reasoning_content")
+_REASONING = ("reasoning", "reasoning_content")  # two names for the same; templates read the one or the other
 _PROBE = "\N{EM SPACE}"  # white space that templates do not write: where it is gone, the template strips texts
 URL_FIELDS = ("image_url", "video_url")  # a URL or an object with one; other fields may hold objects offline
 
@@ -126,7 +128,10 @@ class MessageParser:
         for name in PASSED_ON:
             if message.get(name) is not None:
                 parsed[name] = guard.hide(_string(message[name], f"{where}.{name}"))
-        if tool_calls:
+        for name, other in zip(_REASONING, reversed(_REASONING), strict=True):
+            if name in parsed:
+                parsed.setdefault(other, parsed[name])
+        if tool_calls is not None and tool_calls != []:
             parsed["tool_calls"] = guard.hide_all(_tool_calls(tool_calls, f"{where}.tool_calls"))
         return parsed
 
@@ -146,7 +151,7 @@ class MessageParser:
             return {"type": "text", "text": guard.hide(part)}
         if not isinstance(part, Mapping):
             raise RequestError(f"{where} must be an object with a type", param=where)
-        kind = part.get("type") or _guess_type(part)
+        kind = type_of(part)
         if kind in TEXT_TYPES:
             name = text_field_of(kind)
             return {"type": "text", "text": guard.hide(_string(part.get(name), f"{where}.{name}"))}
@@ -172,9 +177,9 @@ class MessageParser:
         )
 
 
-def _guess_type(part: Mapping[str, Any]) -> str | None:
-    """vLLM accepts parts without a type and goes by the field."""
-    return next((name for name in ("text", "image_url", "video_url", "image", "video") if name in part), None)
+def type_of(part: Mapping[str, Any]) -> Any:
+    """The type that a part gives, else the one of `TYPELESS` whose field it has, as vLLM does; None if it has none."""
+    return part.get("type") or next((name for name in TYPELESS if part.get(name) is not None), None)
 
 
 def text_field_of(kind: str) -> str:
@@ -219,6 +224,15 @@ def _string(value: object, where: str) -> str:
     return value
 
 
+def _check_types(call: Mapping[str, Any], where: str) -> None:
+    for name in ("id", "type"):
+        if call.get(name) is not None:
+            _string(call[name], f"{where}.{name}")
+    arguments, path = call["function"].get("arguments"), f"{where}.function.arguments"
+    if not isinstance(arguments, str | Mapping | None):
+        raise RequestError(f"{path} must be JSON text or an object, got {type(arguments).__name__}", param=path)
+
+
 def _tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
     """Calls with their arguments as objects, which is what templates expect; clients send them as JSON text."""
     if not isinstance(calls, list):
@@ -228,6 +242,7 @@ def _tool_calls(calls: object, where: str) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise RequestError(f"{where}[{index}] must have a function with a name", param=f"{where}[{index}]")
+        _check_types(call, f"{where}[{index}]")
         arguments = function.get("arguments") or {}
         if isinstance(arguments, str):
             arguments = _parsed(arguments, f"{where}[{index}].function.arguments")

@@ -67,8 +67,16 @@ PART_OPTIONS: Mapping[str, PartOption] = {
 }
 """Options by name; which of them a model's family has is its processor's affair."""
 
-_UNAVAILABLE = ("video_start", "video_end", "raw_fps", "sample_fps")  # qwen-vl-utils has them
-_OF_A_PROMPT = ("use_image_id",)
+_TIMES = "a part of a clip cannot be chosen"
+_RATES = "say fps"
+OF_A_PROMPT = ("use_image_id",)
+REFUSED_OPTIONS: Mapping[str, str] = {
+    "video_start": _TIMES,
+    "video_end": _TIMES,
+    "raw_fps": _RATES,
+    "sample_fps": _RATES,
+}
+"""Options of qwen-vl-utils that are not available here, and why."""
 _ALIASES = {"nframes": "num_frames"}
 _MAX_SHOWN = 60
 
@@ -83,7 +91,7 @@ def part_options(part: Mapping[Any, Any], field: str, modality: Modality, where:
     places = [(where, part), (f"{where}.{field}", inside if isinstance(inside, Mapping) else {})]
     for place, fields in places:
         for name, value in fields.items():
-            if value is not None and name != field and _is_option(name, modality, place):
+            if value is not None and name != field and _is_option(name, value, modality, place):
                 _check(name, value, f"{place}.{name}")
                 key = _ALIASES.get(name, name)
                 if found.setdefault(key, value) != value:
@@ -91,33 +99,21 @@ def part_options(part: Mapping[Any, Any], field: str, modality: Modality, where:
     return found
 
 
-def _is_option(name: object, modality: Modality, place: str) -> bool:
-    """Whether a part's field is an option; other fields are not looked at, unless they are nearly one."""
-    if not isinstance(name, str) or len(name) > _MAX_SHOWN:
+def _is_option(name: object, value: object, modality: Modality, place: str) -> bool:
+    """Whether a part's field is an option of its item. Other fields are judged elsewhere (`message_fields.py`)."""
+    if not isinstance(name, str):
         return False
-    path = f"{place}.{name}"
-    if name in _UNAVAILABLE:
-        raise _bad(path, "is not available")
-    if name in _OF_A_PROMPT:
-        raise _bad(path, "is for a whole prompt: put it into mm_processor_kwargs")
+    if name in OF_A_PROMPT:
+        raise _bad(f"{place}.{name}", "is for a whole prompt: put it into mm_processor_kwargs")
+    if name in REFUSED_OPTIONS and value not in (False, "", [], {}):
+        raise _bad(f"{place}.{name}", f"is not available here: {REFUSED_OPTIONS[name]}")
     option = PART_OPTIONS.get(name)
     if option is None:
-        near = _BY_LETTERS.get(_letters(name))
-        if near is not None:
-            raise _bad(path, f"is not known; did you mean {near}?")
         return False
     if modality not in option.modalities:
         this, other = ("picture", "clips") if modality == "image" else ("clip", "pictures")
-        raise _bad(path, f"is for {other}, and this part is a {this}")
+        raise _bad(f"{place}.{name}", f"is for {other}, and this part is a {this}")
     return True
-
-
-def _letters(name: str) -> str:
-    """A name without what people vary: `maxPixel`, `max-pixels` and `max_pixels` are alike."""
-    return name.replace("_", "").replace("-", "").lower().replace("resized", "resize").removesuffix("s")
-
-
-_BY_LETTERS = {_letters(name): name for name in PART_OPTIONS}
 
 
 def _check(name: str, value: object, path: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from trifocal.server.args import ServerArgs
+from trifocal.server.extras import text_of
 from trifocal.server.visit import Visit
 
 _QUOTED = frozenset(' "=\\')
@@ -59,6 +60,7 @@ def _optional(visit: Visit) -> dict[str, Any]:
         "prompt_tokens": visit.num_prompt_tokens or None,
         "output_tokens": visit.num_output_tokens or None,
         "first_token_s": first,
+        "ignored_fields": text_of(visit.ignored) or None,
         "error": visit.error,
     }
     return {name: value for name, value in numbers.items() if value is not None}

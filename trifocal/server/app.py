@@ -86,7 +86,7 @@ def _allow_origins(app: FastAPI, args: ServerArgs) -> None:
         allow_methods=args.allowed_methods,
         allow_headers=args.allowed_headers,
         allow_credentials=args.allow_credentials,
-        expose_headers=["x-request-id", "retry-after"],
+        expose_headers=["x-request-id", "x-ignored-fields", "retry-after"],
     )
 
 

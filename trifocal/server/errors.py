@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 _MAX_SHOWN = 60  # characters of a refused number
 _CODES = {
     400: "invalid_value", 404: "not_found", 405: "method_not_allowed", 408: "request_timeout",
-    413: "request_too_large", 431: "headers_too_large", 500: "internal_error",
+    413: "request_too_large", 415: "unsupported_media_type", 431: "headers_too_large", 500: "internal_error",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
 from trifocal.server.args import ServerArgs
 from trifocal.server.errors import explain
-from trifocal.server.extras import check_extras
+from trifocal.server.extras import Ignored, judge
 from trifocal.server.schemas import Body
 from trifocal.server.service import service_of
 from trifocal.server.timeouts import within
@@ -24,32 +25,48 @@ B = TypeVar("B", bound=Body)
 
 MAX_STOP_LENGTH = 1024  # characters of text held back while a stop string may be coming
 _MARKS = (b",", b"[", b"{")  # one of them comes before every JSON value but the first
+_JSON = re.compile(r"application/([\w.-]+\+)?json")
 _INLINE_BYTES = 64 << 10  # parsing this much takes well under a millisecond; more goes to a thread
 
 
 async def read_json(request: Request, model: type[B]) -> B:
-    """The body as a `model`, unavailable fields refused. The first thing that a route which works does.
+    """The body as a `model`, fields that would change the answer refused and those ignored noted in the visit.
 
-    Raises `OverloadedError` before anything is read, `RequestError` 400, 408 or 413, `ClientDisconnect`.
+    The first thing that a route which works does. Raises `OverloadedError` before anything is read, `RequestError` 400,
+    408, 413 or 415, `ClientDisconnect`.
     """
     service, visit = service_of(request), visit_of(request)
     args = service.args
+    _check_content_type(visit.headers.get("content-type"))
     visit.holding = service.admission.open()
     async with within(args.body_timeout, "the body", "body-timeout", status=408):
         data = await _read(request, visit, args)
     if len(data) <= _INLINE_BYTES:
-        return _parse(data, model, args)
-    return await asyncio.to_thread(_parse, data, model, args)
+        body, visit.ignored = _parse(data, model, args)
+    else:
+        body, visit.ignored = await asyncio.to_thread(_parse, data, model, args)
+    return body
 
 
-def _parse(data: bytes, model: type[B], args: ServerArgs) -> B:
+def _check_content_type(value: str | None) -> None:
+    """Raise `RequestError` 415 for a body that says it is no JSON. One that says nothing may be some."""
+    kind = "" if value is None else value.partition(";")[0].strip().lower()
+    if value is not None and not _JSON.fullmatch(kind):
+        raise RequestError(
+            f"the body must be JSON and be sent with Content-Type: application/json, got {kind[:60]!r} "
+            "(curl: -H 'Content-Type: application/json')",
+            status=415,
+        )
+
+
+def _parse(data: bytes, model: type[B], args: ServerArgs) -> tuple[B, tuple[Ignored, ...]]:
     try:
         body = model.model_validate_json(data)
     except ValidationError as error:
         raise explain(error) from None
-    check_extras(body.model_extra or {}, getattr(body, "n", None))
+    ignored = judge(body, body.without_effect, of_others=body.of_others, is_strict=args.strict_request_fields)
     _check_counts(body, args)
-    return body
+    return body, ignored
 
 
 async def _read(request: Request, visit: Visit, args: ServerArgs) -> bytes:

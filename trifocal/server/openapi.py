@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from trifocal import __version__
 from trifocal.server.auth import OPEN_PATHS
+from trifocal.server.extras import HEADER as IGNORED_HEADER
 from trifocal.server.operations import Operation, operation_of
 from trifocal.server.responses import ErrorAnswer
 
@@ -26,15 +27,17 @@ _ERRORS = {
     404: "no such model",
     408: "the body did not arrive in time (--body-timeout)",
     413: "the body is too large (--max-request-bytes)",
+    415: "the body is said to be something else than JSON (Content-Type)",
     431: "too many headers (--h11-max-header-count)",
     500: "this request makes the engine fail, or something unforeseen; the server's log says more",
     503: "overloaded, shutting down, or without an engine at the moment",
     504: "preparing, waiting or answering took longer than its limit",
 }
 _RETRY_AFTER = {"description": "seconds after which it may be tried again", "schema": {"type": "integer"}}
+_IGNORED = {"description": "fields of the body that had no effect", "schema": {"type": "string"}}
 _STREAM = (
     "the answer; where `stream` is true: events `data: {…}` with pieces of the answer, the last one `data: [DONE]`; "
-    "one with an `error` instead where the answer breaks off"
+    "one with an `error` instead where the answer breaks off; the first one has `ignored_fields` if there are any"
 )
 
 
@@ -47,7 +50,7 @@ def router_of(routers: Sequence[APIRouter], *, has_keys: bool) -> APIRouter:
     def content() -> bytes:
         return msgspec.json.encode(document(routes, has_keys=has_keys))
 
-    @router.get("/openapi.json", response_model=None)
+    @router.api_route("/openapi.json", methods=["GET", "HEAD"], response_model=None)
     async def openapi() -> Response:
         """This document."""
         return Response(content(), media_type="application/json")
@@ -79,7 +82,7 @@ def _operation(route: APIRoute, method: str, has_keys: bool) -> Json:
     operation: Json = {
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}{route.path_format}").strip("_"),
         "summary": " ".join((route.endpoint.__doc__ or "").split()),
-        "responses": {"200": _answer(said), **{str(status): _error(status) for status in statuses}},
+        "responses": {"200": _answer(said, method), **{str(status): _error(status) for status in statuses}},
     }
     if is_guarded:
         operation["security"] = [{"key": []}]
@@ -94,9 +97,16 @@ def _operation(route: APIRoute, method: str, has_keys: bool) -> Json:
     return operation
 
 
-def _answer(said: Operation) -> Json:
+def _answer(said: Operation, method: str) -> Json:
+    headers = {"headers": {IGNORED_HEADER: _IGNORED}} if said.body is not None else {}
+    return {**_content(said, method), **headers}
+
+
+def _content(said: Operation, method: str) -> Json:
     if said.answer is None:
         return {"description": "an empty body"}
+    if method == "HEAD":
+        return {"description": "the headers of the answer to GET"}
     schema: Json = {"type": "string"} if said.answer is str else {"$ref": _SCHEMAS + said.answer.__name__}
     content: Json = {said.media_type: {"schema": schema}}
     if not said.streams:

@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 
 from trifocal.server.schemas import Body
 
-READING = (400, 404, 408, 413, 431, 503)  # of a route that reads a body and compares its `model`
+READING = (400, 404, 408, 413, 415, 431, 503)  # of a route that reads a body and compares its `model`
 PREPARING = (*READING, 500, 504)  # of one that makes a prompt of it, or an answer
 _KEY = "operation"
 

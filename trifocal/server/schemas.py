@@ -1,7 +1,8 @@
 """The bodies of requests, as OpenAI and vLLM name their fields.
 
-`null` means the default everywhere. Types are strict with one exception: a flag may be 0 or 1, because the scripts of
-vLLM's users send `stream` that way. Values out of range raise from `SamplingParams`, which knows the ranges.
+`null` means the default everywhere. Types are strict with two exceptions: a flag may be 0 or 1, because the scripts of
+vLLM's users send `stream` that way, and an integer may be written `32.0`, as some languages write all their numbers.
+Values out of range raise from `SamplingParams`, which knows the ranges.
 
 Their JSON Schemas are the OpenAPI document's (`openapi.py`). What pydantic cannot see, because a validator or another
 module checks it, it is told: by `json_schema_input_type` beside the validator, and by `_tell`.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -32,7 +33,18 @@ from trifocal.server.extras import extras_schema
 
 
 def _flag(value: object) -> object:
-    return bool(value) if type(value) is int and value in (0, 1) else value
+    return bool(value) if type(value) in (int, float) and value in (0, 1) else value
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _whole_items(value: object) -> object:
+    """A list of numbers with the whole ones as integers; there may be a million, hence no validator for each."""
+    if isinstance(value, list) and any(type(item) is float for item in value):
+        return [_whole(item) for item in value]
+    return value
 
 
 def _strings(value: object) -> object:
@@ -61,12 +73,13 @@ def _media_io(value: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool | Literal[0, 1])]
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31)]  # what the engine's tensors hold
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), BeforeValidator(_whole)]  # what the engine's tensors hold
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text | list[Text] | None)]
 # The first wrong item is enough: a complaint about each takes hundreds of bytes and as many microseconds.
-Ints = Annotated[list[Int32], Field(fail_fast=True)]
+Ints = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(_whole_items)]
 Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
 Messages = Annotated[list[Message], Field(fail_fast=True)]
 MediaIo = Annotated[dict[str, Any] | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]
@@ -91,7 +104,7 @@ _BOUNDS: Mapping[str, Bounds] = {
 
 
 def _tell(schema: dict[str, Any]) -> None:
-    """Tell a model's schema what `SamplingParams` and `check_extras` will say."""
+    """Tell a model's schema what `SamplingParams` and `judge` will say."""
     properties = schema["properties"]
     for name, bounds in _BOUNDS.items():
         for kind in properties.get(name, {}).get("anyOf", []):
@@ -119,13 +132,21 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=_tell)
 
+    of_others: ClassVar[frozenset[str]] = frozenset()
+    """Fields of other routes that cannot change the answer of this one."""
+
     model: str | None = None
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Fields that were given and are known, but change nothing beside the others."""
+        return []
 
 
 class StreamOptions(BaseModel):
     """`stream_options`: a last chunk with the usage, or the usage so far in every chunk."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True)
 
     include_usage: Flag | None = None
     continuous_usage_stats: Flag | None = None
@@ -164,6 +185,13 @@ class GenerationBody(Body):
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
         return self
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Usage so far is a part of usage."""
+        options = self.stream_options
+        is_alone = options is not None and options.continuous_usage_stats and not options.include_usage
+        return ["stream_options.continuous_usage_stats"] if is_alone else []
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -243,8 +271,16 @@ class ChatBody(Conversation, GenerationBody):
         return names if self.max_completion_tokens is None else {**names, "max_tokens": "max_completion_tokens"}
 
 
-TokenIds = Annotated[list[Int32], Field(min_length=1)]
-Prompts = Text | TokenIds | Annotated[list[str | list[Int32]], Field(min_length=1)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Prompts = Text | TokenIds | Annotated[list[Text | TokenIds], Field(min_length=1)]
+_MAX_TOKEN_ID = (1 << 31) - 1
+
+
+def _is_prompt(value: object) -> bool:
+    """Whether `value` is a text or a list of token ids, and not empty. Those that no vocabulary has are none."""
+    if not isinstance(value, list) or not value:
+        return isinstance(value, str) and value != ""
+    return _is_list_of(value, int) and min(value) >= 0 and max(value) <= _MAX_TOKEN_ID
 
 
 class CompletionBody(GenerationBody):
@@ -258,10 +294,13 @@ class CompletionBody(GenerationBody):
     @field_validator("prompt", mode="before", json_schema_input_type=Prompts)
     @classmethod
     def _check_prompt(cls, value: object) -> object:
-        many = isinstance(value, list) and all(isinstance(item, str) or _is_list_of(item, int) for item in value)
-        if value in ("", [], [[]]) or not (isinstance(value, str) or _is_list_of(value, int) or many):
-            raise ValueError("must be a text, a list of token ids, or a list of either, and not empty")
-        return value
+        value = _whole_items(value)
+        if _is_prompt(value):
+            return value
+        prompts = [_whole_items(item) for item in value] if isinstance(value, list) else []
+        if not prompts or not all(map(_is_prompt, prompts)):
+            raise ValueError("must be a text, a list of token ids, or a list of either, and none may be empty")
+        return prompts
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -273,8 +312,23 @@ class CompletionBody(GenerationBody):
         return self.sampling(defaults, logprobs=self.logprobs)
 
 
+_OF_GENERATION = frozenset(ChatBody.model_fields.keys() | CompletionBody.model_fields.keys())
+
+
+def _tell_source(schema: dict[str, Any]) -> None:
+    _tell(schema)
+    null = {"type": "null"}
+    schema["oneOf"] = [
+        {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": null}},
+        {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": null}},
+    ]
+
+
 class TokenizeBody(Conversation):
     """POST /tokenize: either a prompt or messages."""
+
+    model_config = ConfigDict(json_schema_extra=_tell_source)
+    of_others = _OF_GENERATION
 
     prompt: str | None = None
     add_special_tokens: Flag | None = None
@@ -284,11 +338,22 @@ class TokenizeBody(Conversation):
     def _check_source(self) -> TokenizeBody:
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("give either prompt or messages", param="prompt")
+        if self.messages is not None and self.add_special_tokens:
+            raise RequestError("not available yet: add_special_tokens with messages; their template has them",
+                               param="add_special_tokens", code="unsupported_parameter")  # fmt: skip
         return self
+
+    @property
+    def without_effect(self) -> list[str]:
+        """A prompt is not rendered."""
+        names = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "mm_processor_kwargs")
+        return [name for name in names if self.messages is None and getattr(self, name) is not None]
 
 
 class DetokenizeBody(Body):
     """POST /detokenize."""
+
+    of_others = _OF_GENERATION
 
     tokens: Ints
 

@@ -51,15 +51,25 @@ class Service:
             self.tracer.record(visit)
 
     def check_model(self, name: str | None) -> str:
-        """The name that answers carry. Raises `RequestError` 404 for a model that is not served."""
-        if name is None:
+        """The name that answers carry. Raises `RequestError` 404 for a model that is not served.
+
+        No name, and an empty one, is the first model. Most names are folders, so a slash at the end is no part of them.
+        """
+        if not name:
             return self.model_names[0]
-        if name not in self.model_names:
+        if name in self.model_names:
+            return name
+        served = next((each for each in self.model_names if _folder(each) == _folder(name)), None)
+        if served is None:
             raise RequestError(
                 f"the model {name[:200]!r} does not exist; served: {', '.join(self.model_names)}",
                 param="model", status=404, code="model_not_found",
             )  # fmt: skip
-        return name
+        return served
+
+
+def _folder(name: str) -> str:
+    return name.rstrip("/") or name
 
 
 def service_of(request: Request) -> Service:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from trifocal.server.disconnect import unless_disconnected
 from trifocal.server.errors import code_of, error_body, to_error
+from trifocal.server.extras import event_of
 from trifocal.server.visit import CLIENT_CLOSED, Visit, visit_in
 
 DONE = b"data: [DONE]\n\n"
@@ -33,6 +34,8 @@ class Closeable(Protocol):
 
 class EventStream(Response):
     """A response that sends `chunks` as events while they come, and closes their `source` at the end or a hang-up.
+
+    The first one names the ignored fields of the request, too.
 
     An exception of the generator, and of the time `limit` around it, becomes an error event, then the stream ends
     without `[DONE]`. The source is closed here and not by the generator: one that was never started runs no `finally`.
@@ -64,11 +67,12 @@ class EventStream(Response):
 
     async def _send(self, visit: Visit, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        last = DONE
+        last, told = DONE, event_of(visit.ignored)
         try:
             async with self._limit():
                 async for chunk in self._chunks:
-                    await send({"type": "http.response.body", "body": event(chunk), "more_body": True})
+                    await send({"type": "http.response.body", "body": event({**chunk, **told}), "more_body": True})
+                    told = {}
         except Exception as error:  # the status line is gone: the stream itself must tell
             refusal = to_error(error)
             visit.error = code_of(refusal)

@@ -36,9 +36,10 @@ _PERMISSION: ModelPermission = {
     "is_blocking": False,
 }
 _STATS_TIMEOUT_S = 2.0  # a scrape must not wait for a long step
+_GET = ["GET", "HEAD"]
 
 
-@router.get("/v1/models", **described(answer=ModelList))
+@router.api_route("/v1/models", methods=_GET, **described(answer=ModelList))
 async def list_models(request: Request) -> Response:
     """Every name that requests may give as `model`."""
     service = service_of(request)
@@ -47,28 +48,30 @@ async def list_models(request: Request) -> Response:
     return _json(answer)
 
 
-@router.get("/v1/models/{name:path}", **described(answer=ModelCard, errors=(404, 431)))
+@router.api_route("/v1/models/{name:path}", methods=_GET, **described(answer=ModelCard, errors=(404, 431)))
 async def retrieve_model(request: Request, name: str) -> Response:
     """One model; 404 where it is not served. Names may be paths."""
+    if not name:  # a slash too many
+        return await list_models(request)
     service = service_of(request)
     return _json(_card(service, service.check_model(name)))
 
 
-@router.api_route("/health", methods=["GET", "HEAD"], **_PROBE)
-@router.api_route("/ping", methods=["GET", "POST"], **_PROBE)
+@router.api_route("/health", methods=_GET, **_PROBE)
+@router.api_route("/ping", methods=[*_GET, "POST"], **_PROBE)
 async def health(request: Request) -> Response:
     """200 while the engine lives and, if there is work, makes progress; 503 otherwise."""
     await _check_health(service_of(request))
     return Response()
 
 
-@router.api_route("/live", methods=["GET", "HEAD"], **_PROBE)
+@router.api_route("/live", methods=_GET, **_PROBE)
 async def live() -> Response:
     """200: this process answers. What an orchestrator kills for should ask no more than this, or /health."""
     return Response()
 
 
-@router.api_route("/ready", methods=["GET", "HEAD"], **_PROBE)
+@router.api_route("/ready", methods=_GET, **_PROBE)
 async def ready(request: Request) -> Response:
     """200 while new work is taken, 503 with the reason otherwise; for load balancers."""
     service = service_of(request)
@@ -86,14 +89,14 @@ async def _check_health(service: Service) -> None:
                            code="engine_stalled")  # fmt: skip
 
 
-@router.get("/version", **described(answer=Version))
+@router.api_route("/version", methods=_GET, **described(answer=Version))
 async def version() -> Response:
     """The version of Trifocal."""
     answer: Version = {"version": __version__}
     return _json(answer)
 
 
-@router.get("/metrics", **described(answer=str, media_type="text/plain"))
+@router.api_route("/metrics", methods=_GET, **described(answer=str, media_type="text/plain"))
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     service = service_of(request)

@@ -21,6 +21,8 @@ from trifocal.multimodal.watch import watching
 from trifocal.sampling_params import SamplingParams
 from trifocal.server.admission import Holding
 from trifocal.server.errors import code_of, error_response, to_error
+from trifocal.server.extras import HEADER as IGNORED_HEADER
+from trifocal.server.extras import Ignored, text_of
 from trifocal.types import MediaItem, Prompt, SharedPixels
 
 HEADER = "x-request-id"
@@ -53,6 +55,7 @@ class Visit:
     first_token: float | None = None
     model: str = ""
     params: SamplingParams | None = None
+    ignored: tuple[Ignored, ...] = ()  # fields of the body that had no effect
     steps: dict[str, float] = field(default_factory=dict)  # seconds of fetching, decoding, preprocessing
     holding: Holding | None = None
 
@@ -105,7 +108,7 @@ class Visit:
 class Visits:
     """ASGI middleware, the outermost: begins and ends visits, sends their ids back, answers what nobody else could.
 
-    `on_end` is called with each visit that has ended.
+    Names of ignored fields go back likewise. `on_end` is called with each visit that has ended.
     """
 
     def __init__(self, app: ASGIApp, max_headers: int, on_end: Callable[[Visit], None]) -> None:
@@ -126,8 +129,11 @@ class Visits:
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
                 visit.status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = visit.id
-            elif message["type"] == "http.response.body":
+                headers = MutableHeaders(scope=message)
+                headers[HEADER] = visit.id
+                if visit.ignored:
+                    headers[IGNORED_HEADER] = text_of(visit.ignored)
+            elif message["type"] == "http.response.body" and visit.method != "HEAD":
                 visit.num_bytes_out += len(message.get("body", b""))
             await send(message)
 

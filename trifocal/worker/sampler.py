@@ -177,9 +177,10 @@ def _uniform(state: SequenceState) -> float:
 
 
 def _logprobs(row: Tensor, chosen: int, num_top: int) -> TokenLogprobs:
-    """Log-probabilities of one row of raw logits: the chosen token, then the `num_top` most likely."""
+    """Log-probabilities of one row of raw logits: the chosen token, then the `num_top` most likely (-1: all)."""
     logprobs = row.log_softmax(dim=-1)
-    values, ids = logprobs.topk(min(num_top, len(row))) if num_top else (logprobs[:0], torch.empty(0, dtype=torch.long))
+    num_top = int(logprobs.isfinite().sum()) if num_top < 0 else min(num_top, len(row))
+    values, ids = logprobs.topk(num_top) if num_top else (logprobs[:0], torch.empty(0, dtype=torch.long))
     own = float(logprobs[chosen])
     return TokenLogprobs(
         token_ids=[chosen, *ids.tolist()],
