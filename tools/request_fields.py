@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trifocal.multimodal.message_fields import MESSAGE, PARTS, SOURCE, Refused, Scope
+from trifocal.multimodal.message_fields import ITEM_OPTIONS, MESSAGE, PARTS, SOURCE, Refused, Scope
 from trifocal.server.fields import BODY, COMPANIONS, STREAM_OPTIONS
 from trifocal.server.schemas import ChatBody, CompletionBody, DetokenizeBody, StreamOptions, TokenizeBody
 
@@ -99,7 +99,10 @@ def _scope(scope: Scope) -> str:
 
 
 def _acted_on(names: Iterable[str]) -> str:
-    return f"Acted on: {', '.join(f'`{name}`' for name in sorted(names))}.\n\n"
+    told = [f"`{name}`" for name in sorted(set(names) - ITEM_OPTIONS)]
+    if not ITEM_OPTIONS.isdisjoint(names):
+        told.append("and [the options of its item](media.md)")
+    return f"Acted on: {', '.join(told)}.\n\n"
 
 
 def _hints(hints: Mapping[str, str]) -> str:

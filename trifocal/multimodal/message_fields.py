@@ -82,11 +82,12 @@ _MEDIA_HINTS = {
     "format": "formats are known by the bytes",
     "uuid": "media are known by their content",
 }
-_OPTIONS = (*PART_OPTIONS, *OF_A_PROMPT)  # `part_options` checks them, and says where one does not belong
+ITEM_OPTIONS = frozenset({*PART_OPTIONS, *OF_A_PROMPT})
+"""Options of a media part: `part_options` checks them, and says where one does not belong."""
 _MEDIA_OPTIONS = {name: Refused(why) for name, why in REFUSED_OPTIONS.items()}
 _PART_HINTS = {"cache_control": CACHE, "prompt_cache_breakpoint": CACHE, "annotations": _OF_ANSWERS}
 
-SOURCE = Scope(known=frozenset({"url", *_OPTIONS}), hints=_MEDIA_HINTS, refused=_MEDIA_OPTIONS)
+SOURCE = Scope(known=frozenset({"url", *ITEM_OPTIONS}), hints=_MEDIA_HINTS, refused=_MEDIA_OPTIONS)
 """The object of a media part that holds its URL."""
 
 _CONTENT = frozenset({*map(text_field_of, TEXT_TYPES), *map(field_of, MEDIA_TYPES)})
@@ -95,7 +96,7 @@ _CONTENT = frozenset({*map(text_field_of, TEXT_TYPES), *map(field_of, MEDIA_TYPE
 def _part_scope(name: str, *, is_media: bool) -> Scope:
     others = {other: Refused(f"a part has one content; give {other} a part of its own") for other in _CONTENT - {name}}
     hints = _PART_HINTS | (_MEDIA_HINTS if is_media else {})
-    known = frozenset({"type", name, *(_OPTIONS if is_media else ())})
+    known = frozenset({"type", name, *(ITEM_OPTIONS if is_media else ())})
     return Scope(known, hints, {**others, **(_MEDIA_OPTIONS if is_media else {})})
 
 

@@ -67,8 +67,8 @@ PART_OPTIONS: Mapping[str, PartOption] = {
 }
 """Options by name; which of them a model's family has is its processor's affair."""
 
-_TIMES = "a part of a clip cannot be chosen"
-_RATES = "say fps"
+_TIMES = "a part of a clip"
+_RATES = "the rate of frames; give fps"
 OF_A_PROMPT = ("use_image_id",)
 REFUSED_OPTIONS: Mapping[str, str] = {
     "video_start": _TIMES,
@@ -106,7 +106,7 @@ def _is_option(name: object, value: object, modality: Modality, place: str) -> b
     if name in OF_A_PROMPT:
         raise _bad(f"{place}.{name}", "is for a whole prompt: put it into mm_processor_kwargs")
     if name in REFUSED_OPTIONS and value not in (False, "", [], {}):
-        raise _bad(f"{place}.{name}", f"is not available here: {REFUSED_OPTIONS[name]}")
+        raise _bad(f"{place}.{name}", f"is not available here ({REFUSED_OPTIONS[name]})")
     option = PART_OPTIONS.get(name)
     if option is None:
         return False
