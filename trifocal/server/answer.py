@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 
 from trifocal.engine.async_engine import RequestStream
 from trifocal.errors import EngineDeadError, TrifocalError
+from trifocal.log import get_logger
 from trifocal.sampling_params import SamplingParams
 from trifocal.server.responses import Usage
 from trifocal.server.service import Service
 from trifocal.server.visit import Visit
 from trifocal.types import Delta, Prompt
 
+logger = get_logger(__name__)
 DeltaStream = RequestStream | AsyncGenerator[Delta, None]
 _serial = itertools.count()
 
@@ -26,6 +28,7 @@ class _Choice:
     """What has been seen of one choice."""
 
     num_tokens: int = 0
+    text: str = ""  # kept for --enable-log-outputs alone
     first_at: float = 0.0
     last_at: float = 0.0
 
@@ -75,6 +78,7 @@ class Answer:
         self._metrics = service.metrics
         self._progress = service.progress
         self._visit = visit
+        self._logs_text = service.args.enable_log_outputs
         self._streams = streams
         self._choices = [_Choice() for _ in range(self.num_choices)]
         self._open = set(range(self.num_choices))
@@ -149,8 +153,12 @@ class Answer:
             choice.last_at = now
         if delta.index % self._n == 0:  # further choices find the first one's blocks: that is no saving to the client
             self._cached[delta.index // self._n] = delta.num_cached_tokens
+        if self._logs_text:
+            choice.text += delta.text
         if delta.finish_reason is not None:
             self._open.discard(delta.index)
+            if self._logs_text:
+                logger.info("output %d, finish_reason %s: %s", delta.index, delta.finish_reason, choice.text)
             self._finish(choice, delta.finish_reason, now)
 
     def _finish(self, choice: _Choice, reason: str, now: float) -> None:

@@ -39,6 +39,7 @@ class Chat(Generation):
     def __init__(self, service: Service, request: Request, body: ChatBody) -> None:
         super().__init__(service, request, body, body.to_params(service.config.default_sampling))
         self._chat = body
+        self._role = service.args.response_role
         self._started: set[int] = set()  # choices whose role has been sent
 
     async def prompts(self) -> list[Prompt]:
@@ -51,7 +52,7 @@ class Chat(Generation):
         """A choice of a `chat.completion`."""
         return {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": {"role": self._role, "content": text, "refusal": None},
             "logprobs": self._logprobs(tokens),
             "finish_reason": last.finish_reason,
             "stop_reason": last.stop_reason,
@@ -61,7 +62,7 @@ class Chat(Generation):
         """Choices of `chat.completion.chunk`s: the role first, then text, with the last one the finish_reason."""
         if delta.index not in self._started:
             self._started.add(delta.index)
-            first = {"role": "assistant", "content": ""}
+            first = {"role": self._role, "content": ""}
             yield {"index": delta.index, "delta": first, "logprobs": None, "finish_reason": None}
         piece: dict[str, Any] = {
             "index": delta.index,
