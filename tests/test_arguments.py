@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 
 import numpy as np
 import pytest
+import torch
 
 from trifocal.arguments import fit, hints_of, may_be_none, without_none
 from trifocal.config import EngineArgs
@@ -24,6 +25,7 @@ from trifocal.server.args import ServerArgs
         (int | None, None, None),
         (bool, 0, False),
         (str, Path("a/b"), "a/b"),
+        (str, torch.bfloat16, "bfloat16"),
         (list[str] | None, ("a", "b"), ["a", "b"]),
         (list[str], "a", ["a"]),
         (list[int], (1, 2), [1, 2]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +204,12 @@ def test_keywords_without_effect_are_those_of_the_command_line(caplog: pytest.Lo
             EngineArgs.from_kwargs(model="x", **{option.name: "something"})
     assert EngineArgs.from_kwargs(model="x", **neutral) == EngineArgs(model="x") and not caplog.records
     given = {name: "something" for name in told}
-    assert EngineArgs.from_kwargs(model="x", swap_space=4, **given) == EngineArgs(model="x")
+    assert EngineArgs.from_kwargs(model="x", swap_space=8, **given) == EngineArgs(model="x", swap_space=8)
     assert [record.getMessage().split()[0] for record in caplog.records] == ["swap_space", *told]
     assert set(told.values()) <= {record.getMessage() for record in caplog.records}
 
 
-def test_what_vllms_programs_pass() -> None:
+def test_what_vllms_programs_pass(caplog: pytest.LogCaptureFixture) -> None:
     args = EngineArgs.from_kwargs(
         model=Path("x"), disable_log_stats=True, enable_lora=False, speculative_config=None, hf_overrides={},
         task="generate", cpu_offload_gb=0, data_parallel_size=1, tokenizer_mode="auto", enable_prefix_caching=None,
@@ -217,6 +218,9 @@ def test_what_vllms_programs_pass() -> None:
     assert args == EngineArgs(model="x", compilation_config={"mode": 3})
     with pytest.raises(NotAvailableYetError, match="not available yet: enable_lora=True: there are no LoRA adapters"):
         EngineArgs.from_kwargs(model="x", enable_lora=True)
+    defaults = {**asdict(EngineArgs(model="x")), **asdict(args)}
+    assert EngineArgs.from_kwargs(**defaults) == args
+    assert not any("swap_space" in record.getMessage() for record in caplog.records)
     with pytest.raises(ConfigError, match="max_num_seqs must be an integer, got '8'"):
         EngineArgs.from_kwargs(model="x", max_num_seqs="8")
 

@@ -26,7 +26,7 @@ def hints_of(cls: Any) -> dict[str, Any]:
 def fit_fields(args: Any) -> None:
     """Hold every field of a frozen dataclass against its hint, from `__post_init__`. Raises `ConfigError` naming it.
 
-    Numbers of other libraries become Python's, paths become strings, tuples become lists.
+    Numbers of other libraries become Python's, paths and torch's dtypes become strings, tuples become lists.
     """
     cls: Any = type(args)
     for name, hint in hints_of(cls).items():
@@ -56,6 +56,8 @@ def fit(name: str, hint: Any, value: Any) -> Any:
             return float(value)
         if kind is str and isinstance(value, str | os.PathLike):
             return str(os.fspath(value))
+        if kind is str and type(value).__name__ == "dtype":  # torch's, which is not imported here: by its name
+            return str(value).rpartition(".")[2]
     raise ConfigError(f"{name} must be {_words(kind)}{' or None' if may_be_none(hint) else ''}, got {value!r:.200}")
 
 

@@ -153,7 +153,11 @@ class EngineArgs:
         known = {item.name: item for item in fields(cls)}
         options = {option.name: option for option in (*OPTIONS, *PYTHON_OPTIONS)}
         given: dict[str, Any] = {}
-        notes = [f"{name} has no effect: {why}" for name, why in UNUSED_FIELDS.items() if kwargs.get(name) is not None]
+        notes = [
+            f"{name} has no effect: {why}"
+            for name, why in UNUSED_FIELDS.items()
+            if kwargs.get(name) not in (None, known[name].default)
+        ]
         for name, value in kwargs.items():
             if name in known:
                 if value is not None and value not in known[name].metadata.get("means_none", ()):

@@ -96,7 +96,7 @@ def test_outputs_are_logged_whole_and_streamed(started: tuple[httpx.Client, Path
         assert (
             len(found) == 2 and [f"output {index}," in line for index, line in enumerate(sorted(found))] == [True] * 2
         )
-        assert all(line.endswith(f": {discreet(text)}") for line in found)
+        assert all(line.endswith(f": {discreet(repr(text))}") for line in found)
 
 
 def test_the_template_gets_defaults_and_strings(started: tuple[httpx.Client, Path]) -> None:

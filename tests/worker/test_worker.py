@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,17 @@ def test_a_step_that_does_not_fit(folder: Path, monkeypatch: pytest.MonkeyPatch)
         match="^--max-num-batched-tokens 3000: a step of 3000 tokens takes about 0.19 GiB, .* steps of 1000 tokens fit",
     ):
         worker(folder, max_model_len=4000, max_num_batched_tokens=3000)
+
+
+def test_a_step_that_may_not_fit_is_a_warning_beside_a_size_that_is_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "0.01")
+    for factor, is_fatal in ((1.5, False), (3, True)):
+        monkeypatch.setattr(Worker, "_profile_peak", lambda self, factor=factor: int(factor * _FREE))
+        with pytest.raises(ConfigError, match="^--max-num-batched-tokens 30: ") if is_fatal else nullcontext():
+            worker(folder, max_num_batched_tokens=30)
+    assert [r.getMessage()[:28] for r in caplog.records if r.levelname == "WARNING"] == ["--max-num-batched-tokens 30:"]
 
 
 def test_an_engine_that_takes_the_place_of_another_measures_nothing(folder: Path) -> None:

@@ -158,7 +158,7 @@ class Answer:
         if delta.finish_reason is not None:
             self._open.discard(delta.index)
             if self._logs_text:
-                logger.info("output %d, finish_reason %s: %s", delta.index, delta.finish_reason, choice.text)
+                logger.info("output %d, finish_reason %s: %r", delta.index, delta.finish_reason, choice.text)
             self._finish(choice, delta.finish_reason, now)
 
     def _finish(self, choice: _Choice, reason: str, now: float) -> None:

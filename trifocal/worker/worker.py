@@ -110,14 +110,17 @@ class Worker:
         config, platform = self.config, self.platform
         if config.kv_cache_memory_bytes is not None:
             return config.kv_cache_memory_bytes, f"--kv-cache-memory-bytes {config.kv_cache_memory_bytes}"
-        activation, free = self._profile_peak(), platform.memory().free
-        if activation > free:
-            raise ConfigError(
-                f"--max-num-batched-tokens {config.max_num_batched_tokens}: a step of {self._step_tokens} tokens takes "
-                f"about {activation / _GIB:.2f} GiB, but {free / _GIB:.2f} GiB are free; steps of "
-                f"{self._step_tokens * free // activation} tokens fit"
-            )
+        activation, memory = self._profile_peak(), platform.memory()
         num_bytes = platform.kv_cache_bytes(config.gpu_memory_utilization, activation)
+        if activation > memory.free:
+            message = (
+                f"--max-num-batched-tokens {config.max_num_batched_tokens}: a step of {self._step_tokens} tokens takes "
+                f"about {activation / _GIB:.2f} GiB, but {memory.free / _GIB:.2f} GiB are free; steps of "
+                f"{self._step_tokens * memory.free // activation} tokens fit"
+            )
+            if activation > memory.total or num_bytes == 0:
+                raise ConfigError(message)
+            logger.warning("%s", message)  # a guess, and whoever set the size of the KV cache may know better
         logger.info(
             "measured: a step's peak %.2f GiB, left for the KV cache %.2f GiB. More or less: --gpu-memory-utilization "
             "(now %g), --kv-cache-memory-bytes",
