@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests import tiny
 from tools import configuration
+from trifocal import LLM, SamplingParams
 from trifocal.config import BLOCK_SIZES, EngineArgs, EngineConfig, resolve
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.vllm_options import OPTIONS, PYTHON_OPTIONS
@@ -68,6 +71,13 @@ def test_auto_is_decided(folder: Path) -> None:
         ({"gpu_memory_utilization": 1.5}, "--gpu-memory-utilization"),
         ({"block_size": 17}, "--block-size must be one of 16, 32, 64, 128"),
         ({"block_size": 0}, "--block-size must be one of 16, 32, 64, 128, got 0"),
+        ({"encoder_cache_gib": 1e300}, "--encoder-cache-gib must be at most"),
+        ({"mm_processor_cache_gb": 1e300}, "--mm-processor-cache-gb must be at most"),
+        ({"decode_memory_gib": 1e300}, "--decode-memory-gib must be at most"),
+        ({"seed": 1 << 64}, "seed must be an integer of at most 64 bits"),
+        ({"tokenizer": "no/such"}, "--tokenizer 'no/such' is not a folder"),
+        ({"generation_config": "no/such"}, "--generation-config 'no/such' is not a folder"),
+        ({"distributed_executor_backend": "threads"}, "--distributed-executor-backend must be uni, got 'threads'"),
         ({"max_logprobs": -2}, "--max-logprobs must be at least -1, got -2"),
         ({"encoder_cache_gib": float("nan")}, "--encoder-cache-gib must be above 0"),
         ({"num_gpu_blocks_override": 0}, "--num-gpu-blocks-override must be at least 1"),
@@ -223,6 +233,22 @@ def test_what_vllms_programs_pass(caplog: pytest.LogCaptureFixture) -> None:
     assert not any("swap_space" in record.getMessage() for record in caplog.records)
     with pytest.raises(ConfigError, match="max_num_seqs must be an integer, got '8'"):
         EngineArgs.from_kwargs(model="x", max_num_seqs="8")
+
+
+def test_llm_takes_them_and_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
+    for given, message in (
+        ({"max_num_seqs": "8"}, "max_num_seqs must be an integer, got '8'"),
+        ({"enable_lora": True}, "not available yet: enable_lora=True"),
+        ({"max_modellen": 8}, "unknown argument 'max_modellen'; did you mean 'max_model_len'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LLM("no/such/folder", **given)
+    neutral = {"disable_log_stats": True, "enable_lora": False, "speculative_config": None}
+    with LLM(
+        str(tiny.write_checkpoint(tmp_path)), kv_cache_memory_bytes=1 << 22, dtype=torch.float32, **neutral
+    ) as llm:
+        [answer] = llm.generate("a", SamplingParams(max_tokens=2, ignore_eos=True), use_tqdm=False)
+    assert len(answer.outputs[0].token_ids) == 2
 
 
 def test_every_field_has_a_group_and_help() -> None:

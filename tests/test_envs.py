@@ -55,6 +55,7 @@ def test_the_exports_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("VLLM_IMAGE_FETCH_TIMEOUT", "inf", "expected a number above 0"),
         ("TRIFOCAL_VIDEO_FETCH_TIMEOUT", "soon", "expected a number above 0"),
         ("VLLM_CPU_KVCACHE_SPACE", "abc", "expected a number above 0"),
+        ("VLLM_CPU_KVCACHE_SPACE", "1e300", "expected at most"),
         ("VLLM_MEDIA_LOADING_THREAD_COUNT", "0", "expected an integer of at least 1"),
         ("VLLM_MEDIA_LOADING_THREAD_COUNT", "many", "expected an integer of at least 1"),
         ("TRIFOCAL_ENGINE_MAX_RESTARTS", "-1", "expected an integer of at least 0"),

@@ -51,7 +51,7 @@ def fit(name: str, hint: Any, value: Any) -> Any:
             return bool(value)
     elif not isinstance(value, bool):
         if kind is int and isinstance(value, Integral):
-            return int(value)
+            return _in_64_bits(name, int(value))
         if kind is float and isinstance(value, Real):
             return float(value)
         if kind is str and isinstance(value, str | os.PathLike):
@@ -59,6 +59,12 @@ def fit(name: str, hint: Any, value: Any) -> Any:
         if kind is str and type(value).__name__ == "dtype":  # torch's, which is not imported here: by its name
             return str(value).rpartition(".")[2]
     raise ConfigError(f"{name} must be {_words(kind)}{' or None' if may_be_none(hint) else ''}, got {value!r:.200}")
+
+
+def _in_64_bits(name: str, value: int) -> int:
+    if not -(1 << 63) <= value < 1 << 63:
+        raise ConfigError(f"{name} must be an integer of at most 64 bits, got {value}")
+    return value
 
 
 def without_none(hint: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from trifocal import envs
@@ -27,6 +28,7 @@ KV_CACHE_DTYPES = ("auto", "int8")
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU = 512  # a step of more would make running answers wait for seconds
+_MOST_GIB = 1 << 30  # an exbibyte: far beyond any machine, and its bytes are still a number for messages
 _MODALITIES = ("image", "video")
 _DEFAULT_MEDIA_LIMIT = 999  # as in vLLM: many enough to mean "as many as fit the context"
 
@@ -250,7 +252,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
     dtype = _dtype(args, spec, quantization, device)
     return EngineConfig(
         spec=spec.for_context(max_model_len),
-        tokenizer=args.tokenizer or spec.path,
+        tokenizer=_folder("--tokenizer", args.tokenizer) if args.tokenizer else spec.path,
         device=device,
         dtype=dtype,
         quantization=quantization,
@@ -282,7 +284,9 @@ def resolve(args: EngineArgs) -> EngineConfig:
         max_video_frames=_positive("--max-video-frames", args.max_video_frames),
         image_decode_timeout=_above_zero("--image-decode-timeout", args.image_decode_timeout),
         video_decode_timeout=_above_zero("--video-decode-timeout", args.video_decode_timeout),
-        decode_memory_bytes=int(_above_zero("--decode-memory-gib", args.decode_memory_gib) * (1 << 30)),
+        decode_memory_bytes=_bytes_of(
+            "--decode-memory-gib", _above_zero("--decode-memory-gib", args.decode_memory_gib)
+        ),
         default_sampling=_default_sampling(args, spec),
     )
 
@@ -297,6 +301,8 @@ def _refuse_unbuilt(args: EngineArgs) -> None:
         raise NotAvailableYetError(f"--distributed-executor-backend {args.distributed_executor_backend} (uni works)")
     if args.allow_pickle:
         raise NotAvailableYetError("--allow-pickle (only safetensors are read; convert the checkpoint once instead)")
+    if args.distributed_executor_backend not in (None, "uni"):
+        raise ConfigError(f"--distributed-executor-backend must be uni, got {args.distributed_executor_backend!r}")
     if args.load_format not in ("auto", "safetensors", "dummy"):
         raise ConfigError(f"--load-format must be auto, safetensors or dummy, got {args.load_format!r}")
 
@@ -347,6 +353,19 @@ def _above_zero(flag: str, value: float) -> float:
     return value
 
 
+def _bytes_of(flag: str, gib: float) -> int:
+    if gib > _MOST_GIB:
+        raise ConfigError(f"{flag} must be at most {_MOST_GIB}, got {gib}")
+    return int(gib * (1 << 30))
+
+
+def _folder(flag: str, path: str) -> str:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"{flag} {path!r} is not a folder")
+    return str(folder)
+
+
 def _max_model_len(args: EngineArgs, spec: ModelSpec) -> int:
     if args.max_model_len is None:
         return spec.max_model_len
@@ -388,13 +407,14 @@ def _capture_sizes(args: EngineArgs) -> tuple[int, ...]:
 
 def _encoder_cache_bytes(args: EngineArgs) -> int:
     gib = 0.25 if args.encoder_cache_gib is None else args.encoder_cache_gib
-    return int(_above_zero("--encoder-cache-gib", gib) * (1 << 30))
+    return _bytes_of("--encoder-cache-gib", _above_zero("--encoder-cache-gib", gib))
 
 
 def _mm_processor_cache_bytes(args: EngineArgs) -> int:
-    if not 0 <= args.mm_processor_cache_gb < inf:
-        raise ConfigError(f"--mm-processor-cache-gb must be 0 or more, got {args.mm_processor_cache_gb}")
-    return 0 if args.disable_mm_preprocessor_cache else int(args.mm_processor_cache_gb * (1 << 30))
+    gib = args.mm_processor_cache_gb
+    if not 0 <= gib < inf:
+        raise ConfigError(f"--mm-processor-cache-gb must be 0 or more, got {gib}")
+    return 0 if args.disable_mm_preprocessor_cache else _bytes_of("--mm-processor-cache-gb", gib)
 
 
 def _media_limits(limits: dict[str, Any]) -> dict[str, int]:
@@ -411,8 +431,6 @@ _SAMPLING_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "mi
 
 def _default_sampling(args: EngineArgs, spec: ModelSpec) -> dict[str, Any]:
     """Sampling defaults by vLLM's rule: these fields of generation_config.json, renamed, then the overrides."""
-    from pathlib import Path
-
     from trifocal.model_spec import read_json
 
     if args.generation_config == "auto":
@@ -420,7 +438,8 @@ def _default_sampling(args: EngineArgs, spec: ModelSpec) -> dict[str, Any]:
     elif args.generation_config in ("vllm", "trifocal"):
         source = {}
     else:
-        source = read_json(Path(args.generation_config) / "generation_config.json", required=True)
+        folder = Path(_folder("--generation-config", args.generation_config))
+        source = read_json(folder / "generation_config.json", required=True)
     merged = {**source, **args.override_generation_config}
     found = {name: merged[name] for name in _SAMPLING_DEFAULTS if merged.get(name) is not None}
     if "max_new_tokens" in found:

@@ -18,6 +18,7 @@ from trifocal.errors import ConfigError
 
 T = TypeVar("T")
 _PREFIXES = ("TRIFOCAL_", "VLLM_")
+_MOST_GIB = 1 << 30  # far beyond any machine
 _NEAR = 0.9  # likeness of names from which one is taken for a slip of the other
 
 
@@ -36,6 +37,13 @@ def _positive_float(text: str) -> float:
         if 0 < value < float("inf"):
             return value
     raise ValueError("expected a number above 0")
+
+
+def _gib(text: str) -> float:
+    value = _positive_float(text)
+    if value > _MOST_GIB:
+        raise ValueError(f"expected at most {_MOST_GIB}")
+    return value
 
 
 def _integer_from(least: int) -> Callable[[str], int]:
@@ -146,7 +154,7 @@ WORKER_MULTIPROC_METHOD = Env(
 )
 USE_V1 = Env("USE_V1", _only_v1, True, "accepted for vLLM's sake; 0 is refused: there is one engine")
 CPU_KVCACHE_SPACE: Env[float | None] = Env(
-    "CPU_KVCACHE_SPACE", _positive_float, None, "GiB of KV cache on a CPU; unset: measured, at most 4 GiB"
+    "CPU_KVCACHE_SPACE", _gib, None, "GiB of KV cache on a CPU; unset: measured, at most 4 GiB"
 )
 CPU_KERNELS = Env(
     "CPU_KERNELS",

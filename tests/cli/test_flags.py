@@ -149,6 +149,8 @@ def test_lists_are_words_or_json_or_the_flag_again(words: list[str]) -> None:
         (["--allowed-origins", '["a"'], "argument --allowed-origins: not JSON"),
         (["--allowed-origins", "[1]"], "argument --allowed-origins: expected a list of strings"),
         (["--port", "http"], "argument --port: expected an integer, got 'http'"),
+        (["--seed", "18446744073709551616"], "argument --seed: expected an integer, got '18446744073709551616'"),
+        (["--max-num-seqs", "1e30T"], "argument --max-num-seqs: expected an integer, got '1e30T'"),
         (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
         (["--enforce-eager=maybe"], "argument --enforce-eager: expected true or false"),
         (["--kv-cache-dtype", "fp8"], "argument --kv-cache-dtype: invalid choice"),

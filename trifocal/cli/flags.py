@@ -327,12 +327,15 @@ def _default(item: Field[Any]) -> Any:
 
 
 def integer(text: str) -> int:
-    """An integer; as in vLLM `32k` is 32000 and `32K` is 32768."""
+    """An integer of 64 bits; as in vLLM `32k` is 32000 and `32K` is 32768."""
     scale = _SUFFIXES.get(text[-1:], 1)
     try:
-        return int(text) if scale == 1 else int(float(text[:-1]) * scale)
+        value = int(text) if scale == 1 else int(float(text[:-1]) * scale)
+        if -(1 << 63) <= value < 1 << 63:
+            return value
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
+        pass
+    raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}")
 
 
 def json_object(text: str) -> dict[str, Any]:

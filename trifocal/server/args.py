@@ -138,12 +138,12 @@ class ServerArgs:
             least = 0 if item.type == "float" or item.name in _MAY_BE_ZERO else 1
             if item.type in ("int", "float") and not least <= value < float("inf"):
                 raise ConfigError(f"--{item.name.replace('_', '-')} must be at least {least}, got {value}")
+            choices = item.metadata.get("choices", (value,))
+            if value not in choices:
+                flag = "--" + item.name.replace("_", "-")
+                raise ConfigError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
         if self.port > _MAX_PORT:
             raise ConfigError(f"--port must be at most {_MAX_PORT}, got {self.port}")
-        if self.chat_template_content_format not in CONTENT_FORMATS:
-            formats = ", ".join(CONTENT_FORMATS)
-            got = self.chat_template_content_format
-            raise ConfigError(f"--chat-template-content-format must be one of {formats}, got {got!r}")
         if self.root_path is not None and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"--root-path must begin with a slash and end without one, got {self.root_path!r}")
         if not self.response_role:
