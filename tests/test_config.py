@@ -54,6 +54,8 @@ def test_auto_is_decided(folder: Path) -> None:
     assert (config.executor, config.device, config.tokenizer) == ("uni", "cpu", str(folder))
     assert config.max_num_batched_tokens == 512 and not config.is_max_model_len_explicit
     assert config.limit_mm_per_prompt == {"image": 999, "video": 999}
+    limits = resolved(folder, limit_mm_per_prompt={"image": 2, "audio": 0}).limit_mm_per_prompt
+    assert limits == {"image": 2, "video": 999}
 
 
 @pytest.mark.parametrize(

@@ -419,6 +419,8 @@ def _mm_processor_cache_bytes(args: EngineArgs) -> int:
 
 def _media_limits(limits: dict[str, Any]) -> dict[str, int]:
     for name, limit in limits.items():
+        if name == "audio" and limit == 0:  # asks for what is so anyway
+            continue
         if name not in _MODALITIES:
             raise ConfigError(f"--limit-mm-per-prompt: unknown modality {name!r}; known: image, video")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:

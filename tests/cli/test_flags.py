@@ -282,9 +282,10 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert f"usage: trifocal {command}" in capsys.readouterr().out
 
 
-def test_the_help_of_serve_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("word", ["--help", "--help=all"])
+def test_the_help_of_serve_is_complete(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["serve", "--help"])
+        main(["serve", word])
     text = capsys.readouterr().out
     for name in [*EngineArgs.__dataclass_fields__, *ServerArgs.__dataclass_fields__]:
         assert f"--{name.replace('_', '-')}" in text

@@ -149,6 +149,8 @@ class Parser(argparse.ArgumentParser):
 
     def _flag(self, word: str) -> list[str]:
         name, equals, value = word.partition("=")
+        if name == "--help":  # vLLM's --help=GROUP: there is one help
+            return [name]
         action, name = self._action(name), name.replace("_", "-")
         if equals and isinstance(action, argparse.BooleanOptionalAction):
             return [self._boolean(name, value)]

@@ -89,10 +89,6 @@ class Worker:
             num_blocks = min(num_bytes // per_block, most)
         num_tokens = num_blocks * config.block_size
         total, free = num_blocks * per_block, self.platform.memory().free
-        logger.info(
-            "KV cache: %d blocks of %d tokens in %s, %.2f GiB for %d tokens (%s)",
-            *(num_blocks, config.block_size, config.kv_cache_dtype, total / _GIB, num_tokens, setting),
-        )
         if num_blocks < 1:
             raise ConfigError(
                 f"no memory is left for the KV cache by {setting}, a block takes {per_block} bytes: raise it, lower "
@@ -103,6 +99,10 @@ class Worker:
                 f"{setting}: a KV cache of {num_blocks} blocks takes {total / _GIB:.2f} GiB, but "
                 f"{free / _GIB:.2f} GiB are free; at most {free // per_block} blocks fit"
             )
+        logger.info(
+            "KV cache: %d blocks of %d tokens in %s, %.2f GiB for %d tokens (%s)",
+            *(num_blocks, config.block_size, config.kv_cache_dtype, total / _GIB, num_tokens, setting),
+        )
         return num_blocks
 
     def _kv_cache_bytes(self) -> tuple[int, str]:
