@@ -98,14 +98,23 @@ def test_unread_variables_are_told_once(monkeypatch: pytest.MonkeyPatch, capsys:
     for name in [name for name in os.environ if name.startswith(("TRIFOCAL_", "VLLM_"))]:
         monkeypatch.delenv(name)
     assert envs.notes() == []
-    for name in ("TRIFOCAL_LOGING_LEVEL", "TRIFOCAL_XYZZY", "VLLM_IMAGE_FETCH_TIMEOUTS", "VLLM_B", "VLLM_A"):
+    for name in (
+        "TRIFOCAL_LOGING_LEVEL",
+        "TRIFOCAL_XYZZY",
+        "VLLM_IMAGE_FETCH_TIMEOUTS",
+        "TRIFOCAL_IMAGE_TIMEOUT",
+        "VLLM_AUDIO_FETCH_TIMEOUT",
+        "VLLM_B",
+        "VLLM_A",
+    ):
         monkeypatch.setenv(name, "1")
     assert main(["models", "--json"]) == 0
     assert capsys.readouterr().err.splitlines() == [
+        "note: environment variable TRIFOCAL_IMAGE_TIMEOUT is unknown; did you mean TRIFOCAL_IMAGE_FETCH_TIMEOUT?",
         "note: environment variable TRIFOCAL_LOGING_LEVEL is unknown; did you mean TRIFOCAL_LOGGING_LEVEL?",
         "note: environment variable TRIFOCAL_XYZZY is unknown",
         "note: environment variable VLLM_IMAGE_FETCH_TIMEOUTS is unknown; did you mean VLLM_IMAGE_FETCH_TIMEOUT?",
-        "note: environment variables without effect here: VLLM_A, VLLM_B",
+        "note: environment variables without effect here: VLLM_A, VLLM_AUDIO_FETCH_TIMEOUT, VLLM_B",
     ]
     assert envs.notes() == []
 

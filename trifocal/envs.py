@@ -19,7 +19,7 @@ from trifocal.errors import ConfigError
 T = TypeVar("T")
 _PREFIXES = ("TRIFOCAL_", "VLLM_")
 _MOST_GIB = 1 << 30  # far beyond any machine
-_NEAR = 0.9  # likeness of names from which one is taken for a slip of the other
+_NEAR = 0.9  # likeness from which a name of vLLM's is taken for a slip of one of ours: it may be a variable of its own
 
 
 def _bool(text: str) -> bool:
@@ -204,9 +204,12 @@ def notes() -> list[str]:
     _told.update(unread)
     lines, others = [], []
     for name in unread:
-        near = get_close_matches(name, known, n=1, cutoff=_NEAR)
-        if near or name.startswith("TRIFOCAL_"):
-            lines.append(f"environment variable {name} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
+        prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+        is_ours = prefix == _PREFIXES[0]
+        near = get_close_matches(name.removeprefix(prefix), [env.name for env in ALL], 1, 0.6 if is_ours else _NEAR)
+        if near or is_ours:
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            lines.append(f"environment variable {name} is unknown{hint}")
         else:
             others.append(name)
     if others:

@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from trifocal.engine.async_engine import RequestStream
 from trifocal.errors import EngineDeadError, TrifocalError
@@ -28,7 +28,7 @@ class _Choice:
     """What has been seen of one choice."""
 
     num_tokens: int = 0
-    text: str = ""  # kept for --enable-log-outputs alone
+    texts: list[str] = field(default_factory=list)  # kept for --enable-log-outputs alone
     first_at: float = 0.0
     last_at: float = 0.0
 
@@ -154,11 +154,11 @@ class Answer:
         if delta.index % self._n == 0:  # further choices find the first one's blocks: that is no saving to the client
             self._cached[delta.index // self._n] = delta.num_cached_tokens
         if self._logs_text:
-            choice.text += delta.text
+            choice.texts.append(delta.text)
         if delta.finish_reason is not None:
             self._open.discard(delta.index)
             if self._logs_text:
-                logger.info("output %d, finish_reason %s: %r", delta.index, delta.finish_reason, choice.text)
+                logger.info("output %d, finish_reason %s: %r", delta.index, delta.finish_reason, "".join(choice.texts))
             self._finish(choice, delta.finish_reason, now)
 
     def _finish(self, choice: _Choice, reason: str, now: float) -> None:
