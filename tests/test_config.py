@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests import tiny
 from tools import configuration
+from trifocal import LLM, SamplingParams
 from trifocal.config import BLOCK_SIZES, EngineArgs, EngineConfig, resolve
 from trifocal.errors import ConfigError, NotAvailableYetError
+from trifocal.vllm_options import OPTIONS, PYTHON_OPTIONS
 
 LIMIT = 4096
 
@@ -49,6 +54,8 @@ def test_auto_is_decided(folder: Path) -> None:
     assert (config.executor, config.device, config.tokenizer) == ("uni", "cpu", str(folder))
     assert config.max_num_batched_tokens == 512 and not config.is_max_model_len_explicit
     assert config.limit_mm_per_prompt == {"image": 999, "video": 999}
+    limits = resolved(folder, limit_mm_per_prompt={"image": 2, "audio": 0}).limit_mm_per_prompt
+    assert limits == {"image": 2, "video": 999}
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,27 @@ def test_auto_is_decided(folder: Path) -> None:
         ({"gpu_memory_utilization": 0.0}, "--gpu-memory-utilization"),
         ({"gpu_memory_utilization": 1.5}, "--gpu-memory-utilization"),
         ({"block_size": 17}, "--block-size must be one of 16, 32, 64, 128"),
+        ({"block_size": 0}, "--block-size must be one of 16, 32, 64, 128, got 0"),
+        ({"encoder_cache_gib": 1e300}, "--encoder-cache-gib must be at most"),
+        ({"mm_processor_cache_gb": 1e300}, "--mm-processor-cache-gb must be at most"),
+        ({"decode_memory_gib": 1e300}, "--decode-memory-gib must be at most"),
+        ({"seed": 1 << 64}, "seed must be an integer of at most 64 bits"),
+        ({"tokenizer": "no/such"}, "--tokenizer 'no/such' is not a folder"),
+        ({"generation_config": "no/such"}, "--generation-config 'no/such' is not a folder"),
+        ({"distributed_executor_backend": "threads"}, "--distributed-executor-backend must be uni, got 'threads'"),
+        ({"max_logprobs": -2}, "--max-logprobs must be at least -1, got -2"),
+        ({"encoder_cache_gib": float("nan")}, "--encoder-cache-gib must be above 0"),
+        ({"num_gpu_blocks_override": 0}, "--num-gpu-blocks-override must be at least 1"),
+        ({"override_generation_config": {"temperature": "hot"}}, "--override-generation-config: temperature must be"),
+        ({"override_generation_config": {"max_new_tokens": 0}}, "--override-generation-config: max_new_tokens must be"),
+        ({"optimization_level": 4}, "--optimization-level must be 0, 1, 2 or 3, got 4"),
+        ({"compilation_config": {"cudagraph_capture_size": [1]}}, "unknown key 'cudagraph_capture_size'; did you mean"),
+        ({"compilation_config": {"cudagraph_mode": "SOME"}}, "cudagraph_mode must be one of NONE, .*, got 'SOME'"),
+        ({"cudagraph_capture_sizes": [0]}, "cudagraph_capture_sizes must be a list of integers above 0"),
+        (
+            {"cudagraph_capture_sizes": [1], "compilation_config": {"cudagraph_capture_sizes": [2]}},
+            "--cudagraph-capture-sizes .* are not the same",
+        ),
         ({"dtype": "int3"}, "--dtype must be auto"),
         ({"load_format": "pickle"}, "--load-format must be"),
         ({"encoder_cache_gib": 0.0}, "--encoder-cache-gib must be above 0"),
@@ -78,7 +106,7 @@ def test_auto_is_decided(folder: Path) -> None:
     ],
 )
 def test_refusals_name_the_flag(folder: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=message):
         resolved(folder, **changes)
 
 
@@ -137,9 +165,94 @@ def test_bad_folders(tmp_path: Path, folder: Path) -> None:
         resolved(folder)
 
 
+def test_a_bad_file_of_sampling_defaults_is_named(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"top_p": 2}))
+    with pytest.raises(ConfigError, match=r"generation_config\.json: top_p must be"):
+        resolved(folder)
+    assert resolved(folder, generation_config="vllm").default_sampling == {}
+    assert resolved(folder, override_generation_config={"top_p": 0.5}).default_sampling == {"top_p": 0.5}
+
+
+def test_captured_sizes(folder: Path) -> None:
+    def sizes(**changes: Any) -> tuple[int, ...]:
+        return resolved(folder, **changes).capture_sizes
+
+    assert sizes() == sizes(optimization_level=3) == sizes(compilation_config={"cudagraph_mode": "full"}) != ()
+    assert sizes(cudagraph_capture_sizes=[1, 2, 4], max_cudagraph_capture_size=2) == (1, 2)
+    assert sizes(compilation_config={"cudagraph_capture_sizes": [1, 2], "max_cudagraph_capture_size": 0}) == ()
+    for off in ({"cudagraph_mode": "NONE"}, {"cudagraph_mode": 0}, {"use_cudagraph": False}):
+        assert sizes(compilation_config=off) == ()
+    assert sizes(optimization_level=0) == sizes(enforce_eager=True) == ()
+
+
+def test_keys_of_the_compiler_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    resolved(folder, compilation_config={"mode": 3, "pass_config": {}, "cudagraph_capture_sizes": [1]})
+    assert [record.getMessage() for record in caplog.records] == [
+        "--compilation-config: no effect, as there is no torch.compile: mode, pass_config"
+    ]
+
+
+def test_bad_variables_stop_it_by_their_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_IMAGE_FETCH_TIMEOUT", "abc")
+    with pytest.raises(ConfigError, match="VLLM_IMAGE_FETCH_TIMEOUT='abc': expected a number above 0"):
+        resolved(folder)
+
+
 def test_unknown_keywords_name_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown argument 'max_modellen'; did you mean 'max_model_len'"):
         EngineArgs.from_kwargs(model="x", max_modellen=3)
+    with pytest.raises(ConfigError, match="unknown argument 'enable_loras'; did you mean 'enable_lora'"):
+        EngineArgs.from_kwargs(model="x", enable_loras=3)
+    with pytest.raises(ConfigError, match="which model"):
+        EngineArgs.from_kwargs(model=None)
+
+
+def test_keywords_without_effect_are_those_of_the_command_line(caplog: pytest.LogCaptureFixture) -> None:
+    told, neutral = {}, {}
+    for option in (*OPTIONS, *PYTHON_OPTIONS):
+        neutral[option.name] = option.neutral[0] if option.neutral else None
+        if option.neutral is None:
+            told[option.name] = f"{option.name} has no effect: {option.why}"
+            continue
+        with pytest.raises(NotAvailableYetError, match=f"not available yet: {option.name}="):
+            EngineArgs.from_kwargs(model="x", **{option.name: "something"})
+    assert EngineArgs.from_kwargs(model="x", **neutral) == EngineArgs(model="x") and not caplog.records
+    given = {name: "something" for name in told}
+    assert EngineArgs.from_kwargs(model="x", swap_space=8, **given) == EngineArgs(model="x", swap_space=8)
+    assert [record.getMessage().split()[0] for record in caplog.records] == ["swap_space", *told]
+    assert set(told.values()) <= {record.getMessage() for record in caplog.records}
+
+
+def test_what_vllms_programs_pass(caplog: pytest.LogCaptureFixture) -> None:
+    args = EngineArgs.from_kwargs(
+        model=Path("x"), disable_log_stats=True, enable_lora=False, speculative_config=None, hf_overrides={},
+        task="generate", cpu_offload_gb=0, data_parallel_size=1, tokenizer_mode="auto", enable_prefix_caching=None,
+        seed=None, mm_processor_kwargs=None, max_model_len=-1, compilation_config=3,
+    )  # fmt: skip
+    assert args == EngineArgs(model="x", compilation_config={"mode": 3})
+    with pytest.raises(NotAvailableYetError, match="not available yet: enable_lora=True: there are no LoRA adapters"):
+        EngineArgs.from_kwargs(model="x", enable_lora=True)
+    defaults = {**asdict(EngineArgs(model="x")), **asdict(args)}
+    assert EngineArgs.from_kwargs(**defaults) == args
+    assert not any("swap_space" in record.getMessage() for record in caplog.records)
+    with pytest.raises(ConfigError, match="max_num_seqs must be an integer, got '8'"):
+        EngineArgs.from_kwargs(model="x", max_num_seqs="8")
+
+
+def test_llm_takes_them_and_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:
+    for given, message in (
+        ({"max_num_seqs": "8"}, "max_num_seqs must be an integer, got '8'"),
+        ({"enable_lora": True}, "not available yet: enable_lora=True"),
+        ({"max_modellen": 8}, "unknown argument 'max_modellen'; did you mean 'max_model_len'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LLM("no/such/folder", **given)
+    neutral = {"disable_log_stats": True, "enable_lora": False, "speculative_config": None}
+    with LLM(
+        str(tiny.write_checkpoint(tmp_path)), kv_cache_memory_bytes=1 << 22, dtype=torch.float32, **neutral
+    ) as llm:
+        [answer] = llm.generate("a", SamplingParams(max_tokens=2, ignore_eos=True), use_tqdm=False)
+    assert len(answer.outputs[0].token_ids) == 2
 
 
 def test_every_field_has_a_group_and_help() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
 from trifocal import envs
+from trifocal.cli import main
 from trifocal.errors import ConfigError
 
 
@@ -46,10 +48,17 @@ def test_the_exports_of_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("VLLM_IMAGE_FETCH_TIMEOUT", "-1", "expected a positive number"),
-        ("VLLM_IMAGE_FETCH_TIMEOUT", "nan", "expected a positive number"),
-        ("VLLM_IMAGE_FETCH_TIMEOUT", "inf", "expected a positive number"),
-        ("TRIFOCAL_VIDEO_FETCH_TIMEOUT", "soon", "soon"),
+        ("VLLM_IMAGE_FETCH_TIMEOUT", "abc", "expected a number above 0"),
+        ("VLLM_IMAGE_FETCH_TIMEOUT", "0", "expected a number above 0"),
+        ("VLLM_IMAGE_FETCH_TIMEOUT", "-1", "expected a number above 0"),
+        ("VLLM_IMAGE_FETCH_TIMEOUT", "nan", "expected a number above 0"),
+        ("VLLM_IMAGE_FETCH_TIMEOUT", "inf", "expected a number above 0"),
+        ("TRIFOCAL_VIDEO_FETCH_TIMEOUT", "soon", "expected a number above 0"),
+        ("VLLM_CPU_KVCACHE_SPACE", "abc", "expected a number above 0"),
+        ("VLLM_CPU_KVCACHE_SPACE", "1e300", "expected at most"),
+        ("VLLM_MEDIA_LOADING_THREAD_COUNT", "0", "expected an integer of at least 1"),
+        ("VLLM_MEDIA_LOADING_THREAD_COUNT", "many", "expected an integer of at least 1"),
+        ("TRIFOCAL_ENGINE_MAX_RESTARTS", "-1", "expected an integer of at least 0"),
         ("VLLM_USE_V1", "0", "there is|one engine"),
         ("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "maybe", "expected 0 or 1"),
         ("VLLM_WORKER_MULTIPROC_METHOD", "thread", "expected one of spawn, fork"),
@@ -61,6 +70,53 @@ def test_a_bad_value_is_named(name: str, text: str, reason: str, monkeypatch: py
     env = next(env for env in envs.ALL if name.endswith(f"_{env.name}"))
     with pytest.raises(ConfigError, match=f"{name}=.*({reason})"):
         env.get()
+    with pytest.raises(ConfigError, match=f"{name}=.*({reason})"):
+        envs.check()
+
+
+def test_a_value_that_is_not_in_force_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "CRITICAL")  # vLLM's own value stays in the file of exports
+    monkeypatch.setenv("TRIFOCAL_LOGGING_LEVEL", "error")
+    envs.check()
+
+
+def test_every_command_checks_them_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("VLLM_IMAGE_FETCH_TIMEOUT", "0")
+    for command in (
+        "models",
+        "serve no/such/folder",
+        "chat --url http://127.0.0.1:9",
+        "bench throughput no/such/folder",
+    ):
+        assert main(command.split()) == 2
+        told = capsys.readouterr().err
+        assert "environment variable VLLM_IMAGE_FETCH_TIMEOUT='0'" in told and told.count("\n") == 1
+
+
+def test_unread_variables_are_told_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(envs, "_told", set())
+    for name in [name for name in os.environ if name.startswith(("TRIFOCAL_", "VLLM_"))]:
+        monkeypatch.delenv(name)
+    assert envs.notes() == []
+    for name in (
+        "TRIFOCAL_LOGING_LEVEL",
+        "TRIFOCAL_XYZZY",
+        "VLLM_IMAGE_FETCH_TIMEOUTS",
+        "TRIFOCAL_IMAGE_TIMEOUT",
+        "VLLM_AUDIO_FETCH_TIMEOUT",
+        "VLLM_B",
+        "VLLM_A",
+    ):
+        monkeypatch.setenv(name, "1")
+    assert main(["models", "--json"]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "note: environment variable TRIFOCAL_IMAGE_TIMEOUT is unknown; did you mean TRIFOCAL_IMAGE_FETCH_TIMEOUT?",
+        "note: environment variable TRIFOCAL_LOGING_LEVEL is unknown; did you mean TRIFOCAL_LOGGING_LEVEL?",
+        "note: environment variable TRIFOCAL_XYZZY is unknown",
+        "note: environment variable VLLM_IMAGE_FETCH_TIMEOUTS is unknown; did you mean VLLM_IMAGE_FETCH_TIMEOUT?",
+        "note: environment variables without effect here: VLLM_A, VLLM_AUDIO_FETCH_TIMEOUT, VLLM_B",
+    ]
+    assert envs.notes() == []
 
 
 def test_names_are_unique() -> None:

@@ -20,8 +20,11 @@ BASE = {
     "types",
     "errors",
     "sampling_params",
+    "arguments",
+    "compilation",
     "config",
     "model_spec",
+    "vllm_options",
     "envs",
     "registry",
     "log",
@@ -101,6 +104,7 @@ MAY_NAME_DEVICES = (
     "platforms",
     "attention.cuda",
     "config",  # the help text of --device
+    "vllm_options",  # vLLM's names
     "cli.serve",  # the help text names the allocators' variables
 )
 

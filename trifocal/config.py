@@ -6,28 +6,39 @@ process resolves the configuration before any device code is loaded.
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from trifocal import envs
-from trifocal.errors import ConfigError, NotAvailableYetError
+from trifocal.arguments import fit_fields
+from trifocal.compilation import capture_sizes
+from trifocal.errors import ConfigError, NotAvailableYetError, RequestError
+from trifocal.log import get_logger
 from trifocal.model_spec import ModelSpec, Quantization
+from trifocal.sampling_params import SamplingParams
+from trifocal.vllm_options import OPTIONS, PYTHON_OPTIONS, UNUSED_FIELDS
 
+logger = get_logger(__name__)
 DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
 QUANTIZATIONS = ("awq", "int8", "int4")
 KV_CACHE_DTYPES = ("auto", "int8")
 BLOCK_SIZES = (16, 32, 64, 128)
 DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
-DEFAULT_CAPTURE_SIZES = range(1, 33)  # beyond, Python's part of a step is small
 DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU = 512  # a step of more would make running answers wait for seconds
+_MOST_GIB = 1 << 30  # an exbibyte: far beyond any machine, and its bytes are still a number for messages
 _MODALITIES = ("image", "video")
 _DEFAULT_MEDIA_LIMIT = 999  # as in vLLM: many enough to mean "as many as fit the context"
 
 
 def arg(group: str, meaning: str, default: Any = MISSING, **extra: Any) -> Any:
-    """A dataclass field that is also a command-line flag: its group and help text travel in the field's metadata."""
+    """A dataclass field that is also a command-line flag: its group and help text travel in the field's metadata.
+
+    So do `choices`, `also` (other names of the flag), `means_none` (values that stand for None) and `number_is` (the
+    key of a JSON object that a number in its place gives).
+    """
     metadata = {"group": group, "help": meaning, **extra}
     if default is MISSING:
         return field(metadata=metadata)
@@ -70,7 +81,12 @@ class EngineArgs:
         "model", "auto: sampling defaults from the model's generation_config.json; vllm: none; or a folder", "auto"
     )
     override_generation_config: dict[str, Any] = arg("model", "JSON of sampling defaults that win over the file", {})
-    max_model_len: int | None = arg("scheduling", "longest context in tokens; default: what the model allows", None)
+    max_model_len: int | None = arg(
+        "scheduling",
+        "longest context in tokens; default, auto or -1: what the model allows and the KV cache holds",
+        None,
+        means_none=("auto", -1),
+    )
     max_num_seqs: int = arg("scheduling", "most sequences in one step; further requests wait", 256)
     max_num_batched_tokens: int | None = arg(
         "scheduling", "most tokens computed in one step (default: 512 on a CPU, else 2048)", None
@@ -86,6 +102,9 @@ class EngineArgs:
         choices=list(KV_CACHE_DTYPES),
     )
     gpu_memory_utilization: float = arg("memory", "share of the device's memory to use (of the machine's on CPU)", 0.9)
+    kv_cache_memory_bytes: int | None = arg(
+        "memory", "bytes of KV cache, e.g. 4G, instead of measuring memory (and of CPU_KVCACHE_SPACE)", None
+    )
     num_gpu_blocks_override: int | None = arg("memory", "KV blocks to allocate, instead of measuring memory", None)
     swap_space: float = arg("memory", "accepted for vLLM's sake and unused: preemption recomputes", 4.0)
     encoder_cache_gib: float | None = arg("memory", "GiB for embeddings of pictures and clips", None)
@@ -102,9 +121,18 @@ class EngineArgs:
     enforce_eager: bool = arg("devices", "never capture a step to replay it, let Python run every layer", False)
     compilation_config: dict[str, Any] = arg(
         "devices",
-        'JSON: {"cudagraph_capture_sizes": [1, 2, 4]} are the tokens of steps to capture, "cudagraph_mode": "NONE" is '
-        "--enforce-eager; other keys concern torch.compile, which is not used",
+        'JSON: {"cudagraph_capture_sizes": [1, 2, 4]} are the tokens of steps to capture, "max_cudagraph_capture_size" '
+        'is the most of them, "cudagraph_mode": "NONE" is --enforce-eager; other keys (and a number) concern '
+        "torch.compile, which is not used",
         {},
+        number_is="mode",
+    )
+    cudagraph_capture_sizes: list[int] | None = arg(
+        "devices", "the same as that key of --compilation-config", None, also=["cuda_graph_sizes"]
+    )
+    max_cudagraph_capture_size: int | None = arg("devices", "the same as that key of --compilation-config", None)
+    optimization_level: int | None = arg(
+        "devices", "0 is --enforce-eager, 1 to 3 have no effect: there is no torch.compile; -O3 is short for it", None
     )
     limit_mm_per_prompt: dict[str, Any] = arg("media", 'JSON, e.g. {"image": 4, "video": 1}', {})
     mm_processor_kwargs: dict[str, Any] = arg("media", 'JSON for the processor, e.g. {"max_pixels": 401408}', {})
@@ -122,15 +150,43 @@ class EngineArgs:
     video_decode_timeout: float = arg("media", "seconds that decoding one clip may take", 120.0)
     decode_memory_gib: float = arg("media", "GiB of memory that a decoder process may take", 2.0)
 
+    def __post_init__(self) -> None:
+        fit_fields(self)
+
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> EngineArgs:
-        """Keywords of `LLM(...)`. An unknown one raises `ConfigError` naming the nearest known one."""
-        known = [item.name for item in fields(cls)]
-        for name in kwargs:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
+        """Keywords of `LLM(...)`, those of vLLM's that have no effect here among them; None always means the default.
+
+        Raises `ConfigError` for an unknown one, naming the nearest known one, and for a value that cannot be used.
+        """
+        known = {item.name: item for item in fields(cls)}
+        options = {option.name: option for option in (*OPTIONS, *PYTHON_OPTIONS)}
+        given: dict[str, Any] = {}
+        notes = [
+            f"{name} has no effect: {why}"
+            for name, why in UNUSED_FIELDS.items()
+            if kwargs.get(name) not in (None, known[name].default)
+        ]
+        for name, value in kwargs.items():
+            if name in known:
+                if value is not None and value not in known[name].metadata.get("means_none", ()):
+                    given[name] = _with_shorthand(known[name], value)
+            elif name in options:
+                notes.append(options[name].note(value, f"{name}={value!r:.200}", name) or "")
+            else:
+                near = get_close_matches(name, [*known, *options], n=1)
                 raise ConfigError(f"unknown argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        return cls(**kwargs)
+        if "model" not in given:
+            raise ConfigError("which model? give the folder of a checkpoint: LLM(model=...)")
+        for note in filter(None, notes):
+            logger.warning("%s", note)
+        return cls(**given)
+
+
+def _with_shorthand(item: Field[Any], value: Any) -> Any:
+    """vLLM takes a number in place of some JSON objects."""
+    key = item.metadata.get("number_is")
+    return {key: value} if key and type(value) is int else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +213,8 @@ class EngineConfig:
     kv_cache_dtype: str
     gpu_memory_utilization: float
     num_blocks_override: int | None
+    num_blocks_before: int | None  # KV blocks of the engine that this one takes the place of
+    kv_cache_memory_bytes: int | None
     encoder_cache_bytes: int
     mm_processor_cache_bytes: int
     executor: str
@@ -179,7 +237,9 @@ def resolve(args: EngineArgs) -> EngineConfig:
     from trifocal.models.registry import check_architecture
     from trifocal.platforms import detect_device
 
-    envs.USE_V1.get()
+    envs.check()
+    for note in envs.notes():
+        logger.warning("%s", note)
     _refuse_unbuilt(args)
     spec = ModelSpec.from_checkpoint(args.model)
     check_architecture(spec.architecture)
@@ -191,15 +251,17 @@ def resolve(args: EngineArgs) -> EngineConfig:
         raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {args.gpu_memory_utilization}")
     if args.num_gpu_blocks_override is not None:
         _positive("--num-gpu-blocks-override", args.num_gpu_blocks_override)
+    if args.kv_cache_memory_bytes is not None:
+        _positive("--kv-cache-memory-bytes", args.kv_cache_memory_bytes)
     if args.max_logprobs < -1:
         raise ConfigError(f"--max-logprobs must be at least -1 (all of the vocabulary), got {args.max_logprobs}")
-    block_size = args.block_size or BLOCK_SIZES[0]
+    block_size = BLOCK_SIZES[0] if args.block_size is None else args.block_size
     if block_size not in BLOCK_SIZES:
         raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")
     dtype = _dtype(args, spec, quantization, device)
     return EngineConfig(
         spec=spec,
-        tokenizer=args.tokenizer or spec.path,
+        tokenizer=_folder("--tokenizer", args.tokenizer) if args.tokenizer else spec.path,
         device=device,
         dtype=dtype,
         quantization=quantization,
@@ -218,6 +280,8 @@ def resolve(args: EngineArgs) -> EngineConfig:
         kv_cache_dtype=_kv_cache_dtype(args, dtype),
         gpu_memory_utilization=args.gpu_memory_utilization,
         num_blocks_override=args.num_gpu_blocks_override,
+        num_blocks_before=None,
+        kv_cache_memory_bytes=args.kv_cache_memory_bytes,
         encoder_cache_bytes=_encoder_cache_bytes(args),
         mm_processor_cache_bytes=_mm_processor_cache_bytes(args),
         executor=args.distributed_executor_backend or "uni",
@@ -231,7 +295,9 @@ def resolve(args: EngineArgs) -> EngineConfig:
         max_video_frames=_positive("--max-video-frames", args.max_video_frames),
         image_decode_timeout=_above_zero("--image-decode-timeout", args.image_decode_timeout),
         video_decode_timeout=_above_zero("--video-decode-timeout", args.video_decode_timeout),
-        decode_memory_bytes=int(_above_zero("--decode-memory-gib", args.decode_memory_gib) * (1 << 30)),
+        decode_memory_bytes=_bytes_of(
+            "--decode-memory-gib", _above_zero("--decode-memory-gib", args.decode_memory_gib)
+        ),
         default_sampling=_default_sampling(args, spec, max_model_len),
     )
 
@@ -246,6 +312,8 @@ def _refuse_unbuilt(args: EngineArgs) -> None:
         raise NotAvailableYetError(f"--distributed-executor-backend {args.distributed_executor_backend} (uni works)")
     if args.allow_pickle:
         raise NotAvailableYetError("--allow-pickle (only safetensors are read; convert the checkpoint once instead)")
+    if args.distributed_executor_backend not in (None, "uni"):
+        raise ConfigError(f"--distributed-executor-backend must be uni, got {args.distributed_executor_backend!r}")
     if args.load_format not in ("auto", "safetensors", "dummy"):
         raise ConfigError(f"--load-format must be auto, safetensors or dummy, got {args.load_format!r}")
 
@@ -296,6 +364,19 @@ def _above_zero(flag: str, value: float) -> float:
     return value
 
 
+def _bytes_of(flag: str, gib: float) -> int:
+    if gib > _MOST_GIB:
+        raise ConfigError(f"{flag} must be at most {_MOST_GIB}, got {gib}")
+    return int(gib * (1 << 30))
+
+
+def _folder(flag: str, path: str) -> str:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"{flag} {path!r} is not a folder")
+    return str(folder)
+
+
 def _max_model_len(args: EngineArgs, spec: ModelSpec) -> int:
     if args.max_model_len is None:
         return spec.max_model_len
@@ -323,32 +404,34 @@ def _max_num_batched_tokens(args: EngineArgs, max_model_len: int, device: str) -
 
 
 def _capture_sizes(args: EngineArgs) -> tuple[int, ...]:
-    wanted = args.compilation_config
-    sizes = wanted.get("cudagraph_capture_sizes")
-    if sizes is None:
-        sizes = list(DEFAULT_CAPTURE_SIZES)
-    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
-        raise ConfigError(
-            f"--compilation-config: cudagraph_capture_sizes must be a list of integers above 0, got {sizes!r}"
-        )
-    return () if args.enforce_eager or wanted.get("cudagraph_mode") in ("NONE", 0) else tuple(sizes)
+    config = dict(args.compilation_config)
+    for name in ("cudagraph_capture_sizes", "max_cudagraph_capture_size"):
+        value = getattr(args, name)
+        if value is not None and config.setdefault(name, value) != value:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} {value} and {name} in --compilation-config, {config[name]}, are not the same")
+    if args.optimization_level is not None and args.optimization_level not in range(4):
+        raise ConfigError(f"--optimization-level must be 0, 1, 2 or 3, got {args.optimization_level}")
+    sizes = capture_sizes(config)
+    return () if args.enforce_eager or args.optimization_level == 0 else sizes
 
 
 def _encoder_cache_bytes(args: EngineArgs) -> int:
     gib = 0.25 if args.encoder_cache_gib is None else args.encoder_cache_gib
-    if gib <= 0:
-        raise ConfigError(f"--encoder-cache-gib must be above 0, got {gib}")
-    return int(gib * (1 << 30))
+    return _bytes_of("--encoder-cache-gib", _above_zero("--encoder-cache-gib", gib))
 
 
 def _mm_processor_cache_bytes(args: EngineArgs) -> int:
-    if not 0 <= args.mm_processor_cache_gb < inf:
-        raise ConfigError(f"--mm-processor-cache-gb must be 0 or more, got {args.mm_processor_cache_gb}")
-    return 0 if args.disable_mm_preprocessor_cache else int(args.mm_processor_cache_gb * (1 << 30))
+    gib = args.mm_processor_cache_gb
+    if not 0 <= gib < inf:
+        raise ConfigError(f"--mm-processor-cache-gb must be 0 or more, got {gib}")
+    return 0 if args.disable_mm_preprocessor_cache else _bytes_of("--mm-processor-cache-gb", gib)
 
 
 def _media_limits(limits: dict[str, Any]) -> dict[str, int]:
     for name, limit in limits.items():
+        if name == "audio" and limit == 0:  # asks for what is so anyway
+            continue
         if name not in _MODALITIES:
             raise ConfigError(f"--limit-mm-per-prompt: unknown modality {name!r}; known: image, video")
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
@@ -361,8 +444,6 @@ _SAMPLING_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "mi
 
 def _default_sampling(args: EngineArgs, spec: ModelSpec, max_model_len: int) -> dict[str, Any]:
     """Sampling defaults by vLLM's rule: these fields of generation_config.json, renamed, then the overrides."""
-    from pathlib import Path
-
     from trifocal.model_spec import read_json
 
     if args.generation_config == "auto":
@@ -370,11 +451,19 @@ def _default_sampling(args: EngineArgs, spec: ModelSpec, max_model_len: int) -> 
     elif args.generation_config in ("vllm", "trifocal"):
         source = {}
     else:
-        source = read_json(Path(args.generation_config) / "generation_config.json", required=True)
+        folder = Path(_folder("--generation-config", args.generation_config))
+        source = read_json(folder / "generation_config.json", required=True)
     merged = {**source, **args.override_generation_config}
     found = {name: merged[name] for name in _SAMPLING_DEFAULTS if merged.get(name) is not None}
     if "max_new_tokens" in found:
-        most = found.pop("max_new_tokens")
-        # A request that asks for more than the context is refused; who asks for nothing has made no mistake.
-        found["max_tokens"] = min(most, max_model_len) if isinstance(most, int) else most
+        found["max_tokens"] = found.pop("max_new_tokens")
+    try:
+        SamplingParams(**found)
+    except RequestError as error:
+        blamed = "max_new_tokens" if error.param == "max_tokens" else str(error.param)
+        is_given = blamed in args.override_generation_config
+        place = "--override-generation-config" if is_given else "generation_config.json"
+        raise ConfigError(f"{place}: {error.message.replace('max_tokens', 'max_new_tokens')}") from None
+    if "max_tokens" in found:  # a request that asks for more than the context is refused; a default is fitted to it
+        found["max_tokens"] = min(found["max_tokens"], max_model_len)
     return found

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from trifocal.errors import ConfigError
 
 T = TypeVar("T")
+_PREFIXES = ("TRIFOCAL_", "VLLM_")
+_MOST_GIB = 1 << 30  # far beyond any machine
+_NEAR = 0.9  # likeness from which a name of vLLM's is taken for a slip of one of ours: it may be a variable of its own
 
 
 def _bool(text: str) -> bool:
@@ -27,17 +32,28 @@ def _bool(text: str) -> bool:
 
 
 def _positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError("expected a positive number")
+    with suppress(ValueError):
+        value = float(text)
+        if 0 < value < float("inf"):
+            return value
+    raise ValueError("expected a number above 0")
+
+
+def _gib(text: str) -> float:
+    value = _positive_float(text)
+    if value > _MOST_GIB:
+        raise ValueError(f"expected at most {_MOST_GIB}")
     return value
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise ValueError("expected 0 or more")
-    return value
+def _integer_from(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        with suppress(ValueError):
+            if int(text) >= least:
+                return int(text)
+        raise ValueError(f"expected an integer of at least {least}")
+
+    return parse
 
 
 def _names(text: str) -> list[str] | None:
@@ -70,14 +86,20 @@ class Env(Generic[T]):
 
     def get(self) -> T:
         """The value in force now."""
-        for variable in (f"TRIFOCAL_{self.name}", f"VLLM_{self.name}"):
-            text = os.environ.get(variable)
-            if text is not None:
-                try:
-                    return self.parse(text)
-                except ValueError as error:
-                    raise ConfigError(f"environment variable {variable}={text!r}: {error}") from None
-        return self.default
+        variable = self.variable
+        if variable is None:
+            return self.default
+        text = os.environ[variable]
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"environment variable {variable}={text!r:.200}: {error}") from None
+
+    @property
+    def variable(self) -> str | None:
+        """The variable in force, as whoever set it wrote it; None if neither is set."""
+        names = (f"{prefix}{self.name}" for prefix in _PREFIXES)
+        return next((name for name in names if name in os.environ), None)
 
 
 IMAGE_FETCH_TIMEOUT = Env("IMAGE_FETCH_TIMEOUT", _positive_float, 5.0, "seconds for fetching one image")
@@ -97,7 +119,7 @@ ENGINE_READY_TIMEOUT_S = Env(
 )
 ENGINE_MAX_RESTARTS = Env(
     "ENGINE_MAX_RESTARTS",
-    _count,
+    _integer_from(0),
     5,
     "restarts of the engine in a row, without a token in between, after which the server gives up and exits",
 )
@@ -118,7 +140,12 @@ FAULT_INJECT: Env[str | None] = Env(
 ALLOW_LONG_MAX_MODEL_LEN = Env(
     "ALLOW_LONG_MAX_MODEL_LEN", _bool, False, "1 allows a --max-model-len above what the checkpoint says"
 )
-PLUGINS: Env[list[str] | None] = Env("PLUGINS", _names, None, "comma list of platform plug-ins to load; unset: all")
+PLUGINS: Env[list[str] | None] = Env(
+    "PLUGINS",
+    _names,
+    None,
+    "comma list of platform plug-ins to load; one that is not installed is a warning; unset: all",
+)
 WORKER_MULTIPROC_METHOD = Env(
     "WORKER_MULTIPROC_METHOD",
     _one_of("spawn", "fork"),
@@ -127,7 +154,7 @@ WORKER_MULTIPROC_METHOD = Env(
 )
 USE_V1 = Env("USE_V1", _only_v1, True, "accepted for vLLM's sake; 0 is refused: there is one engine")
 CPU_KVCACHE_SPACE: Env[float | None] = Env(
-    "CPU_KVCACHE_SPACE", _positive_float, None, "GiB of KV cache on a CPU; unset: measured, at most 4 GiB"
+    "CPU_KVCACHE_SPACE", _gib, None, "GiB of KV cache on a CPU; unset: measured, at most 4 GiB"
 )
 CPU_KERNELS = Env(
     "CPU_KERNELS",
@@ -150,10 +177,44 @@ LOGGING_LEVEL = Env(
 )
 API_KEY: Env[str | None] = Env("API_KEY", str, None, "key that requests must bring, where --api-key names none")
 MEDIA_THREADS: Env[int | None] = Env(
-    "MEDIA_LOADING_THREAD_COUNT", int, None, "threads that decode and preprocess media; unset: one per core, at most 8"
+    "MEDIA_LOADING_THREAD_COUNT",
+    _integer_from(1),
+    None,
+    "threads that decode and preprocess media; unset: one per core, at most 8",
 )
 
 ALL: tuple[Env[object], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Env))
+_told: set[str] = set()
+
+
+def check() -> None:
+    """Parse every variable that is set, so that a bad value shows at start. Raises `ConfigError` naming it."""
+    for env in ALL:
+        env.get()
+
+
+def notes() -> list[str]:
+    """A line for each set variable that is not read, as far as this process has not told it yet.
+
+    Unknown `TRIFOCAL_` names are named one by one. vLLM has hundreds of variables: those are one line together, unless
+    a name is nearly one of ours.
+    """
+    known = {f"{prefix}{env.name}" for env in ALL for prefix in _PREFIXES}
+    unread = sorted(name for name in os.environ if name.startswith(_PREFIXES) and name not in known | _told)
+    _told.update(unread)
+    lines, others = [], []
+    for name in unread:
+        prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
+        is_ours = prefix == _PREFIXES[0]
+        near = get_close_matches(name.removeprefix(prefix), [env.name for env in ALL], 1, 0.6 if is_ours else _NEAR)
+        if near or is_ours:
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            lines.append(f"environment variable {name} is unknown{hint}")
+        else:
+            others.append(name)
+    if others:
+        lines.append(f"environment variables without effect here: {', '.join(others)}")
+    return lines
 
 
 def cache_folder(kind: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from typing import Any
@@ -13,9 +14,11 @@ from trifocal import __version__
 from trifocal.cli import COMMANDS, main
 from trifocal.cli import serve as serve_command
 from trifocal.cli.flags import Parser, build, to_words
-from trifocal.cli.ignored import IGNORED, notes
+from trifocal.cli.ignored import notes
 from trifocal.config import EngineArgs
+from trifocal.errors import NotAvailableYetError
 from trifocal.server.args import ServerArgs
+from trifocal.vllm_options import OPTIONS, PYTHON_OPTIONS
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -69,6 +72,42 @@ def test_nothing_given_is_every_default() -> None:
         (["--limit-mm-per-prompt=image=4"], "limit_mm_per_prompt", {"image": 4}),
         (["--override-generation-config", '{"stop": "a=b"}'], "override_generation_config", {"stop": "a=b"}),
         (["--distributed-executor-backend=ray"], "distributed_executor_backend", "ray"),
+        (["--distributed-executor-backend", "None"], "distributed_executor_backend", None),
+        (["--quantization=None"], "quantization", None),
+        (["--max-num-batched-tokens", "None"], "max_num_batched_tokens", None),
+        (["--max-model-len", "auto"], "max_model_len", None),
+        (["--max-model-len=-1"], "max_model_len", None),
+        (["--max-model-len", "1T"], "max_model_len", 1 << 40),
+        (
+            ["--limit-mm-per-prompt.image", "2", "--limit-mm-per-prompt.video=0"],
+            "limit_mm_per_prompt",
+            {"image": 2, "video": 0},
+        ),
+        (
+            ["--limit_mm_per_prompt.image=2", "--limit-mm-per-prompt", "image=4,video=1"],
+            "limit_mm_per_prompt",
+            {"image": 2, "video": 1},
+        ),
+        (["--mm-processor-kwargs.size.longest_edge", "32k"], "mm_processor_kwargs", {"size": {"longest_edge": 32_000}}),
+        (
+            ["--mm-processor-kwargs.a", "-1", "--mm-processor-kwargs.b=x.y"],
+            "mm_processor_kwargs",
+            {"a": -1, "b": "x.y"},
+        ),
+        (["-cc.cudagraph_mode", "NONE"], "compilation_config", {"cudagraph_mode": "NONE"}),
+        (
+            ["--compilation_config.cudagraph_capture_sizes+", "1,2", "-cc.cudagraph_capture_sizes+=4"],
+            "compilation_config",
+            {"cudagraph_capture_sizes": [1, 2, 4]},
+        ),
+        (["--compilation-config", "3"], "compilation_config", {"mode": 3}),
+        (["--cudagraph-capture-sizes", "1", "2k"], "cudagraph_capture_sizes", [1, 2000]),
+        (["--cudagraph_capture_sizes=[1, 2]"], "cudagraph_capture_sizes", [1, 2]),
+        (["-O3"], "optimization_level", 3),
+        (["-O", "0"], "optimization_level", 0),
+        (["-O=2"], "optimization_level", 2),
+        (["-O", '{"mode": 3}'], "compilation_config", {"mode": 3}),
+        (["-O.mode", "3"], "compilation_config", {"mode": 3}),
     ],
 )
 def test_spellings(words: list[str], name: str, value: Any) -> None:
@@ -103,17 +142,29 @@ def test_lists_are_words_or_json_or_the_flag_again(words: list[str]) -> None:
         (["--max-num-seq", "3"], "unknown flag --max-num-seq; did you mean --max-num-seqs?"),
         (["--max_modellen=3"], "unknown flag --max-modellen; did you mean --max-model-len?"),
         (["--xyzzy"], "unknown flag --xyzzy; see --help"),
-        (["--compilation-config", "{'a': 1}"], "argument --compilation-config: not JSON"),
+        (["--compilation-config", "{'a': 1}"], "--compilation-config: not JSON"),
         (["--mm-processor-kwargs", "[1]"], "argument --mm-processor-kwargs: expected a JSON object"),
         (["--limit-mm-per-prompt", "image=four"], "argument --limit-mm-per-prompt: expected JSON or name=value"),
         (["--limit-mm-per-prompt", "image"], "argument --limit-mm-per-prompt: not JSON"),
         (["--allowed-origins", '["a"'], "argument --allowed-origins: not JSON"),
         (["--allowed-origins", "[1]"], "argument --allowed-origins: expected a list of strings"),
         (["--port", "http"], "argument --port: expected an integer, got 'http'"),
+        (["--seed", "18446744073709551616"], "argument --seed: expected an integer, got '18446744073709551616'"),
+        (["--max-num-seqs", "1e30T"], "argument --max-num-seqs: expected an integer, got '1e30T'"),
         (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
         (["--enforce-eager=maybe"], "argument --enforce-eager: expected true or false"),
         (["--kv-cache-dtype", "fp8"], "argument --kv-cache-dtype: invalid choice"),
         (["more", "words"], "unrecognized arguments"),
+        (["--limit-mm-per-promt.image", "2"], "unknown flag --limit-mm-per-promt; did you mean --limit-mm-per-prompt?"),
+        (["--max-num-seqs.x", "2"], "argument --max-num-seqs: it takes no keys, got --max-num-seqs.x"),
+        (["--limit-mm-per-prompt.image"], "argument --limit-mm-per-prompt.image: expected one argument"),
+        (["--mm-processor-kwargs.a", "1", "--mm-processor-kwargs.a.b", "1"], "a has a value already"),
+        (["-O9000x"], "argument --optimization-level: expected an integer, got '9000x'"),
+        (
+            ["--cudagraph-capture-sizes", "one"],
+            "--cudagraph-capture-sizes/--cuda-graph-sizes: expected an integer, got 'one'",
+        ),
+        (["--config", "no/such.yaml"], "--config no/such.yaml cannot be read"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +185,14 @@ def test_a_mistake_is_one_line_and_status_2(words: list[str], message: str, caps
         (["x", "--max-queued-requests", "0"], "--max-queued-requests must be at least 1, got 0"),
         (["x", "-tp", "2"], "not available yet: --tensor-parallel-size"),
         (["x", "--distributed-executor-backend", "ray"], "not available yet: --distributed-executor-backend ray"),
+        (["x", "--enable-lora"], "not available yet: --enable-lora: there are no LoRA adapters"),
+        (["x", "-dp", "2"], "not available yet: --data-parallel-size 2: one device works (accepted: 1)"),
+        (["x", "--task", "embed"], "not available yet: --task embed: text is generated (accepted: generate, auto)"),
+        (["x", "--tool-call-parser=hermes"], "not available yet: --tool-call-parser hermes: there are no tool calls"),
+        (["x", "--speculative-config.model", "y"], "not available yet: --speculative-config"),
+        (["x", "--port", "70000"], "--port must be at most 65535, got 70000"),
+        (["x", "--root-path", "llm/"], "--root-path must begin with a slash"),
+        (["x", "--ssl-ciphers", "AES"], "--ssl-ciphers needs --ssl-certfile"),
     ],
 )
 def test_what_resolve_refuses(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,20 +206,58 @@ def test_the_model_may_be_named_twice_alike() -> None:
 
 
 def test_flags_without_effect_are_accepted_and_told() -> None:
-    namespace = parse("model", "--disable-log-requests", "--swap-space=8", "--revision", "main", "--task=generate")
-    told = notes(namespace)
-    flags = ("--disable-log-requests", "--task", "--swap-space", "--revision")
-    assert [note.split()[0] for note in told] == list(flags)
+    namespace = parse(
+        "model", "--disable-log-requests", "--swap-space=8", "--revision", "main", "--disable-cascade-attn"
+    )
+    flags = ("--disable-log-requests", "--disable-cascade-attn", "--swap-space", "--revision")
+    assert [note.split()[0] for note in notes(namespace)] == list(flags)
     assert notes(parse("model", "--enforce-eager")) == []
 
 
+def test_every_flag_of_vllm_is_either_told_or_refused_unless_its_value_is_neutral() -> None:
+    words: dict[type, list[str]] = {bool: [], int: ["7"], float: ["7"], str: ["x"], dict: ['{"a": 1}'], list: ["x"]}
+    for option in OPTIONS:
+        flag = "--" + option.name.replace("_", "-")
+        given = parse("model", flag, *words[option.kind])
+        if option.neutral is None:
+            [note] = notes(given)
+            assert note == f"{flag} has no effect: {option.why}"
+        else:
+            with pytest.raises(NotAvailableYetError, match=f"^not available yet: {flag}( .*)?: {option.why}"):
+                notes(given)
+        for value in option.neutral or ():
+            if option.kind is not list:
+                neutral = (
+                    f"--no-{flag[2:]}"
+                    if option.kind is bool
+                    else f"{flag}={json.dumps(value) if option.kind is dict else value}"
+                )
+                assert notes(parse("model", neutral)) == []
+
+
+def test_a_token_may_be_given_without_a_value() -> None:
+    assert notes(parse("model", "--hf-token", "--enforce-eager")) == ["--hf-token has no effect: nothing is downloaded"]
+
+
+def test_short_names_and_other_names() -> None:
+    assert notes(parse("model", "-dp", "1", "-dcp=1", "-n", "1", "-r", "0")) == []
+    told = {note.split()[0] for note in notes(parse("model", "-ep", "-asc", "4"))}
+    assert told == {"--enable-expert-parallel", "--api-server-count"}
+    args = build(ServerArgs, parse("model", "--max-num-queued-reqs", "7", "--max_num_queued_tokens=9k"))
+    assert (args.max_queued_requests, args.max_queued_tokens) == (7, 9000)
+
+
 def test_no_flag_is_both_used_and_ignored() -> None:
-    used = set(EngineArgs.__dataclass_fields__) | set(ServerArgs.__dataclass_fields__)
-    assert used.isdisjoint(item.name for item in IGNORED)
+    used = set(EngineArgs.__dataclass_fields__)
+    assert used.isdisjoint(option.name for option in (*OPTIONS, *PYTHON_OPTIONS))
+    assert set(ServerArgs.__dataclass_fields__).isdisjoint(option.name for option in OPTIONS)
+    names = [option.name for option in (*OPTIONS, *PYTHON_OPTIONS)]
+    assert len(set(names)) == len(names)
 
 
 def test_words_written_for_a_child_mean_the_same() -> None:
     words = ["--max-num-seqs", "3", "--no-enable-prefix-caching", "--limit-mm-per-prompt", "image=2", "--enforce-eager"]
+    words += ["--max-model-len=auto", "--cudagraph-capture-sizes", "1", "2", "-O3", "-cc.mode", "3"]
     again = to_words(EngineArgs, parse("model", *words))
     assert engine(*again) == engine(*words)
     assert "--model" not in again
@@ -185,9 +282,10 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert f"usage: trifocal {command}" in capsys.readouterr().out
 
 
-def test_the_help_of_serve_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("word", ["--help", "--help=all"])
+def test_the_help_of_serve_is_complete(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["serve", "--help"])
+        main(["serve", word])
     text = capsys.readouterr().out
     for name in [*EngineArgs.__dataclass_fields__, *ServerArgs.__dataclass_fields__]:
         assert f"--{name.replace('_', '-')}" in text

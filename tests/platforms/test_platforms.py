@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -20,29 +20,58 @@ from trifocal.registry import Registry
 _GIB = 1 << 30
 
 
+def npu_platforms() -> dict[str, str]:
+    """What the plug-in of a test brings."""
+    return {"npu": "trifocal.platforms.cpu:CpuPlatform"}
+
+
+def xpu_platforms() -> dict[str, str]:
+    """Another's."""
+    return {"xpu": "trifocal.platforms.cpu:CpuPlatform"}
+
+
+def missing_platforms() -> dict[str, str]:
+    """That of a plug-in whose device is not there."""
+    return {}
+
+
+def broken_platforms() -> dict[str, str]:
+    """That of a plug-in with a fault."""
+    raise OSError("no driver")
+
+
 @pytest.fixture
-def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of installed plug-ins; every one points at the CPU's platform."""
-    names: list[str] = []
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], dict[str, str]]]]:
+    """Installed plug-ins by name, each with the function that its entry point names."""
+    functions: dict[str, Callable[[], dict[str, str]]] = {}
+
+    class Point(EntryPoint):
+        def load(self) -> Callable[[], dict[str, str]]:
+            return functions[self.name]
 
     def entry_points(*, group: str) -> list[EntryPoint]:
-        return [EntryPoint(name, "trifocal.platforms.cpu:CpuPlatform", group) for name in names]
+        return [Point(name, f"plugin:{function.__name__}", group) for name, function in functions.items()]
 
     monkeypatch.setattr(platforms, "entry_points", entry_points)
     monkeypatch.setattr(platforms, "PLATFORMS", Registry("device", PLATFORMS._entries))
     monkeypatch.setattr(platforms.os.path, "exists", lambda path: False)
     monkeypatch.delenv("TRIFOCAL_PLUGINS", raising=False)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     load_plugins.cache_clear()
-    yield names
+    platforms._warn.cache_clear()
+    yield functions
     load_plugins.cache_clear()
 
 
-def test_auto_without_anything_is_the_cpu(plugins: list[str]) -> None:
+Plugins = dict[str, Callable[[], dict[str, str]]]
+
+
+def test_auto_without_anything_is_the_cpu(plugins: Plugins) -> None:
     assert detect_device("auto") == "cpu"
 
 
-def test_auto_takes_an_nvidia_device(plugins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    plugins.append("npu")
+def test_auto_takes_an_nvidia_device(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins["ascend_vllm"] = npu_platforms
     monkeypatch.setattr(platforms.os.path, "exists", lambda path: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert detect_device("auto") == "cuda"
@@ -50,30 +79,57 @@ def test_auto_takes_an_nvidia_device(plugins: list[str], monkeypatch: pytest.Mon
     assert detect_device("auto") == "npu"
 
 
-def test_plugin_is_known_and_taken(plugins: list[str]) -> None:
-    plugins.append("npu")
+def test_a_plugin_brings_devices_of_other_names(plugins: Plugins) -> None:
+    plugins["ascend_vllm"] = npu_platforms
     assert detect_device("npu") == detect_device("auto") == "npu"
     assert isinstance(get_platform("npu"), CpuPlatform)
+    with pytest.raises(ConfigError, match="'ascend_vllm' is unknown; known: auto, cpu, cuda, npu"):
+        detect_device("ascend_vllm")
 
 
-def test_two_plugins_are_ambiguous(plugins: list[str]) -> None:
-    plugins += ["npu", "xpu"]
+def test_two_devices_are_ambiguous(plugins: Plugins) -> None:
+    plugins |= {"a": npu_platforms, "b": xpu_platforms}
     assert detect_device("auto") == "cpu"
     assert detect_device("xpu") == "xpu"
 
 
-def test_plugins_are_selected_by_the_environment(plugins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    plugins += ["npu", "xpu"]
-    monkeypatch.setenv("VLLM_PLUGINS", "xpu")
+def test_plugins_are_selected_by_the_environment(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins |= {"a": npu_platforms, "b": xpu_platforms}
+    monkeypatch.setenv("VLLM_PLUGINS", "b")
     assert detect_device("auto") == "xpu"
     with pytest.raises(ConfigError, match=r"'npu' is unknown; known: auto, cpu, cuda, xpu"):
         detect_device("npu")
 
 
-def test_plugin_that_is_not_installed(plugins: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIFOCAL_PLUGINS", "ascend")
-    with pytest.raises(ConfigError, match="'ascend', which is not installed"):
-        detect_device("auto")
+def test_no_plugins_may_be_wanted(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins["a"] = npu_platforms
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    assert detect_device("auto") == "cpu"
+
+
+@pytest.mark.parametrize("prefix", ["VLLM", "TRIFOCAL"])
+def test_a_plugin_that_is_not_installed_is_a_warning_once(
+    prefix: str, plugins: Plugins, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plugins["a"] = npu_platforms
+    monkeypatch.setenv(f"{prefix}_PLUGINS", "ascend_vllm,ascend_vllm,a")
+    assert [detect_device("auto") for _ in range(3)] == ["npu"] * 3
+    get_platform("cpu")  # as the engine's process does
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{prefix}_PLUGINS names 'ascend_vllm', which is not installed; installed platform plug-ins: a"
+    ]
+
+
+def test_a_plugin_that_fails_stops_nobody(plugins: Plugins, caplog: pytest.LogCaptureFixture) -> None:
+    plugins |= {"absent": missing_platforms, "broken": broken_platforms, "whole": npu_platforms}
+    assert detect_device("auto") == "npu"
+    [record] = caplog.records
+    assert "platform plug-in 'broken' (plugin:broken_platforms) fails: OSError: no driver" in record.getMessage()
+
+
+def test_an_entry_point_is_loaded_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("p", "tests.platforms.test_platforms:npu_platforms", "trifocal.platforms")
+    assert point.load()() == npu_platforms()
 
 
 def test_default_attention_exists() -> None:

@@ -150,6 +150,8 @@ def test_a_client_without_certificate_is_turned_away(guarded: Server, certificat
         (["--ssl-certfile", "{tls}/server.crt", "--ssl-keyfile", "{tls}/client.key"], "--ssl-certfile"),
         (["--ssl-certfile", "{tls}/server.crt", "--ssl-keyfile", "{tls}/server.key", "--ssl-ca-certs", "{tls}/none"],
          "--ssl-ca-certs"),
+        (["--ssl-certfile", "{tls}/server.crt", "--ssl-keyfile", "{tls}/server.key", "--ssl-ciphers", "nonsense"],
+         "--ssl-ciphers nonsense"),
         (["--otlp-traces-endpoint", "grpc://127.0.0.1:4317"], "--otlp-traces-endpoint"),
         (["--allow-pickle"], "--allow-pickle (only safetensors"),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from trifocal import __version__
+from trifocal import __version__, envs
 from trifocal.cli.flags import Parser
 from trifocal.errors import ConfigError
 from trifocal.memory import system_allocator
@@ -58,8 +58,12 @@ def run_command(prog: str, module: str, argv: Sequence[str]) -> int:
     command = import_module(module)
     parser = Parser(prog=prog, description=command.DESCRIPTION)
     command.configure_parser(parser)
+    namespace = parser.parse_args(argv)
     try:
-        return int(command.run(parser.parse_args(argv)))
+        envs.check()
+        for note in envs.notes():
+            print(f"note: {note}", file=sys.stderr)
+        return int(command.run(namespace))
     except ConfigError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

@@ -24,6 +24,7 @@ def configure_parser(parser: Parser) -> None:
     add_flags(parser, ServerArgs)
     add_flags(parser, EngineArgs, skip=["model"])
     add_ignored_flags(parser)
+    parser.add_config_flag()
     parser.epilog = environment_help()
 
 

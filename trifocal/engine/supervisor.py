@@ -91,7 +91,7 @@ class Supervisor:
             await self.stop()
             raise
         # A new engine must have room for whatever this one accepted, so it does not measure anew.
-        self._config = replace(config, num_blocks_override=ready.limits.num_blocks)
+        self._config = replace(config, num_blocks_before=ready.limits.num_blocks)
         return ready
 
     def watch(self, client: Client) -> None:

@@ -39,7 +39,7 @@ from trifocal.multimodal.messages import MediaRef, MessageParser
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
-from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
+from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, check_variables, read_chat_template
 from trifocal.multimodal.video import num_frames_to_choose_from
 from trifocal.multimodal.watch import timed
 from trifocal.tokenizer import Tokenizer, valid_text
@@ -65,12 +65,20 @@ class Rendered:
 class PromptBuilder:
     """Turns messages, prompts and media into `Prompt`s for one model. Safe to use from several threads.
 
-    `chat_template` is a file or a template that replaces the checkpoint's; without a `fetch_policy` only the public
-    internet is fetched from. What a request gets wrong raises `RequestError`, naming the place in the messages.
+    `chat_template` is a file or a template that replaces the checkpoint's, `chat_template_content_format` what it takes
+    (see `ChatTemplate`), and `chat_template_kwargs` are variables for it that a request may replace; without a
+    `fetch_policy` only the public internet is fetched from. What a request gets wrong raises `RequestError`, naming the
+    place in the messages.
     """
 
     def __init__(
-        self, config: EngineConfig, *, fetch_policy: FetchPolicy | None = None, chat_template: str | None = None
+        self,
+        config: EngineConfig,
+        *,
+        fetch_policy: FetchPolicy | None = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.tokenizer = Tokenizer.from_folder(config.tokenizer, trust_remote_code=config.trust_remote_code)
@@ -78,7 +86,16 @@ class PromptBuilder:
         self._server_options = self._options_of_server()
         source = read_chat_template(chat_template) if chat_template else self.tokenizer.chat_template
         source = source or self.processor.chat_template
-        self._template = ChatTemplate(source, self.tokenizer.special_tokens) if source else None
+        self._template = (
+            ChatTemplate(source, self.tokenizer.special_tokens, content_format=chat_template_content_format)
+            if source
+            else None
+        )
+        self._template_kwargs = dict(chat_template_kwargs or {})
+        try:
+            check_variables(self._template_kwargs)
+        except RequestError as error:
+            raise ConfigError(f"--default-chat-template-kwargs: {error.message}") from None
         threads = max(envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1), 1)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="media")
         # Text has threads of its own: it must not wait until a hundred pictures of somebody else are decoded.
@@ -199,7 +216,8 @@ class PromptBuilder:
         parser = MessageParser(self._template, self.processor.placeholder, keeps_order=keeps_order)
         try:
             conversation = parser.parse(messages, guard)
-            extra = guard.hide_all(_object(chat_template_kwargs, "chat_template_kwargs"))
+            given = _object(chat_template_kwargs, "chat_template_kwargs")
+            extra = guard.hide_all({**self._template_kwargs, **given})
         except RecursionError:
             raise RequestError("the messages or their arguments are nested too deeply", param="messages") from None
         self._check_limits(conversation.media)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,32 @@ def _looks_like_template(text: str) -> bool:
     return any(mark in text for mark in ("{{", "{%", "\n"))
 
 
+def check_variables(extra: Mapping[str, Any]) -> None:
+    """Raise `RequestError` for chat_template_kwargs that would replace what a request says elsewhere."""
+    for name in extra:
+        if name in _RESERVED:
+            raise RequestError(f"chat_template_kwargs cannot set {name!r}", param="chat_template_kwargs")
+
+
 class ChatTemplate:
     """A template. `takes_parts`: it renders a list of content parts; `takes_string`: it renders a string.
+
+    Which, is found out by rendering both, unless `content_format` says it: string, or openai (parts).
 
     `variables` (`bos_token`, …) are given to every rendering. Raises `ConfigError` for a template that does not compile
     or never ends.
     """
 
-    def __init__(self, source: str, variables: dict[str, str], sandbox: Sandbox = SANDBOX) -> None:
+    def __init__(
+        self, source: str, variables: dict[str, str], sandbox: Sandbox = SANDBOX, content_format: str = "auto"
+    ) -> None:
         self._source = source
         self._variables = variables
         self._sandbox = sandbox
-        self.takes_string = self._renders(_PROBE)
-        self.takes_parts = self._renders([{"type": "text", "text": _PROBE}])
+        # Rendered in any case: a template that does not compile shows now.
+        takes_string, takes_parts = self._renders(_PROBE), self._renders([{"type": "text", "text": _PROBE}])
+        self.takes_string = takes_string if content_format == "auto" else content_format == "string"
+        self.takes_parts = takes_parts if content_format == "auto" else content_format == "openai"
 
     def render(
         self,
@@ -59,9 +73,7 @@ class ChatTemplate:
         `extra` are chat_template_kwargs; they cannot replace what the request says elsewhere. `max_seconds` of
         computing, if these are less than the sandbox's: `RenderTimeoutError` past them.
         """
-        for name in extra:
-            if name in _RESERVED:
-                raise RequestError(f"chat_template_kwargs cannot set {name!r}", param="chat_template_kwargs")
+        check_variables(extra)
         context = {"tools": None, "documents": None, **self._variables, **extra}
         context |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
         return self._sandbox.render(self._source, context, max_chars, max_seconds=max_seconds)

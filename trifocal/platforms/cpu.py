@@ -64,6 +64,13 @@ class CpuPlatform(Platform):
         yield peak
         peak.num_bytes = _high_water_mark() - before
 
+    def kv_cache_setting(self, utilization: float) -> str:
+        """The variable, where it is set."""
+        variable = envs.CPU_KVCACHE_SPACE.variable
+        if variable is None:
+            return super().kv_cache_setting(utilization)
+        return f"{variable}={envs.CPU_KVCACHE_SPACE.get():g}"
+
     def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:
         """`TRIFOCAL_CPU_KVCACHE_SPACE`, else what `utilization` of the memory leaves, at most 4 GiB."""
         wanted = envs.CPU_KVCACHE_SPACE.get()

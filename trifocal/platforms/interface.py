@@ -56,6 +56,10 @@ class Platform(ABC):
         """What layers compute with on this device: torch, where a platform brings nothing better."""
         return TORCH
 
+    def kv_cache_setting(self, utilization: float) -> str:
+        """What decides on `kv_cache_bytes`, as whoever set it wrote it."""
+        return f"--gpu-memory-utilization {utilization:g}"
+
     @abstractmethod
     def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:
         """Bytes to give to the KV cache after weights, for `--gpu-memory-utilization` and a profiled peak."""

@@ -7,16 +7,18 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from trifocal.engine.async_engine import RequestStream
 from trifocal.errors import EngineDeadError, TrifocalError
+from trifocal.log import get_logger
 from trifocal.sampling_params import SamplingParams
 from trifocal.server.responses import Usage
 from trifocal.server.service import Service
 from trifocal.server.visit import Visit
 from trifocal.types import Delta, Prompt
 
+logger = get_logger(__name__)
 DeltaStream = RequestStream | AsyncGenerator[Delta, None]
 _serial = itertools.count()
 
@@ -26,6 +28,7 @@ class _Choice:
     """What has been seen of one choice."""
 
     num_tokens: int = 0
+    texts: list[str] = field(default_factory=list)  # kept for --enable-log-outputs alone
     first_at: float = 0.0
     last_at: float = 0.0
 
@@ -75,6 +78,7 @@ class Answer:
         self._metrics = service.metrics
         self._progress = service.progress
         self._visit = visit
+        self._logs_text = service.args.enable_log_outputs
         self._streams = streams
         self._choices = [_Choice() for _ in range(self.num_choices)]
         self._open = set(range(self.num_choices))
@@ -156,8 +160,12 @@ class Answer:
             choice.last_at = now
         if delta.index % self._n == 0:  # further choices find the first one's blocks: that is no saving to the client
             self._cached[delta.index // self._n] = delta.num_cached_tokens
+        if self._logs_text:
+            choice.texts.append(delta.text)
         if delta.finish_reason is not None:
             self._open.discard(delta.index)
+            if self._logs_text:
+                logger.info("output %d, finish_reason %s: %r", delta.index, delta.finish_reason, "".join(choice.texts))
             self._finish(choice, delta, delta.finish_reason, now)
 
     def _finish(self, choice: _Choice, delta: Delta, reason: str, now: float) -> None:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trifocal.config import EngineConfig
@@ -44,11 +45,11 @@ def create_app(
     from trifocal.server.visit import Visits
 
     # Routes parse their bodies themselves, so what FastAPI would publish knows nothing of them: see `openapi`.
-    app = FastAPI(openapi_url=None)
+    app = FastAPI(openapi_url=None, root_path=args.root_path or "")
     service = app.state.service = _service(engine, builder, config, args, tracer)
     routers = [module.router for module in (chat, completions, tokens, status)]
     if not args.disable_fastapi_docs:
-        routers.append(openapi.router_of(routers, has_keys=bool(args.api_key)))
+        routers.append(openapi.router_of(routers, has_keys=bool(args.api_key), root_path=args.root_path))
     for router in routers:
         app.include_router(router)
     handlers.install(app)
@@ -104,6 +105,8 @@ async def serve(config: EngineConfig, args: ServerArgs) -> None:
         with _stop_event() as told:
             async with AsyncExitStack() as scope:
                 listener = scope.enter_context(bind(args))
+                if args.uds is not None:
+                    scope.callback(Path(args.uds).unlink, missing_ok=True)
                 starting = asyncio.create_task(_start(scope, config, args))
                 if not await _ends_before(starting, told):
                     return
@@ -152,7 +155,13 @@ def _build(config: EngineConfig, args: ServerArgs) -> tuple[PromptBuilder, Trace
     policy = FetchPolicy.from_flags(
         args.allowed_local_media_path, args.allowed_media_domains, args.allowed_media_networks, args.media_proxy
     )
-    builder = PromptBuilder(config, fetch_policy=policy, chat_template=args.chat_template)
+    builder = PromptBuilder(
+        config,
+        fetch_policy=policy,
+        chat_template=args.chat_template,
+        chat_template_content_format=args.chat_template_content_format,
+        chat_template_kwargs=args.default_chat_template_kwargs,
+    )
     return builder, Tracer.to_endpoint(args.otlp_traces_endpoint) if args.otlp_traces_endpoint else None
 
 

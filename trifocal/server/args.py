@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, fields
+from typing import Any
 
+from trifocal.arguments import fit_fields
 from trifocal.config import arg
 from trifocal.errors import ConfigError
 
+CONTENT_FORMATS = ("auto", "string", "openai")
 _LEVELS = ["critical", "error", "warning", "info", "debug", "trace"]
+_MAX_PORT = 65535
 _MAY_BE_ZERO = ("port", "ssl_cert_reqs", "max_logit_bias", "max_stop_strings", "max_stop_token_ids")
 
 
@@ -21,10 +25,25 @@ class ServerArgs:
 
     host: str | None = arg("server", "address to listen on (default: all interfaces, as vLLM)", None)
     port: int = arg("server", "port to listen on; 0: any free one", 8000)
+    uds: str | None = arg("server", "path of a Unix socket to listen on instead; --host and --port are not used", None)
+    root_path: str | None = arg(
+        "server", "path under which a proxy in front shows the server, e.g. /llm; it may cut it off or leave it", None
+    )
     served_model_name: list[str] | None = arg(
         "server", "names that requests may give as model; default: --model as written", None
     )
     chat_template: str | None = arg("server", "file (or text) of a Jinja chat template to use instead", None)
+    chat_template_content_format: str = arg(
+        "server", "what the template takes as a message's content: string, or openai (list of parts); auto: found out",
+        "auto", choices=list(CONTENT_FORMATS),
+    )  # fmt: skip
+    default_chat_template_kwargs: dict[str, Any] = arg(
+        "server",
+        'JSON of chat_template_kwargs for every request, e.g. {"enable_thinking": false}; a request\'s win',
+        {},
+    )
+    response_role: str = arg("server", "role of the messages that are answered", "assistant")
+    enable_force_include_usage: bool = arg("server", "end every stream with its usage, asked for or not", False)
     allowed_local_media_path: str | None = arg("server", "folder under which file:// media may be read", None)
     allowed_media_domains: list[str] | None = arg(
         "server", "hosts that media may be fetched from, these only; they may lie on private networks", None
@@ -37,11 +56,12 @@ class ServerArgs:
     )
 
     max_queued_requests: int = arg(
-        "limits", "most requests that may be without their first token; beyond: 503 with Retry-After", 2048
-    )
+        "limits", "most requests that may be without their first token; beyond: 503 with Retry-After", 2048,
+        also=["max_num_queued_reqs"],
+    )  # fmt: skip
     max_queued_tokens: int = arg(
         "limits", "most prompt tokens of such requests together; beyond: 503 (default 4 Mi; one request always fits)",
-        4 << 20,
+        4 << 20, also=["max_num_queued_tokens"],
     )  # fmt: skip
     max_request_bytes: int = arg("limits", "largest request body; beyond: 413 (default 256 MiB)", 256 << 20)
     max_request_values: int = arg(
@@ -87,6 +107,7 @@ class ServerArgs:
     ssl_cert_reqs: int = arg(
         "exposure", "client certificates, as Python's ssl: 0 none, 1 checked if brought, 2 required", 0
     )
+    ssl_ciphers: str | None = arg("exposure", "OpenSSL's names of ciphers to use, for TLS 1.2 and below", None)
     allowed_origins: list[str] = arg(
         "exposure", 'origins of web pages that may call (CORS), names or JSON; default: none; "*": all', []
     )
@@ -105,17 +126,31 @@ class ServerArgs:
         "observability", "comma list of paths without access log unless they fail",
         "/health,/live,/ready,/ping,/metrics",
     )  # fmt: skip
+    enable_log_outputs: bool = arg(
+        "observability", "write the text of every answer to the log, paths in it cut as everywhere there", False
+    )
     otlp_traces_endpoint: str | None = arg(
         "observability", "URL to which OpenTelemetry traces are sent, e.g. http://collector:4318/v1/traces; needs "
         "pip install 'trifocal[otel]'", None,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
+        fit_fields(self)
         for item in fields(self):
             value = getattr(self, item.name)
             least = 0 if item.type == "float" or item.name in _MAY_BE_ZERO else 1
             if item.type in ("int", "float") and not least <= value < float("inf"):
                 raise ConfigError(f"--{item.name.replace('_', '-')} must be at least {least}, got {value}")
+            choices = item.metadata.get("choices", (value,))
+            if value not in choices:
+                flag = "--" + item.name.replace("_", "-")
+                raise ConfigError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
+        if self.port > _MAX_PORT:
+            raise ConfigError(f"--port must be at most {_MAX_PORT}, got {self.port}")
+        if self.root_path is not None and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise ConfigError(f"--root-path must begin with a slash and end without one, got {self.root_path!r}")
+        if not self.response_role:
+            raise ConfigError("--response-role is empty")
         if self.max_media_bytes_in_flight < self.max_request_bytes:
             raise ConfigError(
                 f"--max-media-bytes-in-flight {self.max_media_bytes_in_flight} must be at least --max-request-bytes "
@@ -128,7 +163,7 @@ class ServerArgs:
 
     def _check_tls(self) -> None:
         if self.ssl_certfile is None:
-            for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs"):
+            for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"):
                 if getattr(self, name):
                     raise ConfigError(f"--{name.replace('_', '-')} needs --ssl-certfile")
         if self.ssl_cert_reqs not in list(ssl.VerifyMode):

@@ -27,7 +27,8 @@ class BearerAuth:
             await self._app(scope, receive, send)
             return
         visit = visit_in(scope)
-        if scope["path"] in OPEN_PATHS or self._is_allowed(visit.headers.get("authorization", "")):
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # a proxy may have left --root-path on it
+        if path in OPEN_PATHS or self._is_allowed(visit.headers.get("authorization", "")):
             await self._app(scope, receive, send)
             return
         error = RequestError("a valid API key is needed: Authorization: Bearer KEY", status=401, code="invalid_api_key")

@@ -40,6 +40,7 @@ class Chat(Generation):
     def __init__(self, service: Service, request: Request, body: ChatBody) -> None:
         super().__init__(service, request, body, body.to_params(service.config.default_sampling))
         self._chat = body
+        self._role = service.args.response_role
 
     async def prompts(self) -> list[Prompt]:
         """The conversation, rendered and with its media."""
@@ -50,7 +51,7 @@ class Chat(Generation):
     def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> ChatChoice:
         """A choice of a `chat.completion`."""
         message: ChatMessage = {
-            "role": "assistant",
+            "role": self._role,
             "content": text,
             "refusal": None,
             "annotations": None,
@@ -71,7 +72,7 @@ class Chat(Generation):
     def openings(self, num_choices: int) -> Iterable[dict[str, Any]]:
         """The role of each choice, before any text."""
         for index in range(num_choices):
-            first = {"role": "assistant", "content": ""}
+            first = {"role": self._role, "content": ""}
             yield {"index": index, "delta": first, "logprobs": None, "finish_reason": None}
 
     def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:

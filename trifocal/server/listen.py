@@ -10,6 +10,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import uvicorn
 
@@ -33,6 +34,8 @@ def bind(args: ServerArgs) -> socket.socket:
     """
     _check_tls(args)
     _raise_file_limit()
+    if args.uds is not None:
+        return _bind_path(args.uds)
     host = args.host or "0.0.0.0"  # all interfaces, as vLLM
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where the protocol is named; with it, tokens come in bursts 40 ms apart.
@@ -44,6 +47,28 @@ def bind(args: ServerArgs) -> socket.socket:
         listener.close()
         raise ConfigError(f"cannot listen on --host {host} --port {args.port}: {error}") from None
     return listener
+
+
+def _bind_path(path: str) -> socket.socket:
+    """A Unix socket. One that a server left behind is replaced; one that somebody listens on is not."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_leftover(path)
+        listener.bind(path)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on --uds {path}: {error}") from None
+    return listener
+
+
+def _remove_leftover(path: str) -> None:
+    if not Path(path).is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
 
 
 def _raise_file_limit() -> None:
@@ -62,6 +87,11 @@ def _check_tls(args: ServerArgs) -> None:
         context.load_cert_chain(args.ssl_certfile, args.ssl_keyfile)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"--ssl-certfile {args.ssl_certfile}: {error}") from None
+    if args.ssl_ciphers is not None:
+        try:
+            context.set_ciphers(args.ssl_ciphers)
+        except ssl.SSLError as error:
+            raise ConfigError(f"--ssl-ciphers {args.ssl_ciphers}: {error}") from None
     if args.ssl_ca_certs is not None:
         try:
             context.load_verify_locations(args.ssl_ca_certs)
@@ -70,7 +100,9 @@ def _check_tls(args: ServerArgs) -> None:
 
 
 def address(listener: socket.socket, args: ServerArgs) -> str:
-    """The URL under which `listener` is reached."""
+    """The URL under which `listener` is reached; the path of a Unix socket."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{args.uds}"
     host, port = listener.getsockname()[:2]
     scheme = "http" if args.ssl_certfile is None else "https"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
@@ -78,7 +110,8 @@ def address(listener: socket.socket, args: ServerArgs) -> str:
 
 def announce(listener: socket.socket, args: ServerArgs) -> None:
     """Say that the server is ready, and to whom it is open."""
-    if not args.api_key and not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+    is_local = listener.family == socket.AF_UNIX or ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    if not args.api_key and not is_local:
         logger.warning("there is no --api-key: whoever reaches the port is answered")
     logger.info("ready: %s", address(listener, args))
 
@@ -102,6 +135,7 @@ class HttpServer(uvicorn.Server):
             ssl_certfile=args.ssl_certfile,
             ssl_ca_certs=args.ssl_ca_certs,
             ssl_cert_reqs=args.ssl_cert_reqs,
+            ssl_ciphers=args.ssl_ciphers,
             h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
         )
         super().__init__(config)

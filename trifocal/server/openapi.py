@@ -41,14 +41,18 @@ _STREAM = (
 )
 
 
-def router_of(routers: Sequence[APIRouter], *, has_keys: bool) -> APIRouter:
-    """A router with /openapi.json, which describes all of `routers`. `has_keys`: a key is asked for."""
+def router_of(routers: Sequence[APIRouter], *, has_keys: bool, root_path: str | None = None) -> APIRouter:
+    """A router with /openapi.json, which describes all of `routers`. `has_keys`: a key is asked for.
+
+    `root_path` is where a proxy shows them.
+    """
     router = APIRouter()
     routes = [route for each in routers for route in each.routes if isinstance(route, APIRoute)]
 
     @cache  # made when first asked for: starting the server needs none of it
     def content() -> bytes:
-        return msgspec.json.encode(document(routes, has_keys=has_keys))
+        servers = {"servers": [{"url": root_path}]} if root_path else {}
+        return msgspec.json.encode({**document(routes, has_keys=has_keys), **servers})
 
     @router.api_route("/openapi.json", methods=["GET", "HEAD"], response_model=None)
     async def openapi() -> Response:

@@ -47,9 +47,9 @@ class ChatLogprobs(TypedDict):
 
 
 class ChatMessage(TypedDict):
-    """The answer."""
+    """The answer. `role` is assistant unless the server was started with another."""
 
-    role: Literal["assistant"]
+    role: str
     content: str
     refusal: None
     annotations: None

@@ -75,35 +75,58 @@ class Worker:
         return KVCache.allocate(shape, dtype=self.cache_dtype, device=self.device)
 
     def _num_blocks(self) -> int:
+        """Blocks to allocate: those asked for, or what fits. Raises `ConfigError` naming a setting that is too much."""
         config, text = self.config, self.config.spec.text
-        if config.num_blocks_override is not None:
-            return config.num_blocks_override
-        activation = self._profile_peak()
-        num_bytes = self.platform.kv_cache_bytes(config.gpu_memory_utilization, activation)
+        if config.num_blocks_before is not None:
+            return config.num_blocks_before
         per_head = KVCache.bytes_per_head(text.head_dim, self.cache_dtype)
         per_block = text.num_layers * text.num_kv_heads * per_head * config.block_size
-        most = config.max_num_seqs * -(-config.max_model_len // config.block_size)
-        num_blocks = min(num_bytes // per_block, most)
-        logger.info(
-            "KV cache: %d blocks of %d tokens in %s, %.2f GiB for %d tokens. Measured: peak of activations %.2f GiB, "
-            "memory left for KV %.2f GiB. More or less: --gpu-memory-utilization (now %g)%s",
-            num_blocks,
-            config.block_size,
-            config.kv_cache_dtype,
-            num_blocks * per_block / _GIB,
-            num_blocks * config.block_size,
-            activation / _GIB,
-            num_bytes / _GIB,
-            config.gpu_memory_utilization,
-            ", on a CPU TRIFOCAL_CPU_KVCACHE_SPACE (GiB)" if config.device == "cpu" else "",
-        )
+        num_blocks = config.num_blocks_override
+        setting = f"--num-gpu-blocks-override {num_blocks}"
+        if num_blocks is None:
+            num_bytes, setting = self._kv_cache_bytes()
+            most = config.max_num_seqs * -(-config.max_model_len // config.block_size)
+            num_blocks = min(num_bytes // per_block, most)
+        num_tokens = num_blocks * config.block_size
+        total, free = num_blocks * per_block, self.platform.memory().free
         if num_blocks < 1:
             raise ConfigError(
-                f"no memory is left for the KV cache ({num_bytes} bytes, one block takes {per_block}): raise "
-                "--gpu-memory-utilization, lower --max-num-batched-tokens, or take --kv-cache-dtype int8 or a smaller "
-                "model"
+                f"no memory is left for the KV cache by {setting}, a block takes {per_block} bytes: raise it, lower "
+                "--max-num-batched-tokens, or take --kv-cache-dtype int8 or a smaller model"
             )
+        if total > free:
+            raise ConfigError(
+                f"{setting}: a KV cache of {num_blocks} blocks takes {total / _GIB:.2f} GiB, but "
+                f"{free / _GIB:.2f} GiB are free; at most {free // per_block} blocks fit"
+            )
+        logger.info(
+            "KV cache: %d blocks of %d tokens in %s, %.2f GiB for %d tokens (%s)",
+            *(num_blocks, config.block_size, config.kv_cache_dtype, total / _GIB, num_tokens, setting),
+        )
         return num_blocks
+
+    def _kv_cache_bytes(self) -> tuple[int, str]:
+        """What is asked for, or is left beside a full step; and the setting that decides on it."""
+        config, platform = self.config, self.platform
+        if config.kv_cache_memory_bytes is not None:
+            return config.kv_cache_memory_bytes, f"--kv-cache-memory-bytes {config.kv_cache_memory_bytes}"
+        activation, memory = self._profile_peak(), platform.memory()
+        num_bytes = platform.kv_cache_bytes(config.gpu_memory_utilization, activation)
+        if activation > memory.free:
+            message = (
+                f"--max-num-batched-tokens {config.max_num_batched_tokens}: a step of {self._step_tokens} tokens takes "
+                f"about {activation / _GIB:.2f} GiB, but {memory.free / _GIB:.2f} GiB are free; steps of "
+                f"{self._step_tokens * memory.free // activation} tokens fit"
+            )
+            if activation > memory.total or num_bytes == 0:
+                raise ConfigError(message)
+            logger.warning("%s", message)  # a guess, and whoever set the size of the KV cache may know better
+        logger.info(
+            "measured: a step's peak %.2f GiB, left for the KV cache %.2f GiB. More or less: --gpu-memory-utilization "
+            "(now %g), --kv-cache-memory-bytes",
+            *(activation / _GIB, num_bytes / _GIB, config.gpu_memory_utilization),
+        )
+        return num_bytes, platform.kv_cache_setting(config.gpu_memory_utilization)
 
     def _max_model_len(self, num_blocks: int) -> int:
         config = self.config
@@ -118,12 +141,17 @@ class Worker:
         logger.warning("max_model_len is %d, what the KV cache holds (the model allows %d)", room, config.max_model_len)
         return room
 
+    @property
+    def _step_tokens(self) -> int:
+        """Tokens of the largest step that one sequence alone makes."""
+        return min(self.config.max_num_batched_tokens, self.config.max_model_len)
+
     def _profile_peak(self) -> int:
         """Bytes that a full step may take beside weights and KV cache, measured on dummy input.
 
         Where a full step would take long (CPU) a smaller one is measured and scaled: memory grows with its tokens.
         """
-        budget = min(self.config.max_num_batched_tokens, self.config.max_model_len)
+        budget = self._step_tokens
         num_tokens = min(budget, self.platform.max_profile_tokens or budget)
         cache = self._cache(-(-num_tokens // self.config.block_size))
         attention = ATTENTION.get(self.platform.default_attention)(cache)
