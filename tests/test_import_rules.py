@@ -28,6 +28,7 @@ BASE = {
     "metrics",
     "parent",
     "memory",
+    "threads",
 }
 CLIENT = {"client", "cli.flags", "cli.local_server"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ class ChatTemplate:
         self._sandbox = sandbox
         self.takes_string = self._renders(_PROBE)
         self.takes_parts = self._renders([{"type": "text", "text": _PROBE}])
+
+    def formatted(self, content_format: str) -> ChatTemplate:
+        """This template for contents that are texts ("string"), lists of parts ("openai"), or what it takes ("auto").
+
+        Raises `RequestError` for another word.
+        """
+        if content_format == "auto":
+            return self
+        if content_format not in ("string", "openai"):
+            raise RequestError(
+                f"chat_template_content_format must be auto, string or openai, got {content_format!r}",
+                param="chat_template_content_format",
+            )
+        template = copy(self)
+        template.takes_string, template.takes_parts = content_format == "string", content_format == "openai"
+        return template
 
     def render(
         self,
