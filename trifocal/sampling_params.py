@@ -164,6 +164,8 @@ _UNAVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
+# Names that other APIs have for fields of ours.
+_ELSEWHERE = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens", "top_logprobs": "logprobs"}
 _PLAIN = (bool, int, float, str, list, tuple, dict)
 
 
@@ -200,8 +202,8 @@ def _is_neutral(name: str, value: object) -> bool:
                 param="stream",
             )
     else:
-        near = get_close_matches(name, [*_KINDS, *_UNAVAILABLE], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_KINDS)}"
+        near = _ELSEWHERE.get(name) or next(iter(get_close_matches(name, [*_KINDS, *_UNAVAILABLE], n=1)), None)
+        hint = f"did you mean {near!r}?" if near else f"known are {', '.join(_KINDS)}"
         raise RequestError(f"unknown sampling parameter {name!r}; {hint}", param=name)
     return True
 
@@ -241,6 +243,9 @@ class SamplingParams(metaclass=_Forgiving):
         stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", list(self.stop_token_ids or []))
+        for name, kind in _KINDS.items():
+            if isinstance(kind, Flag):
+                object.__setattr__(self, name, bool(getattr(self, name)))
         if self.top_k == 0:  # vLLM and Hugging Face write "all tokens" as 0 as well
             object.__setattr__(self, "top_k", -1)
 
