@@ -141,7 +141,7 @@ class LLM:
 
     def shutdown(self) -> None:
         """Stop the engine and give its memory back; calls that run end with `EngineDeadError`. Safe to call twice."""
-        self._shared.shutdown()
+        self._shared.end()
         if not self._shared.is_inherited:
             self._builder.close()
 

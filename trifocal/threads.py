@@ -1,4 +1,7 @@
-"""`Threads`: an executor that works until the very end of the process, and `run_apart`: a coroutine, from anywhere."""
+"""`Threads`: an executor that works until the end of the process. `run_apart`: a coroutine, from anywhere.
+
+`end_at_exit`: what has threads that nobody joins is ended when the process ends.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Semaphore, Thread, current_thread
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,9 +39,8 @@ class Threads(Executor):
         self._lock = Lock()
         self._threads: list[Thread] = []
         self._is_shut = False
-        self._pid = os.getpid()
         weakref.finalize(self, self._jobs.put, None).atexit = False
-        _ALL.add(self)
+        end_at_exit(self)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a call. Raises `RuntimeError` after `shutdown`."""
@@ -65,10 +67,9 @@ class Threads(Executor):
             if thread is not current_thread():
                 thread.join()
 
-    @property
-    def is_inherited(self) -> bool:
-        """Whether this process was forked from the one that the threads belong to."""
-        return os.getpid() != self._pid
+    def end(self) -> None:
+        """Take no more calls and wait for those that run."""
+        self.shutdown(cancel_futures=True)
 
 
 def _next(jobs: _Jobs) -> _Job | None:
@@ -130,11 +131,26 @@ def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
                 loop.call_soon_threadsafe(cancel)
 
 
-_ALL: weakref.WeakSet[Threads] = weakref.WeakSet()
+class Endable(Protocol):
+    """What has threads."""
+
+    def end(self) -> None:
+        """End them, and wait until they have."""
+
+
+_LIVE: weakref.WeakKeyDictionary[Endable, int] = weakref.WeakKeyDictionary()  # with the process whose threads they are
+
+
+def end_at_exit(thing: Endable) -> None:
+    """Have `thing` end when this process does and no thread is left that holds that up; the newest ends first.
+
+    Threads that compute while Python goes away crash it.
+    """
+    _LIVE[thing] = os.getpid()
 
 
 @atexit.register
-def _shut_all() -> None:
-    for threads in list(_ALL):
-        if not threads.is_inherited:
-            threads.shutdown(cancel_futures=True)
+def _end_all() -> None:
+    for thing, pid in reversed(list(_LIVE.items())):
+        if pid == os.getpid():
+            thing.end()

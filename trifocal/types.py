@@ -197,9 +197,9 @@ class TokenOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """State of the engine after a step; counters are totals since the engine process started.
+    """State of the engine after a step; counters are totals since the engine started, or started over.
 
-    The last two are counted by the server, since it did.
+    The last two are counted by the server, or by `LLM`, since that did.
     """
 
     num_running: int = 0
@@ -217,7 +217,7 @@ class EngineStats:
     num_media_encoded: int = 0  # media items that went through the vision tower
     media_encode_s: float = 0.0  # seconds they took together
     encoder_hits: int = 0  # media items served from the encoder cache
-    num_restarts: int = 0  # engine processes that replaced a dead one
+    num_restarts: int = 0  # engine processes that replaced a dead one; in `LLM`: steps that raised
     num_replays: int = 0  # requests that a new engine took over from a dead one
 
 

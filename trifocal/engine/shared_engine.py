@@ -7,7 +7,6 @@ point included, the engine and the other callers go on.
 
 from __future__ import annotations
 
-import atexit
 import os
 import random
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from queue import Empty, SimpleQueue
 from threading import Thread, current_thread
 from time import monotonic
 from typing import TypeVar
-from weakref import WeakSet
 
 from trifocal.config import EngineConfig
 from trifocal.engine.admission import check
@@ -28,6 +26,7 @@ from trifocal.engine.replay import Flights, InFlight
 from trifocal.errors import EngineDeadError, RequestError
 from trifocal.log import get_logger
 from trifocal.sampling_params import SamplingParams
+from trifocal.threads import end_at_exit
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import EngineStats, Prompt, Request, RequestMetrics, RequestOutput, StepPlan, TokenOutput
 
@@ -124,7 +123,7 @@ class SharedEngine:
         self._death: str | None = None
         self._thread = Thread(target=self._run, name="trifocal-engine", daemon=True)
         self._thread.start()
-        _ALL.add(self)
+        end_at_exit(self)
 
     # ------------------------------------------------------------------------------------------ for callers
 
@@ -197,7 +196,7 @@ class SharedEngine:
         """Have calls that run raise `EngineDeadError`, and memory given back; returns at once."""
         self._commands.put(self._stop)
 
-    def shutdown(self) -> None:
+    def end(self) -> None:
         """`stop`, and wait until it is done. Safe to call twice; does nothing in a forked process."""
         if self.is_inherited:
             return
@@ -343,13 +342,3 @@ class SharedEngine:
         while not self._commands.empty():
             self._commands.get()()
         self.engine.shutdown()
-
-
-_ALL: WeakSet[SharedEngine] = WeakSet()
-
-
-@atexit.register
-def _shut_all() -> None:
-    """At exit: no other thread that holds the exit up is left, and none may be computing when Python goes away."""
-    for shared in list(_ALL):
-        shared.shutdown()
