@@ -31,6 +31,7 @@ BASE = {
     "metrics",
     "parent",
     "memory",
+    "threads",
 }
 CLIENT = {"client", "cli.flags", "cli.local_server"}
 

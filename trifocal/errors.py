@@ -33,4 +33,4 @@ class RequestError(TrifocalError):
 
 
 class EngineDeadError(TrifocalError):
-    """The engine process is gone; nothing can be generated any more."""
+    """The engine is gone, or another process has it; nothing can be generated here any more."""

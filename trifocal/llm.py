@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-import random
+import weakref
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import count
+from difflib import get_close_matches
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
 from trifocal.config import EngineArgs, resolve
-from trifocal.engine.engine import Engine
-from trifocal.engine.output import Choice, expand
+from trifocal.engine.shared_engine import Call, SharedEngine
 from trifocal.errors import RequestError
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.multimodal.given import images_of, videos_of
-from trifocal.sampling_params import SamplingParams
+from trifocal.sampling_params import SamplingParams, refuse_unavailable
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import CompletionOutput, EngineStats, Prompt, RequestOutput
+from trifocal.types import EngineStats, Prompt, RequestMetrics, RequestOutput
 
 PromptInput = str | Sequence[int] | Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]
-_READY_AHEAD = 2  # requests in the engine, in multiples of what one step can take
+ProgressBar = bool | Callable[..., Any]
+Build = Callable[[], Prompt]
+_READY_AHEAD = 2  # sequences of a call in the engine, in multiples of what one step can take
+_PROMPT_KEYS = ("prompt", "prompt_token_ids", "multi_modal_data", "mm_processor_kwargs", "cache_salt")
+_UNAVAILABLE_KEYS: Mapping[str, tuple[Any, ...]] = {"multi_modal_uuids": ({},), "prompt_embeds": ()}
 
 
 class LLM:
     """A model ready to generate. Keywords are the fields of `EngineArgs`, names and meaning as in vLLM.
+
+    Any number of threads may call its methods at once, also inside a running event loop: their requests share one
+    batch. A call that fails or is interrupted (KeyboardInterrupt) ends alone. Not for a process that was forked after
+    the object was made: there the methods raise `EngineDeadError`, and `shutdown` does nothing.
 
     Raises `ConfigError` for arguments or a checkpoint that cannot be used. `shutdown` (or leaving a `with` block)
     gives the memory back.
@@ -38,9 +46,10 @@ class LLM:
         self.config = resolve(EngineArgs.from_kwargs(model=model, **engine_args))
         # It is the caller's own machine.
         self._builder = PromptBuilder(self.config, fetch_policy=FetchPolicy.unrestricted())
-        self._engine = Engine(replace(self.config, num_vocab=self._builder.tokenizer.vocab_size))
-        self._rng = random.Random(self.config.seed)
-        self._ids = count()
+        tokenizer = self._builder.tokenizer
+        self._shared = SharedEngine(replace(self.config, num_vocab=tokenizer.vocab_size), tokenizer)
+        self._engine = self._shared.engine
+        weakref.finalize(self, self._shared.stop).atexit = False
 
     def __enter__(self) -> LLM:
         return self
@@ -55,15 +64,26 @@ class LLM:
         prompts: PromptInput | Sequence[PromptInput],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        use_tqdm: bool = True,
+        use_tqdm: ProgressBar = True,
+        lora_request: Any = None,
+        priority: int | Sequence[int] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Complete raw prompts; results come in the order of the prompts.
 
         A prompt is a string, token ids, or a dict with `prompt` or `prompt_token_ids` and optionally
         `multi_modal_data` ({"image": …, "video": …}, see docs/media.md: PIL images, arrays, tensors, paths, URLs, lists
-        of these, and for a clip a list of frames) and `mm_processor_kwargs`. The text holds one placeholder for each
-        item, e.g. `<|vision_start|><|image_pad|><|vision_end|>`. Raises `RequestError` for a prompt that cannot run.
+        of these, and for a clip a list of frames), `mm_processor_kwargs` and `cache_salt`. The text holds one
+        placeholder for each item, e.g. `<|vision_start|><|image_pad|><|vision_end|>`.
+
+        `use_tqdm` may be a function that makes a progress bar as `tqdm` does. `lora_request`, `priority` and
+        `tokenization_kwargs` are vLLM's, for values that ask for what happens anyway.
+
+        Raises `RequestError` for a prompt that cannot run; then no other prompt of this call is answered. Raises
+        `EngineDeadError` if the model is shut down.
         """
+        self._shared.check_alive()
+        _refuse_options(lora_request, priority, tokenization_kwargs)
         builds = [_build_call(self._builder, prompt) for prompt in _as_list(prompts)]
         return self._run(builds, sampling_params, use_tqdm)
 
@@ -71,21 +91,37 @@ class LLM:
         self,
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
-        use_tqdm: bool = True,
+        use_tqdm: ProgressBar = True,
+        lora_request: Any = None,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         mm_processor_kwargs: dict[str, Any] | None = None,
+        *,
+        priority: int | Sequence[int] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or a list of them, in OpenAI's message format with the model's chat template."""
+        """Answer one conversation, or a list of them, in OpenAI's message format with the model's chat template.
+
+        `chat_template` is a Jinja template, or a file with one, for this call. Its `chat_template_content_format` is
+        "string" (the content of a message is a text), "openai" (a list of parts) or "auto" (whatever it can render).
+        For the other keywords and for what is raised see `generate`; `tools` are not available yet.
+        """
+        self._shared.check_alive()
+        _refuse_options(lora_request, priority, tokenization_kwargs)
+        refuse_unavailable("tools", tools, ([],))
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
 
-        def build(conversation: Any) -> Callable[[], Prompt]:
+        def build(conversation: Any) -> Build:
             return lambda: self._builder.chat_sync(
                 [dict(message) for message in conversation],
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                chat_template=chat_template,
+                chat_template_content_format=chat_template_content_format,
                 chat_template_kwargs=chat_template_kwargs,
                 mm_processor_kwargs=mm_processor_kwargs,
             )
@@ -101,40 +137,34 @@ class LLM:
         return SamplingParams(**self.config.default_sampling)
 
     def stats(self) -> EngineStats:
-        """Counters and gauges of the engine."""
-        return self._engine.stats()
+        """Counters and gauges of the engine. Counters begin anew after a step that failed (`num_restarts`)."""
+        return self._shared.stats()
 
     def shutdown(self) -> None:
-        """Stop the engine and give its memory back. Safe to call twice."""
-        self._engine.shutdown()
-        self._builder.close()
+        """Stop the engine and give its memory back; calls that run end with `EngineDeadError`. Safe to call twice."""
+        self._shared.end()
+        if not self._shared.is_inherited:
+            self._builder.close()
 
     # ------------------------------------------------------------------------------------------ running
 
     def _run(
         self,
-        builds: Sequence[Callable[[], Prompt]],
+        builds: Sequence[Build],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        use_tqdm: bool,
+        use_tqdm: ProgressBar,
     ) -> list[RequestOutput]:
         params = self._params_for(sampling_params, len(builds))
-        progress = tqdm(total=len(builds), desc="Processed prompts", unit="prompt", disable=not use_tqdm)
+        window = _READY_AHEAD * self.config.max_num_seqs
         outputs: list[RequestOutput] = []
-        choices: dict[str, tuple[Choice, RequestOutput]] = {}
-        waiting = iter(zip(builds, params, strict=True))
-        try:
-            while len(outputs) < len(builds) or choices:
+        with self._shared.open_call() as call, _progress_bar(use_tqdm, len(builds)) as progress:
+            while len(outputs) < len(builds) or call.num_open:
                 # Pixels take memory: prompts are built as they are needed, while the engine works on others.
-                while len(outputs) < len(builds) and len(choices) < _READY_AHEAD * self.config.max_num_seqs:
-                    build, param = next(waiting)
-                    outputs.append(self._add(build(), param, choices))
-                self._step(choices, progress)
-        finally:
-            for request_id in choices:
-                self._engine.abort(request_id)
-            while self._engine.has_work:  # a step that is still running belongs to nobody; let it end
-                self._engine.step()
-            progress.close()
+                while len(outputs) < len(builds) and call.num_open < window:
+                    index = len(outputs)
+                    outputs.append(self._prepare(call, builds[index], params[index]))
+                call.submit()
+                progress.update(call.wait())
         return outputs
 
     def _params_for(self, given: SamplingParams | Sequence[SamplingParams] | None, num: int) -> list[SamplingParams]:
@@ -143,60 +173,35 @@ class LLM:
         params = [given] * num if isinstance(given, SamplingParams) else list(given)
         if len(params) != num:
             raise RequestError(f"{len(params)} sampling_params for {num} prompts", param="sampling_params")
+        for each in params:
+            if not isinstance(each, SamplingParams):
+                raise RequestError(
+                    f"sampling_params must be SamplingParams, or a list of them, got {type(each).__name__}",
+                    param="sampling_params",
+                )
         return params
 
-    def _add(
-        self, prompt: Prompt, params: SamplingParams, choices: dict[str, tuple[Choice, RequestOutput]]
-    ) -> RequestOutput:
-        request_id = str(next(self._ids))
-        requests = expand(
-            request_id,
-            prompt,
-            params,
-            eos_ids=self.config.spec.eos_token_ids,
-            max_model_len=self._engine.limits.max_model_len,
-            rng=self._rng,
-        )
-        result = RequestOutput(
-            request_id,
-            prompt.text,
-            prompt.token_ids,
-            [CompletionOutput(index, "", []) for index in range(params.n)],
-            finished=False,
-        )
-        for index, request in enumerate(requests):
-            self._engine.add(request)
-            choices[request.request_id] = (Choice(index, request, self._builder.tokenizer), result)
-        return result
-
-    def _step(self, choices: dict[str, tuple[Choice, RequestOutput]], progress: tqdm[Any]) -> None:
-        for output in self._engine.step():
-            entry = choices.get(output.request_id)
-            if entry is None:
-                continue
-            choice, result = entry
-            if output.finish_reason == "error":
-                raise RequestError(f"prompt {result.request_id}: {output.stop_reason}", status=500)
-            delta = choice.feed(output)
-            if delta is None:
-                continue
-            _extend(result.outputs[delta.index], delta.text, delta.token_ids, delta.logprobs)
-            result.num_cached_tokens = delta.num_cached_tokens
-            if delta.finish_reason is not None:
-                completion = result.outputs[delta.index]
-                completion.finish_reason, completion.stop_reason = delta.finish_reason, delta.stop_reason
-                del choices[output.request_id]
-                self._engine.abort(output.request_id)  # ended by a stop string; otherwise it is gone already
-                result.finished = all(completion.finish_reason for completion in result.outputs)
-                progress.update(result.finished)
+    def _prepare(self, call: Call, build: Build, params: SamplingParams) -> RequestOutput:
+        metrics = RequestMetrics()
+        try:
+            prompt = build()
+        except (Exception, CancelledError):
+            self._shared.check_alive()  # a shutdown meanwhile takes its threads from the builder
+            raise
+        return call.prepare(prompt, params, metrics)
 
 
-def _extend(completion: CompletionOutput, text: str, token_ids: list[int], logprobs: list[Any] | None) -> None:
-    completion.text += text
-    completion.token_ids += token_ids
-    if logprobs is not None:
-        completion.logprobs = (completion.logprobs or []) + logprobs
-        completion.cumulative_logprob = sum(each.logprobs[0] for each in completion.logprobs)
+def _progress_bar(use_tqdm: ProgressBar, total: int) -> Any:
+    make = use_tqdm if callable(use_tqdm) else tqdm
+    return make(total=total, desc="Processed prompts", unit="prompt", disable=not use_tqdm)
+
+
+def _refuse_options(lora_request: Any, priority: Any, tokenization_kwargs: Any) -> None:
+    """Raise `RequestError` for what generate and chat of vLLM know and these do not."""
+    for name, value, neutral in (("lora_request", lora_request, None), ("priority", priority, 0)):
+        for each in value if isinstance(value, list | tuple) else [value]:  # one for each prompt
+            refuse_unavailable(name, each, () if neutral is None else (neutral,))
+    refuse_unavailable("tokenization_kwargs", tokenization_kwargs, ({},))
 
 
 def _as_list(prompts: Any) -> list[PromptInput]:
@@ -207,9 +212,17 @@ def _as_list(prompts: Any) -> list[PromptInput]:
     return list(prompts)
 
 
-def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Callable[[], Prompt]:
+def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
     given: Mapping[str, Any] = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
-    text = given.get("prompt", given.get("prompt_token_ids"))
+    for key in given:
+        if key in _UNAVAILABLE_KEYS:
+            refuse_unavailable(key, given[key], _UNAVAILABLE_KEYS[key])
+        elif key not in _PROMPT_KEYS:
+            near = get_close_matches(str(key), _PROMPT_KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_PROMPT_KEYS)}"
+            raise RequestError(f"a prompt has no key {key!r}; {hint}", param="prompt")
+    text = given.get("prompt")
+    text = given.get("prompt_token_ids") if text is None else text
     if text is None:
         raise RequestError("a prompt dict needs 'prompt' or 'prompt_token_ids'", param="prompt")
     media = given.get("multi_modal_data") or {}
@@ -221,4 +234,5 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Callable[[], Pro
         images_of(media.get("image")),
         videos_of(media.get("video")),
         mm_processor_kwargs=given.get("mm_processor_kwargs"),
+        cache_salt=given.get("cache_salt"),
     )

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, Protocol
 
 from trifocal.errors import RequestError
+
+
+class Kind(Protocol):
+    """What a field may hold."""
+
+    def check(self, name: str, value: object) -> None:
+        """Raise `RequestError` that blames `name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +37,7 @@ class Bounds:
             is_high = value > self.high if self.high is not None else value == math.inf
             ok = not (is_low or is_high or value != value)  # NaN compares with nothing
         if not ok:
-            raise RequestError(f"{name} must be {self}, got {value!r}", param=name)
+            raise wrong(name, str(self), value)
 
     def __str__(self) -> str:
         if self.kind is int:
@@ -36,6 +45,72 @@ class Bounds:
             return f"an integer {bounds}"
         bracket, end = "(" if self.is_open else "[", "inf)" if self.high is None else f"{self.high:g}]"
         return f"a number in {bracket}{self.low:g}, {end}"
+
+
+class Flag:
+    """True or False; 0 and 1 are taken for them, as in requests."""
+
+    def check(self, name: str, value: object) -> None:
+        """See `Kind`."""
+        if not isinstance(value, bool) and not (type(value) is int and value in (0, 1)):
+            raise wrong(name, "True or False", value)
+
+
+class Text:
+    """A string that is not empty."""
+
+    def check(self, name: str, value: object) -> None:
+        """See `Kind`."""
+        if not isinstance(value, str) or not value:
+            raise wrong(name, "a non-empty string or a list of them", value)
+
+
+@dataclass(frozen=True, slots=True)
+class ListOf:
+    """A list, tuple or set whose items are of a kind."""
+
+    item: Kind
+    what: str
+
+    def check(self, name: str, value: object) -> None:
+        """See `Kind`."""
+        if not isinstance(value, list | tuple | set | frozenset):
+            raise wrong(name, f"a list of {self.what}", value)
+        for item in value:
+            self.item.check(name, item)
+
+
+class Texts(ListOf):
+    """One text, or a list of them."""
+
+    def check(self, name: str, value: object) -> None:
+        """See `Kind`."""
+        if isinstance(value, str):
+            self.item.check(name, value)
+        else:
+            super().check(name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class DictOf:
+    """A dict whose keys and values are of two kinds."""
+
+    key: Kind
+    value: Kind
+    what: str
+
+    def check(self, name: str, value: object) -> None:
+        """See `Kind`."""
+        if not isinstance(value, Mapping):
+            raise wrong(name, f"a dict of {self.what}", value)
+        for key, item in value.items():
+            self.key.check(name, key)
+            self.value.check(name, item)
+
+
+def wrong(name: str, expected: str, value: object) -> RequestError:
+    """The error for a field that holds something else."""
+    return RequestError(f"{name} must be {expected}, got {value!r:.80}", param=name)
 
 
 SAMPLING_BOUNDS: Mapping[str, Bounds] = {
@@ -55,14 +130,91 @@ SAMPLING_BOUNDS: Mapping[str, Bounds] = {
 """Numbers of `SamplingParams`; the server's OpenAPI document tells them, too."""
 TOKEN_ID_BOUNDS = Bounds(int, 0)
 BIAS_BOUNDS = Bounds(float, -100.0, 100.0)
-_MAY_BE_NONE = ("seed", "max_tokens", "logprobs")
+_MAY_BE_NONE = ("seed", "max_tokens", "logprobs", "stop", "stop_token_ids", "logit_bias")
+_KINDS: Mapping[str, Kind] = {
+    **SAMPLING_BOUNDS,
+    "stop": Texts(Text(), "non-empty strings, or one such string"),
+    "stop_token_ids": ListOf(TOKEN_ID_BOUNDS, "token ids"),
+    "logit_bias": DictOf(TOKEN_ID_BOUNDS, BIAS_BOUNDS, "numbers by token id"),
+    "ignore_eos": Flag(),
+    "skip_special_tokens": Flag(),
+    "include_stop_str_in_output": Flag(),
+}
+# Fields of vLLM's class that are not done here, with the values beside None that ask for what happens anyway.
+_UNAVAILABLE: Mapping[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "detokenize": (True,),
+    "early_stopping": (False,),
+    "extra_args": ({},),
+    "flat_logprobs": (False,),
+    "guided_decoding": (),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "logprob_token_ids": ([],),
+    "output_kind": (0, 1, 2),  # `LLM.generate` returns whole answers, there and here
+    "prompt_logprobs": (),
+    "repetition_detection": (),
+    "skip_clone": (False, True),  # how vLLM copies the object
+    "skip_reading_prefix_cache": (False,),
+    "spaces_between_special_tokens": (True,),
+    "structured_outputs": (),
+    "thinking_token_budget": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+}
+# Names that other APIs have for fields of ours.
+_ELSEWHERE = {"max_completion_tokens": "max_tokens", "max_new_tokens": "max_tokens", "top_logprobs": "logprobs"}
+_PLAIN = (bool, int, float, str, list, tuple, dict)
+
+
+def refuse_unavailable(name: str, value: object, neutral: tuple[Any, ...]) -> None:
+    """Raise `RequestError` unless a field that is not done here is None or one of these values."""
+    value = getattr(value, "value", value)  # of an enumeration
+    if value is None or (isinstance(value, _PLAIN) and value in neutral):
+        return
+    works = " or ".join(map(repr, neutral or (None,)))
+    raise RequestError(
+        f"not available yet: {name}={value!r:.80} ({works} works)", param=name, code="unsupported_parameter"
+    )
+
+
+class _Forgiving(type):
+    """Makes objects of what users of vLLM write: see `SamplingParams`."""
+
+    def __call__(cls, *args: Any, **given: Any) -> Any:
+        if args:
+            raise RequestError(f"{cls.__name__} takes keywords alone: {cls.__name__}(temperature=0.5, max_tokens=64)")
+        return super().__call__(**{name: value for name, value in given.items() if not _is_neutral(name, value)})
+
+
+def _is_neutral(name: str, value: object) -> bool:
+    """Whether it asks for what happens anyway. Raises `RequestError` for what cannot be had, and for unknown names."""
+    if name in _KINDS:
+        return False
+    if name in _UNAVAILABLE:
+        refuse_unavailable(name, value, _UNAVAILABLE[name])
+    elif name == "stream":
+        if value:
+            raise RequestError(
+                'stream: streaming is the server\'s, by "stream": true in a request; LLM returns whole answers',
+                param="stream",
+            )
+    else:
+        near = _ELSEWHERE.get(name) or next(iter(get_close_matches(name, [*_KINDS, *_UNAVAILABLE], n=1)), None)
+        hint = f"did you mean {near!r}?" if near else f"known are {', '.join(_KINDS)}"
+        raise RequestError(f"unknown sampling parameter {name!r}; {hint}", param=name)
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
+class SamplingParams(metaclass=_Forgiving):
     """How tokens are chosen and when to stop; names, defaults and meaning as in vLLM.
 
-    Raises `RequestError` with the name of the offending field. `max_tokens=None` means the rest of the context.
+    Fields of vLLM's that are not done here may be given as None or as the value that asks for what happens anyway;
+    they are not kept. Raises `RequestError` with the name of the offending field, an unknown one included.
+    `max_tokens=None` means the rest of the context.
     `logprobs=k` returns the k most likely tokens at each position beside the chosen one (raw model log-probabilities,
     before penalties and temperature); -1 all of the vocabulary.
     """
@@ -87,28 +239,23 @@ class SamplingParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
+        self._verify()
         stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", list(self.stop_token_ids or []))
+        for name, kind in _KINDS.items():
+            if isinstance(kind, Flag):
+                object.__setattr__(self, name, bool(getattr(self, name)))
         if self.top_k == 0:  # vLLM and Hugging Face write "all tokens" as 0 as well
             object.__setattr__(self, "top_k", -1)
-        self._verify()
 
     def _verify(self) -> None:
-        for name, bounds in SAMPLING_BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None or name not in _MAY_BE_NONE:
-                bounds.check(name, value)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None or item.name not in _MAY_BE_NONE:
+                _KINDS[item.name].check(item.name, value)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             Bounds(int, 0, self.max_tokens).check("min_tokens", self.min_tokens)
-        for text in self.stop or []:
-            if not isinstance(text, str) or not text:
-                raise RequestError("stop must be a non-empty string or a list of them", param="stop")
-        for token_id in self.stop_token_ids or []:
-            TOKEN_ID_BOUNDS.check("stop_token_ids", token_id)
-        for token_id, bias in (self.logit_bias or {}).items():
-            TOKEN_ID_BOUNDS.check("logit_bias", token_id)
-            BIAS_BOUNDS.check("logit_bias", bias)
 
     @property
     def stop_strings(self) -> list[str]:
@@ -124,3 +271,7 @@ class SamplingParams:
     def replace(self, **changes: Any) -> SamplingParams:
         """A copy with `changes`, verified again."""
         return replace(self, **changes)
+
+    def clone(self) -> SamplingParams:
+        """A copy that shares nothing with this one."""
+        return copy.deepcopy(self)

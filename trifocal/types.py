@@ -8,6 +8,7 @@ a `TokenOutput` and finally a stream of `Delta`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from time import monotonic, time
 from typing import Literal
 
 import numpy as np
@@ -206,10 +207,10 @@ class TokenOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """State of the engine after a step; counters are totals since the engine process started.
+    """State of the engine after a step; counters are totals since the engine started, or started over.
 
     `steps_by_tokens[i]` counts the steps of at most `STEP_TOKEN_BOUNDS[i]` tokens that are in no bucket before; the
-    last one has those above all bounds. The last two are counted by the server, since it started.
+    last one has those above all bounds. The last two are counted by the server, or by `LLM`, since that did.
     """
 
     num_running: int = 0
@@ -233,7 +234,7 @@ class EngineStats:
     encoder_hits: int = 0  # media items served from the encoder cache
     num_step_tokens: int = 0  # tokens computed, in all steps
     steps_by_tokens: tuple[int, ...] = (0,) * (len(STEP_TOKEN_BOUNDS) + 1)
-    num_restarts: int = 0  # engine processes that replaced a dead one
+    num_restarts: int = 0  # engine processes that replaced a dead one; in `LLM`: steps that raised
     num_replays: int = 0  # requests that a new engine took over from a dead one
 
 
@@ -274,6 +275,58 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class RequestMetrics:
+    """When the work on a request was done: the fields of vLLM's `RequestStateStats`, and as properties the names of its
+    older `RequestMetrics`.
+
+    `arrival_time` and what else ends in `_time` are seconds since 1970. What ends in `_ts` are seconds of the monotonic
+    clock, to be compared with each other alone. 0.0 or None: it has not happened. Work on a prompt begins with its
+    preprocessing, which is before `queued_ts`. With n > 1 the first and the last token are those of any choice.
+    """
+
+    arrival_time: float = field(default_factory=time)
+    arrival_ts: float = field(default_factory=monotonic)
+    queued_ts: float = 0.0  # the engine has it
+    scheduled_ts: float = 0.0  # the first step that computes some of it begins
+    first_token_ts: float = 0.0
+    last_token_ts: float = 0.0
+    num_generation_tokens: int = 0
+
+    @property
+    def first_token_latency(self) -> float:
+        """Seconds from the arrival to the first token."""
+        return max(self.first_token_ts - self.arrival_ts, 0.0)
+
+    @property
+    def first_scheduled_time(self) -> float | None:
+        """When its first step began."""
+        return self._since_1970(self.scheduled_ts)
+
+    @property
+    def first_token_time(self) -> float | None:
+        """When its first token was known."""
+        return self._since_1970(self.first_token_ts)
+
+    @property
+    def last_token_time(self) -> float | None:
+        """When its newest token was known."""
+        return self._since_1970(self.last_token_ts)
+
+    @property
+    def finished_time(self) -> float | None:
+        """When it ended, which is with its last token."""
+        return self.last_token_time
+
+    @property
+    def time_in_queue(self) -> float | None:
+        """Seconds from the arrival to the first step, preprocessing included."""
+        return self.scheduled_ts - self.arrival_ts if self.scheduled_ts else None
+
+    def _since_1970(self, ts: float) -> float | None:
+        return self.arrival_time + ts - self.arrival_ts if ts else None
+
+
+@dataclass(slots=True)
 class RequestOutput:
     """What `LLM.generate` returns for one prompt, as vLLM's class of the same name."""
 
@@ -283,3 +336,4 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     num_cached_tokens: int = 0
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)

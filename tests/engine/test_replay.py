@@ -11,21 +11,21 @@ from trifocal.engine.replay import Flights, InFlight
 from trifocal.types import Request, TokenOutput
 
 
-def flight(name: str, **params: object) -> InFlight:
+def flight(name: str, **params: object) -> InFlight[Any]:
     nobody = cast(Any, None)
     return InFlight(request(name, [2, 3], **params), choice=nobody, stream=nobody, media_user=name)
 
 
-def make(*names: str) -> Flights:
+def make(*names: str) -> Flights[Any]:
     """Requests that the engine has been given."""
-    flights = Flights()
+    flights: Flights[Any] = Flights()
     for name in names:
         flights.add(flight(name))
     flights.take_due()
     return flights
 
 
-def crash(flights: Flights, *names: str, kill: bool = False) -> list[str]:
+def crash(flights: Flights[Any], *names: str, kill: bool = False) -> list[str]:
     """The engine dies while it computes these; returns who is guilty, and takes them out."""
     batch = frozenset(each.wire_id for each in flights.all() if each.request.request_id in names and each.wire_id)
     guilty = [each.request.request_id for each in flights.lose_engine(Death("", batch, is_from_outside=kill))]
@@ -41,8 +41,8 @@ def due(flights: Flights) -> list[str]:
 
 
 def say(
-    flights: Flights, name: str, *token_ids: int, num_cached: int = 0, scheduled_at: float = 1.0
-) -> InFlight | None:
+    flights: Flights[Any], name: str, *token_ids: int, num_cached: int = 0, scheduled_at: float = 1.0
+) -> InFlight[Any] | None:
     """The engine of now produces tokens for a request."""
     (wire_id,) = (each.wire_id for each in flights.all() if each.request.request_id == name)
     output = TokenOutput(wire_id or "", list(token_ids), num_cached_tokens=num_cached, scheduled_at=scheduled_at)
@@ -50,7 +50,7 @@ def say(
 
 
 def test_a_request_goes_on_behind_its_output_under_a_new_id() -> None:
-    flights = Flights()
+    flights: Flights[Any] = Flights()
     flights.add(flight("a", max_tokens=9, seed=3))
     (first,), _ = flights.take_due()
     assert first.output_token_ids == ()
@@ -207,7 +207,7 @@ def test_random_lives() -> None:
 class _Life:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.flights = Flights()
+        self.flights: Flights[Any] = Flights()
         self.engine: dict[str, Request] = {}  # what the engine of now works on
         self.said: dict[str, int] = {}
         self.num_added = 0

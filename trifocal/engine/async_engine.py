@@ -66,7 +66,7 @@ class AsyncEngine:
         self._limits = limits
         self._tokenizer = tokenizer
         self._rng = random.Random(config.seed)
-        self._flights = Flights()
+        self._flights: Flights[RequestStream] = Flights()
         self._idle_stats = self._stats = EngineStats(kv_blocks_total=limits.num_blocks)
         self._reports: list[asyncio.Future[None]] = []
         self._death: str | None = None
@@ -215,7 +215,7 @@ class AsyncEngine:
                 self.end([flight.request.request_id])
             flight.stream.put(delta)
 
-    def _fail(self, flight: InFlight, reason: str) -> None:
+    def _fail(self, flight: InFlight[RequestStream], reason: str) -> None:
         self.end([flight.request.request_id])
         flight.stream.put(RequestError(reason, status=500, code="engine_fault"))
 

@@ -38,12 +38,14 @@ class Engine:
             enable_chunked_prefill=config.enable_chunked_prefill,
             short_context=config.spec.text.rope.short_context,
         )
-        blocks = BlockManager(
-            capacity.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
-        )
-        self.scheduler = Scheduler(self.limits, blocks, EncoderCache(config.encoder_cache_bytes))
+        self.scheduler = self._new_scheduler()
         self._in_flight: tuple[StepPlan, Future[StepResult]] | None = None
         self._step_began = 0.0  # the one in flight, by the clock
+
+    def _new_scheduler(self) -> Scheduler:
+        config, limits = self.config, self.limits
+        blocks = BlockManager(limits.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
+        return Scheduler(limits, blocks, EncoderCache(config.encoder_cache_bytes))
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises `RequestError` if it can never run."""
@@ -70,6 +72,12 @@ class Engine:
         result = future.result()
         began, self._step_began = self._step_began, monotonic()
         return self.scheduler.update(plan_before, result, self._step_began - began)
+
+    def restart(self) -> None:
+        """After `step` has raised: forget every request and all that is cached; counters begin anew, weights stay."""
+        self._in_flight = None
+        self.executor.reset()
+        self.scheduler = self._new_scheduler()
 
     def stats(self) -> EngineStats:
         """Counters and gauges now."""

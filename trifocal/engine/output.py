@@ -1,4 +1,4 @@
-"""From token outputs to what a caller reads: `Choice` turns one sequence's tokens into `Delta`s."""
+"""From token outputs to what a caller reads: `Choice` makes `Delta`s of one sequence's tokens, `Answer` keeps them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from trifocal.engine.stop import StopStrings
 from trifocal.log import get_logger
 from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
-from trifocal.types import Delta, Prompt, Request, TokenLogprobs, TokenOutput
+from trifocal.types import (
+    CompletionOutput,
+    Delta,
+    Prompt,
+    Request,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+    TokenOutput,
+)
 
 _log = get_logger(__name__)
 _MAX_TOLD = 8  # stop ids in one line of the log
@@ -128,3 +137,33 @@ class Choice:
 
     def _shows_stop(self) -> bool:
         return self._params.include_stop_str_in_output
+
+
+class Answer:
+    """A `RequestOutput` of `num_choices`, which grows by what these show."""
+
+    def __init__(self, request_id: str, prompt: Prompt, num_choices: int, metrics: RequestMetrics) -> None:
+        choices = [CompletionOutput(index, "", []) for index in range(num_choices)]
+        self.output = RequestOutput(request_id, prompt.text, prompt.token_ids, choices, finished=False, metrics=metrics)
+
+    def count(self, num_tokens: int, now: float) -> None:
+        """So many tokens more, shown or not, at `now` by the monotonic clock."""
+        metrics = self.output.metrics
+        metrics.num_generation_tokens += num_tokens
+        metrics.first_token_ts = metrics.first_token_ts or now
+        metrics.last_token_ts = now
+
+    def extend(self, delta: Delta) -> None:
+        """Take the next piece of one choice."""
+        choice = self.output.outputs[delta.index]
+        choice.text += delta.text
+        choice.token_ids += delta.token_ids
+        if delta.logprobs is not None:
+            choice.logprobs = choice.logprobs or []
+            choice.logprobs += delta.logprobs
+            gained = sum(each.logprobs[0] for each in delta.logprobs)
+            choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + gained
+        self.output.num_cached_tokens = delta.num_cached_tokens
+        if delta.finish_reason is not None:
+            choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
+            self.output.finished = all(choice.finish_reason for choice in self.output.outputs)

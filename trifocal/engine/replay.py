@@ -11,28 +11,29 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 from trifocal.engine.child import Death
 from trifocal.engine.output import Choice
-from trifocal.engine.stream import RequestStream
 from trifocal.types import Request, TokenOutput
 
+S = TypeVar("S")  # what takes the text of a sequence: `RequestStream` or `Answer`
 _CRASH, _KILL = 2, 1
 _IS_SUSPECT, _IS_GUILTY = 2, 4
 _PROOF_TOKENS = 2  # one more than a crash loses: the step before is on its way to us when the one that crashes begins
 
 
 @dataclass(eq=False)
-class InFlight:
+class InFlight(Generic[S]):
     """One sequence between `submit` and its end: how to start it again, and where it has got to.
 
-    Its pixels are in the media store, held for `media_user`, and nowhere else.
+    In a server its pixels are in the media store, held for `media_user`, and nowhere else.
     """
 
     request: Request
     choice: Choice
-    stream: RequestStream
-    media_user: str
+    stream: S
+    media_user: str = ""
     output_token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int | None = None  # this and the next one as the first engine that gave it a token says
     scheduled_at: float = 0.0
@@ -48,17 +49,17 @@ class InFlight:
         return replace(self.request, request_id=self.wire_id, output_token_ids=tuple(self.output_token_ids))
 
 
-class Flights:
+class Flights(Generic[S]):
     """Every request in flight, and which of them the engine has been given. Policy only: no process, no socket.
 
     After any change `take_due` says what the engine is to be told.
     """
 
     def __init__(self) -> None:
-        self._all: dict[str, InFlight] = {}  # by request id, in order of arrival
-        self._sent: dict[str, InFlight] = {}  # by wire id
-        self._suspects: deque[InFlight] = deque()
-        self._on_trial: InFlight | None = None
+        self._all: dict[str, InFlight[S]] = {}  # by request id, in order of arrival
+        self._sent: dict[str, InFlight[S]] = {}  # by wire id
+        self._suspects: deque[InFlight[S]] = deque()
+        self._on_trial: InFlight[S] | None = None
         self._to_abort: list[str] = []
         self.num_replays = 0  # how often a dead engine's request was left to the next engine
 
@@ -68,7 +69,7 @@ class Flights:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._all
 
-    def all(self) -> list[InFlight]:
+    def all(self) -> list[InFlight[S]]:
         """Everything in flight, oldest first."""
         return list(self._all.values())
 
@@ -77,11 +78,11 @@ class Flights:
         """Requests that the engine is working on."""
         return len(self._sent)
 
-    def add(self, flight: InFlight) -> None:
+    def add(self, flight: InFlight[S]) -> None:
         """A new request. Its id must not be in use."""
         self._all[flight.request.request_id] = flight
 
-    def remove(self, request_id: str) -> InFlight | None:
+    def remove(self, request_id: str) -> InFlight[S] | None:
         """A request has ended, by itself or because nobody wants it any more; None if it had before."""
         flight = self._all.pop(request_id, None)
         if flight is not None:
@@ -92,13 +93,17 @@ class Flights:
                 self._on_trial = None
         return flight
 
-    def _take_back(self, flight: InFlight) -> None:
+    def _take_back(self, flight: InFlight[S]) -> None:
         if flight.wire_id is not None:
             del self._sent[flight.wire_id]
             self._to_abort.append(flight.wire_id)
             flight.wire_id = None
 
-    def receive(self, output: TokenOutput) -> InFlight | None:
+    def find(self, wire_id: str) -> InFlight[S] | None:
+        """What the engine calls so; None if nobody waits for it any more."""
+        return self._sent.get(wire_id)
+
+    def receive(self, output: TokenOutput) -> InFlight[S] | None:
         """Whose output this is, with its tokens taken down; None if nobody waits for it any more."""
         flight = self._sent.get(output.request_id)
         if flight is None:
@@ -112,7 +117,7 @@ class Flights:
                 self._acquit(flight)
         return flight
 
-    def _acquit(self, flight: InFlight) -> None:
+    def _acquit(self, flight: InFlight[S]) -> None:
         flight.suspicion = 0
         if flight is not self._on_trial:
             return
@@ -120,7 +125,7 @@ class Flights:
         if self._suspects:  # they are to be alone as well; what was computed for it stays in the engine's caches
             self._take_back(flight)
 
-    def lose_engine(self, death: Death) -> list[InFlight]:
+    def lose_engine(self, death: Death) -> list[InFlight[S]]:
         """The engine is dead, and with it all that it was given. Returns whom to blame; the caller removes them."""
         batch = [flight for wire_id, flight in self._sent.items() if death.batch is None or wire_id in death.batch]
         for flight in batch:
@@ -140,7 +145,7 @@ class Flights:
     def take_due(self) -> tuple[list[Request], list[str]]:
         """What a running engine is to be told now: requests to work on, ids to forget (these first)."""
         to_abort, self._to_abort = self._to_abort, []
-        due: list[InFlight] = []
+        due: list[InFlight[S]] = []
         if self._on_trial is None and self._suspects:
             self._on_trial = self._suspects.popleft()
             due = [self._on_trial]

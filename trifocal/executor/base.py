@@ -41,6 +41,10 @@ class Executor(ABC):
         """Queue a step behind the ones submitted before; the caller may plan on meanwhile."""
 
     @abstractmethod
+    def reset(self) -> None:
+        """After a step has raised: forget every sequence and all embeddings, and run what is submitted from now on."""
+
+    @abstractmethod
     def shutdown(self) -> None:
         """Give the devices back. Safe to call twice."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 from trifocal.config import EngineConfig
 from trifocal.executor.base import Capacity, Executor
+from trifocal.threads import Threads
 from trifocal.types import StepPlan, StepResult
 from trifocal.worker.worker import Worker
 
@@ -16,7 +17,7 @@ class LocalExecutor(Executor):
 
     def __init__(self, config: EngineConfig, on_step: Callable[[StepPlan], None] = lambda plan: None) -> None:
         super().__init__(config, on_step)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="trifocal-worker")
+        self._thread = Threads(1, "trifocal-worker")
         self._worker: Worker | None = None
         self._has_failed = False
 
@@ -42,6 +43,15 @@ class LocalExecutor(Executor):
         except BaseException:
             self._has_failed = True
             raise
+
+    def reset(self) -> None:
+        """See `Executor.reset`."""
+        self._thread.submit(self._reset).result()
+
+    def _reset(self) -> None:
+        assert self._worker is not None, "start() first"
+        self._worker.reset()
+        self._has_failed = False
 
     def shutdown(self) -> None:
         """See `Executor.shutdown`."""

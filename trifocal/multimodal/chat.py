@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -42,11 +41,13 @@ from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, check_variables, read_chat_template
 from trifocal.multimodal.video import num_frames_to_choose_from
 from trifocal.multimodal.watch import timed
+from trifocal.threads import Threads, run_apart
 from trifocal.tokenizer import Tokenizer, valid_text
 from trifocal.types import Modality, Prompt
 
 _MAX_THREADS = 8
 _TEXT_THREADS = 2
+_MAX_GIVEN_TEMPLATES = 16
 _CHARS_PER_TOKEN = 8  # more than any language has on average
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SEAM = 256  # tokens that a cut through a word or a sentinel may add
@@ -87,20 +88,21 @@ class PromptBuilder:
         source = read_chat_template(chat_template) if chat_template else self.tokenizer.chat_template
         source = source or self.processor.chat_template
         self._template = (
-            ChatTemplate(source, self.tokenizer.special_tokens, content_format=chat_template_content_format)
+            ChatTemplate(source, self.tokenizer.special_tokens).formatted(chat_template_content_format)
             if source
             else None
         )
+        self._given_templates: dict[str, ChatTemplate] = {}
         self._template_kwargs = dict(chat_template_kwargs or {})
         try:
             check_variables(self._template_kwargs)
         except RequestError as error:
             raise ConfigError(f"--default-chat-template-kwargs: {error.message}") from None
         threads = max(envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1), 1)
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="media")
+        self._executor = Threads(threads, "media")
         # Text has threads of its own: it must not wait until a hundred pictures of somebody else are decoded.
-        self._text_executor = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
-        self._slow_executor = ThreadPoolExecutor(1, thread_name_prefix="slow")
+        self._text_executor = Threads(_TEXT_THREADS, "text")
+        self._slow_executor = Threads(1, "slow")
         self._media_at_once = max(threads - 1, 1)  # of one request: another's single picture gets its turn
         cache = MediaCache(config.mm_processor_cache_bytes)
         self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads, cache=cache)
@@ -159,8 +161,7 @@ class PromptBuilder:
             finally:
                 await fetcher.aclose()
 
-        with ThreadPoolExecutor(1) as thread:  # the caller's own thread may be running a loop (notebooks do)
-            return thread.submit(lambda: asyncio.run(run())).result()
+        return run_apart(run)  # the caller's own thread may be running a loop (notebooks do)
 
     async def completion(
         self, prompt: str | list[int], *, add_special_tokens: bool = True, cache_salt: str | None = None
@@ -201,19 +202,27 @@ class PromptBuilder:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         max_seconds: float | None = None,
     ) -> Rendered:
-        """Text and token ids of a chat, without any media work. For `max_seconds` see `ChatTemplate.render`."""
-        if self._template is None:
+        """Text and token ids of a chat, without any media work. For `max_seconds` see `ChatTemplate.render`.
+
+        `chat_template` replaces the model's; `chat_template_content_format` is "auto", "string" or "openai", see
+        `ChatTemplate.formatted`.
+        """
+        template = self._template if chat_template is None else self._given_template(chat_template)
+        if template is None:
             raise RequestError("the checkpoint has no chat template; start with --chat-template", param="messages")
+        template = template.formatted(chat_template_content_format)
         if add_generation_prompt and continue_final_message:
             raise RequestError(
                 "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
             )
         guard = self.tokenizer.guard()
         keeps_order = self.config.interleave_mm_strings
-        parser = MessageParser(self._template, self.processor.placeholder, keeps_order=keeps_order)
+        parser = MessageParser(template, self.processor.placeholder, keeps_order=keeps_order)
         try:
             conversation = parser.parse(messages, guard)
             given = _object(chat_template_kwargs, "chat_template_kwargs")
@@ -223,7 +232,7 @@ class PromptBuilder:
         self._check_limits(conversation.media)
         open_end = conversation.leave_open(guard.mark) if continue_final_message else None
         try:
-            text = self._template.render(
+            text = template.render(
                 conversation.messages,
                 add_generation_prompt=add_generation_prompt,
                 max_chars=self._max_chars,
@@ -237,6 +246,18 @@ class PromptBuilder:
         token_ids = self._tokenize(text, partial(self.tokenizer.encode_chat, protected=guard.protected), "messages")
         self._check_media(token_ids, [], ItemOptions())
         return Rendered(guard.reveal(text), token_ids, conversation.media)
+
+    def _given_template(self, text_or_path: str) -> ChatTemplate:
+        """The template of one call; making it takes two renderings, so some are kept."""
+        try:
+            source = read_chat_template(text_or_path)
+            template = self._given_templates.get(source) or ChatTemplate(source, self.tokenizer.special_tokens)
+        except ConfigError as error:
+            raise RequestError(str(error).replace("--chat-template", "chat_template"), param="chat_template") from None
+        if len(self._given_templates) >= _MAX_GIVEN_TEMPLATES:
+            self._given_templates.clear()
+        self._given_templates[source] = template
+        return template
 
     async def aclose(self) -> None:
         """Close connections, decoders and threads."""

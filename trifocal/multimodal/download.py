@@ -10,7 +10,6 @@ import asyncio
 import socket
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 
 import httpcore
@@ -20,6 +19,7 @@ from trifocal import envs
 from trifocal.multimodal.fetch_policy import FetchPolicy, ForbiddenError
 from trifocal.multimodal.unpacking import TooLargeError, Unpacker, UnpackError
 from trifocal.multimodal.watch import watching
+from trifocal.threads import Threads
 
 __all__ = ["Downloader", "DownloadError", "Resolver", "SystemResolver", "TooLargeError"]
 
@@ -133,12 +133,12 @@ class SystemResolver:
     """Asks the system, in threads of its own: names that nobody answers for must not fill those of the event loop."""
 
     def __init__(self) -> None:
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
 
     async def __call__(self, host: str, port: int) -> list[str]:
         """Every address once, in the system's order."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(_LOOKUPS_AT_ONCE, thread_name_prefix="resolve")
+            self._threads = Threads(_LOOKUPS_AT_ONCE, "resolve")
         found = await asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
         return list(dict.fromkeys(found))
 

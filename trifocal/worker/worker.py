@@ -60,12 +60,17 @@ class Worker:
         started = perf_counter()
         attention.capture(lambda num_tokens: self._dummy_pass(attention, num_tokens))
         logger.info("steps captured in %.1f s (--enforce-eager: none are)", perf_counter() - started)
-        self.runner = ModelRunner(self.model, attention, Sampler(config.num_vocab), self.platform)
+        self._attention = attention
+        self.reset()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Run one step."""
         return self.runner.execute(plan)
+
+    def reset(self) -> None:
+        """Forget every sequence and all embeddings; weights and the memory of the KV cache stay."""
+        self.runner = ModelRunner(self.model, self._attention, Sampler(self.config.num_vocab), self.platform)
 
     # ------------------------------------------------------------------------------------------ memory
 

@@ -1,0 +1,138 @@
+"""What `LLM`'s methods take and give back. Threads: engine/test_shared_engine; requests: engine/test_engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.models.engine_runs import GREEDY, picture, tokens, turn
+from tests.models.families import ENTRIES
+from trifocal.errors import RequestError
+from trifocal.llm import LLM
+from trifocal.sampling_params import SamplingParams
+
+HELLO = [{"role": "user", "content": "hello"}]
+IMAGE = ENTRIES["qwen2_5_vl"].image
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
+    with LLM(str(tiny.write_checkpoint(tmp_path_factory.mktemp("tiny") / "model"))) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("method", ["generate", "chat"])
+def test_options_of_vllm_that_ask_for_nothing(llm: LLM, method: str) -> None:
+    call, given = getattr(llm, method), {"generate": "hello", "chat": HELLO}[method]
+    expected = tokens(call(given, GREEDY, use_tqdm=False))
+    neutral: dict[str, list[Any]] = {
+        "lora_request": [None, [None]], "priority": [None, 0, [0]], "tokenization_kwargs": [None, {}],
+    }  # fmt: skip
+    if method == "chat":
+        neutral |= {"tools": [None, []], "chat_template": [None], "chat_template_content_format": ["auto"]}
+    for name, values in neutral.items():
+        for value in values:
+            assert tokens(call(given, GREEDY, use_tqdm=False, **{name: value})) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "option", "value"),
+    [
+        ("generate", "lora_request", object()), ("chat", "lora_request", [None, object()]),
+        ("generate", "priority", 1), ("chat", "priority", [0, -1]),
+        ("generate", "tokenization_kwargs", {"truncation": True}), ("chat", "tools", [{"type": "function"}]),
+    ],
+)  # fmt: skip
+def test_options_that_are_not_there_are_refused_by_name(llm: LLM, method: str, option: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"not available yet: {option}") as caught:
+        getattr(llm, method)(HELLO if method == "chat" else "hello", **{option: value})
+    assert caught.value.param == option
+
+
+def test_a_chat_template_of_the_call(llm: LLM, tmp_path: Path) -> None:
+    template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    file = tmp_path / "template.jinja"
+    file.write_text(template)
+    for given in (template, str(file)):
+        answer = llm.chat(HELLO, GREEDY, use_tqdm=False, chat_template=given)[0]
+        assert answer.prompt == "<user>hello"
+    assert llm.chat(HELLO, GREEDY, use_tqdm=False)[0].prompt != "<user>hello", "for that call alone"
+    for bad, message in (("{% for %}", "does not compile"), ("nowhere.jinja", "^chat_template .* neither a file nor")):
+        with pytest.raises(RequestError, match=message) as caught:
+            llm.chat(HELLO, GREEDY, use_tqdm=False, chat_template=bad)
+        assert caught.value.param == "chat_template"
+
+
+def test_the_format_of_contents(llm: LLM) -> None:
+    template = "{{ messages[0]['content'] is string }} {{ messages[0]['content'] | length }}"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "ab"}, {"type": "text", "text": "c"}]}]
+    for content_format, expected in (("string", "True 4"), ("openai", "False 2")):
+        answer = llm.chat(
+            parts, GREEDY, use_tqdm=False, chat_template=template, chat_template_content_format=content_format
+        )
+        assert answer[0].prompt == expected
+    with pytest.raises(RequestError, match="chat_template_content_format must be auto, string or openai, got 'json'"):
+        llm.chat(HELLO, GREEDY, use_tqdm=False, chat_template_content_format="json")
+
+
+def test_keys_of_prompts(llm: LLM) -> None:
+    text = {"prompt": "How many circles? " * 8}
+    expected = llm.generate(text, GREEDY, use_tqdm=False)[0]
+    ids = {"prompt": None, "prompt_token_ids": expected.prompt_token_ids, "multi_modal_uuids": None}
+    assert tokens(llm.generate(ids, GREEDY, use_tqdm=False)) == tokens([expected])
+    salted = llm.generate({**text, "cache_salt": "mine"}, GREEDY, use_tqdm=False)[0]
+    assert llm.generate(text, GREEDY, use_tqdm=False)[0].num_cached_tokens > salted.num_cached_tokens == 0
+    with pytest.raises(RequestError, match="no key 'multi_modal_dat'; did you mean 'multi_modal_data'"):
+        llm.generate({**text, "multi_modal_dat": {}}, GREEDY, use_tqdm=False)
+    with pytest.raises(RequestError, match="not available yet: multi_modal_uuids"):
+        llm.generate({**text, "multi_modal_uuids": {"image": ["a"]}}, GREEDY, use_tqdm=False)
+
+
+def test_sampling_params_of_another_type(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="sampling_params must be SamplingParams, or a list of them, got str"):
+        llm.generate("x", {"temperature": 0}, use_tqdm=False)  # type: ignore[arg-type]
+
+
+def test_a_progress_bar_of_ones_own(llm: LLM) -> None:
+    counts: list[int] = []
+
+    class Bar:
+        def __init__(self, **options: Any) -> None:
+            assert options["total"] == 3
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            counts.append(-1)
+
+        def update(self, count: int) -> None:
+            counts.append(count)
+
+    llm.generate(["a", "b", "c"], GREEDY, use_tqdm=Bar)
+    assert sum(counts) == 2 and counts[-1] == -1, "three prompts, then it is closed"
+
+
+def test_metrics(llm: LLM) -> None:
+    before = time.time()
+    picture_prompt = {"prompt": turn(f"{IMAGE}What?"), "multi_modal_data": {"image": picture(80)}}
+    params = SamplingParams(n=2, temperature=0.5, seed=1, max_tokens=6, ignore_eos=True)
+    text, image = llm.generate(["hello", picture_prompt], params, use_tqdm=False)
+    for output in (text, image):
+        metrics = output.metrics
+        assert metrics.num_generation_tokens == 12
+        assert metrics.arrival_ts < metrics.queued_ts < metrics.scheduled_ts < metrics.first_token_ts
+        assert metrics.first_token_ts < metrics.last_token_ts
+        assert metrics.first_scheduled_time and metrics.first_token_time and metrics.finished_time
+        assert metrics.time_in_queue and metrics.last_token_time == metrics.finished_time
+        assert before <= metrics.arrival_time < metrics.first_scheduled_time < metrics.first_token_time
+        assert metrics.first_token_time < metrics.finished_time <= time.time() + 0.01
+        assert metrics.first_token_latency == pytest.approx(metrics.first_token_time - metrics.arrival_time, abs=1e-5)
+        assert metrics.time_in_queue == pytest.approx(metrics.first_scheduled_time - metrics.arrival_time, abs=1e-5)
+    assert text.metrics.arrival_ts < image.metrics.arrival_ts
+    assert text.metrics.queued_ts == image.metrics.queued_ts, "they come to the engine together"

@@ -1,0 +1,156 @@
+"""`Threads`: an executor that works until the end of the process. `run_apart`: a coroutine, from anywhere.
+
+`end_at_exit`: what has threads that nobody joins is ended when the process ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, Future, wait
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from threading import Lock, Semaphore, Thread, current_thread
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_WAKE_S = 0.2  # so often a waiting thread looks up: an exception that another one sends to it is not seen before
+_Job = tuple["Future[Any]", Callable[[], Any]]
+_Jobs = SimpleQueue[_Job | None]
+
+
+class Threads(Executor):
+    """As `ThreadPoolExecutor`, but nothing is refused before `shutdown`.
+
+    Python closes its own pools as soon as the main thread ends, while other threads of the program go on. These are
+    closed at exit, when no such thread is left; jobs that run are waited for.
+    """
+
+    def __init__(self, max_workers: int, thread_name_prefix: str) -> None:
+        self._max_workers = max_workers
+        self._name = thread_name_prefix
+        self._jobs: _Jobs = SimpleQueue()
+        self._num_idle = Semaphore(0)
+        self._lock = Lock()
+        self._threads: list[Thread] = []
+        self._is_shut = False
+        weakref.finalize(self, self._jobs.put, None).atexit = False
+        end_at_exit(self)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queue a call. Raises `RuntimeError` after `shutdown`."""
+        future: Future[T] = Future()
+        with self._lock:
+            if self._is_shut:
+                raise RuntimeError("the threads have been shut down")
+            self._jobs.put((future, partial(fn, *args, **kwargs)))
+            if not self._num_idle.acquire(blocking=False) and len(self._threads) < self._max_workers:
+                name = f"{self._name}_{len(self._threads)}"
+                thread = Thread(target=_work, args=(self._jobs, self._num_idle), name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; `wait` for those that were taken, or first cancel those that have not begun."""
+        with self._lock:
+            self._is_shut = True
+            while cancel_futures and (job := _next(self._jobs)) is not None:
+                job[0].cancel()
+            self._jobs.put(None)
+        for thread in self._threads if wait else ():
+            if thread is not current_thread():
+                thread.join()
+
+    def end(self) -> None:
+        """Take no more calls and wait for those that run."""
+        self.shutdown(cancel_futures=True)
+
+
+def _next(jobs: _Jobs) -> _Job | None:
+    try:
+        return jobs.get_nowait()
+    except Empty:
+        return None
+
+
+def _work(jobs: _Jobs, num_idle: Semaphore) -> None:
+    while True:
+        try:
+            job = jobs.get_nowait()
+        except Empty:
+            num_idle.release()
+            job = jobs.get()
+        if job is None:
+            jobs.put(None)  # for the next thread
+            return
+        _run(*job)
+        del job  # it may hold much, and the next one may be long in coming
+
+
+def _run(future: Future[Any], call: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What `main()` returns, run on an event loop in a thread of its own: the caller's may be running a loop.
+
+    Whatever interrupts the caller (KeyboardInterrupt) cancels it.
+    """
+    loop = asyncio.new_event_loop()
+    outcome: Future[T] = Future()
+
+    def work() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            _run(outcome, lambda: runner.run(main()))
+
+    def cancel() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+
+    Thread(target=work, name="trifocal-loop", daemon=True).start()
+    try:
+        while not wait([outcome], _WAKE_S).done:
+            pass
+        return outcome.result()
+    finally:
+        if not outcome.done():
+            with suppress(RuntimeError):  # it has ended this very moment
+                loop.call_soon_threadsafe(cancel)
+
+
+class Endable(Protocol):
+    """What has threads."""
+
+    def end(self) -> None:
+        """End them, and wait until they have."""
+
+
+_LIVE: weakref.WeakKeyDictionary[Endable, int] = weakref.WeakKeyDictionary()  # with the process whose threads they are
+
+
+def end_at_exit(thing: Endable) -> None:
+    """Have `thing` end when this process does and no thread is left that holds that up; the newest ends first.
+
+    Threads that compute while Python goes away crash it.
+    """
+    _LIVE[thing] = os.getpid()
+
+
+@atexit.register
+def _end_all() -> None:
+    for thing, pid in reversed(list(_LIVE.items())):
+        if pid == os.getpid():
+            thing.end()
