@@ -254,7 +254,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
     if args.kv_cache_memory_bytes is not None:
         _positive("--kv-cache-memory-bytes", args.kv_cache_memory_bytes)
     if args.max_logprobs < -1:
-        raise ConfigError(f"--max-logprobs must be at least -1 (all of the vocabulary), got {args.max_logprobs}")
+        raise ConfigError(f"--max-logprobs must be at least -1, got {args.max_logprobs}")
     block_size = BLOCK_SIZES[0] if args.block_size is None else args.block_size
     if block_size not in BLOCK_SIZES:
         raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")
