@@ -34,7 +34,7 @@ check: $(DEV_STAMP)
 
 test: $(DEV_STAMP)
 	@scripts/check
-	@scripts/test $(ARGS)
+	@scripts/test -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: $(DEV_STAMP)
 	@scripts/test -m slow $(ARGS)
