@@ -81,7 +81,6 @@ def test_auto_is_decided(folder: Path) -> None:
         ({"tokenizer": "no/such"}, "--tokenizer 'no/such' is not a folder"),
         ({"generation_config": "no/such"}, "--generation-config 'no/such' is not a folder"),
         ({"distributed_executor_backend": "threads"}, "--distributed-executor-backend must be uni, got 'threads'"),
-        ({"max_logprobs": -2}, "--max-logprobs must be at least -1, got -2"),
         ({"encoder_cache_gib": float("nan")}, "--encoder-cache-gib must be above 0"),
         ({"num_gpu_blocks_override": 0}, "--num-gpu-blocks-override must be at least 1"),
         ({"override_generation_config": {"temperature": "hot"}}, "--override-generation-config: temperature must be"),

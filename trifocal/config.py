@@ -96,7 +96,7 @@ class EngineArgs:
     )
     enable_chunked_prefill: bool = arg("scheduling", "spread a long prompt over several steps", True)
     enable_prefix_caching: bool = arg("scheduling", "reuse KV blocks of equal prompt beginnings", True)
-    max_logprobs: int = arg("scheduling", "most logprobs a request may ask for; -1: all", 20)
+    max_logprobs: int = arg("scheduling", "most logprobs a request may ask for", 20)
     block_size: int | None = arg("memory", "tokens in one KV block (default 16; 128 suits NPUs)", None)
     kv_cache_dtype: str = arg(
         "memory",
@@ -267,8 +267,6 @@ def _resolved(args: EngineArgs) -> EngineConfig:
         _positive("--num-gpu-blocks-override", args.num_gpu_blocks_override)
     if args.kv_cache_memory_bytes is not None:
         _positive("--kv-cache-memory-bytes", args.kv_cache_memory_bytes)
-    if args.max_logprobs < -1:
-        raise ConfigError(f"--max-logprobs must be at least -1, got {args.max_logprobs}")
     block_size = BLOCK_SIZES[0] if args.block_size is None else args.block_size
     if block_size not in BLOCK_SIZES:
         raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")

@@ -214,5 +214,5 @@ def test_chat_template_flag(tmp_path: Path) -> None:
 def test_what_a_template_takes_may_be_said_instead_of_found_out() -> None:
     assert (ChatTemplate(PLAIN, {}).takes_string, ChatTemplate(PLAIN, {}).takes_parts) == (True, False)
     for content_format, takes_string in (("string", True), ("openai", False)):
-        template = ChatTemplate(PLAIN, {}, content_format=content_format)
+        template = ChatTemplate(PLAIN, {}).formatted(content_format)
         assert (template.takes_string, template.takes_parts) == (takes_string, not takes_string)

@@ -20,7 +20,7 @@ class Limits:
     block_size: int
     bytes_per_embed: int
     encoder_cache_bytes: int
-    max_logprobs: int  # -1: no limit
+    max_logprobs: int
     vocab_size: int
     enable_chunked_prefill: bool = True
 
@@ -32,7 +32,7 @@ class Limits:
 def check(prompt: Prompt, params: SamplingParams, limits: Limits) -> None:
     """Raise `RequestError` naming the field for a request that could never run."""
     _check_length(len(prompt.token_ids), params.max_tokens or 1, limits)
-    if params.logprobs is not None and params.logprobs > limits.max_logprobs != -1:
+    if params.logprobs is not None and params.logprobs > limits.max_logprobs:
         raise RequestError(
             f"logprobs asks for {params.logprobs}, at most {limits.max_logprobs} are allowed (--max-logprobs)",
             param="logprobs",

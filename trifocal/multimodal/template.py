@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +43,32 @@ def check_variables(extra: Mapping[str, Any]) -> None:
 class ChatTemplate:
     """A template. `takes_parts`: it renders a list of content parts; `takes_string`: it renders a string.
 
-    Which, is found out by rendering both, unless `content_format` says it: string, or openai (parts).
-
     `variables` (`bos_token`, …) are given to every rendering. Raises `ConfigError` for a template that does not compile
     or never ends.
     """
 
-    def __init__(
-        self, source: str, variables: dict[str, str], sandbox: Sandbox = SANDBOX, content_format: str = "auto"
-    ) -> None:
+    def __init__(self, source: str, variables: dict[str, str], sandbox: Sandbox = SANDBOX) -> None:
         self._source = source
         self._variables = variables
         self._sandbox = sandbox
-        # Rendered in any case: a template that does not compile shows now.
-        takes_string, takes_parts = self._renders(_PROBE), self._renders([{"type": "text", "text": _PROBE}])
-        self.takes_string = takes_string if content_format == "auto" else content_format == "string"
-        self.takes_parts = takes_parts if content_format == "auto" else content_format == "openai"
+        self.takes_string = self._renders(_PROBE)
+        self.takes_parts = self._renders([{"type": "text", "text": _PROBE}])
+
+    def formatted(self, content_format: str) -> ChatTemplate:
+        """This template for contents that are texts ("string"), lists of parts ("openai"), or what it takes ("auto").
+
+        Raises `RequestError` for another word.
+        """
+        if content_format == "auto":
+            return self
+        if content_format not in ("string", "openai"):
+            raise RequestError(
+                f"chat_template_content_format must be auto, string or openai, got {content_format!r}",
+                param="chat_template_content_format",
+            )
+        template = copy(self)
+        template.takes_string, template.takes_parts = content_format == "string", content_format == "openai"
+        return template
 
     def render(
         self,
