@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.logged import messages
 from tools import configuration
 from trifocal import LLM, SamplingParams
 from trifocal.config import BLOCK_SIZES, EngineArgs, EngineConfig, resolve
@@ -80,7 +81,6 @@ def test_auto_is_decided(folder: Path) -> None:
         ({"tokenizer": "no/such"}, "--tokenizer 'no/such' is not a folder"),
         ({"generation_config": "no/such"}, "--generation-config 'no/such' is not a folder"),
         ({"distributed_executor_backend": "threads"}, "--distributed-executor-backend must be uni, got 'threads'"),
-        ({"max_logprobs": -2}, "--max-logprobs must be at least -1, got -2"),
         ({"encoder_cache_gib": float("nan")}, "--encoder-cache-gib must be above 0"),
         ({"num_gpu_blocks_override": 0}, "--num-gpu-blocks-override must be at least 1"),
         ({"override_generation_config": {"temperature": "hot"}}, "--override-generation-config: temperature must be"),
@@ -187,9 +187,7 @@ def test_captured_sizes(folder: Path) -> None:
 
 def test_keys_of_the_compiler_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     resolved(folder, compilation_config={"mode": 3, "pass_config": {}, "cudagraph_capture_sizes": [1]})
-    assert [record.getMessage() for record in caplog.records] == [
-        "--compilation-config: no effect, as there is no torch.compile: mode, pass_config"
-    ]
+    assert messages(caplog) == ["--compilation-config: no effect, as there is no torch.compile: mode, pass_config"]
 
 
 def test_bad_variables_stop_it_by_their_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,11 +214,11 @@ def test_keywords_without_effect_are_those_of_the_command_line(caplog: pytest.Lo
             continue
         with pytest.raises(NotAvailableYetError, match=f"not available yet: {option.name}="):
             EngineArgs.from_kwargs(model="x", **{option.name: "something"})
-    assert EngineArgs.from_kwargs(model="x", **neutral) == EngineArgs(model="x") and not caplog.records
+    assert EngineArgs.from_kwargs(model="x", **neutral) == EngineArgs(model="x") and not messages(caplog)
     given = {name: "something" for name in told}
     assert EngineArgs.from_kwargs(model="x", swap_space=8, **given) == EngineArgs(model="x", swap_space=8)
-    assert [record.getMessage().split()[0] for record in caplog.records] == ["swap_space", *told]
-    assert set(told.values()) <= {record.getMessage() for record in caplog.records}
+    assert [message.split()[0] for message in messages(caplog)] == ["swap_space", *told]
+    assert set(told.values()) <= set(messages(caplog))
 
 
 def test_what_vllms_programs_pass(caplog: pytest.LogCaptureFixture) -> None:
@@ -234,9 +232,27 @@ def test_what_vllms_programs_pass(caplog: pytest.LogCaptureFixture) -> None:
         EngineArgs.from_kwargs(model="x", enable_lora=True)
     defaults = {**asdict(EngineArgs(model="x")), **asdict(args)}
     assert EngineArgs.from_kwargs(**defaults) == args
-    assert not any("swap_space" in record.getMessage() for record in caplog.records)
+    assert not any("swap_space" in message for message in messages(caplog))
     with pytest.raises(ConfigError, match="max_num_seqs must be an integer, got '8'"):
         EngineArgs.from_kwargs(model="x", max_num_seqs="8")
+
+
+def test_errors_name_an_argument_as_it_was_written(folder: Path) -> None:
+    given = {"model": str(folder), "device": "cpu", "max_num_batched_tokens": 9, "enable_chunked_prefill": False}
+    with pytest.raises(ConfigError) as by_flag:
+        resolve(EngineArgs(**given))
+    with pytest.raises(ConfigError) as by_keyword:
+        resolve(EngineArgs.from_kwargs(**given))
+    assert str(by_flag.value) == (
+        f"--max-num-batched-tokens 9 is below --max-model-len {LIMIT}: raise it, or leave chunked prefill on "
+        "(--enable-chunked-prefill)"
+    )
+    assert str(by_keyword.value) == (
+        f"max_num_batched_tokens 9 is below max_model_len {LIMIT}: raise it, or leave chunked prefill on "
+        "(enable_chunked_prefill)"
+    )
+    with pytest.raises(NotAvailableYetError, match="^not available yet: tensor_parallel_size x pipeline_parallel_size"):
+        resolve(EngineArgs.from_kwargs(model=str(folder), tensor_parallel_size=2))
 
 
 def test_llm_takes_them_and_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ IGNORED_OPENING = """
 ## Flags of vLLM without effect
 
 Start scripts and programs made for vLLM carry these; they are accepted, with a note, because no answer depends on them.
-As keywords of `LLM(...)` they are accepted as well, those of the last rows there alone.
+As keywords of `LLM(...)` they are accepted as well; names without hyphens are keywords of `LLM(...)` alone.
 
 | flags | why |
 |---|---|
@@ -99,7 +99,8 @@ def _option_rows(options: list[VllmOption]) -> str:
             ending = (
                 f" {', '.join(str(value) for value in option.neutral if value not in (False, '', {}, []))} |" + ending
             )
-        rows.setdefault(ending, []).append(_names(option.name))
+        is_keyword = option in PYTHON_OPTIONS
+        rows.setdefault(ending, []).append(f"`{option.name}=`" if is_keyword else _names(option.name))
     return "".join(f"| {', '.join(names)} |{ending}" for ending, names in rows.items())
 
 

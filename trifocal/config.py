@@ -6,6 +6,7 @@ process resolves the configuration before any device code is loaded.
 
 from __future__ import annotations
 
+import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf
@@ -53,6 +54,8 @@ class EngineArgs:
 
     Field metadata carries the help text and its group, so that the command line is made from this class alone.
     """
+
+    are_keywords = False  # whether errors call them max_num_seqs, not --max-num-seqs (no field: not annotated)
 
     model: str = arg("model", "folder of a Hugging Face checkpoint")
     tokenizer: str | None = arg("model", "folder of the tokenizer, if not the model's", None)
@@ -180,7 +183,9 @@ class EngineArgs:
             raise ConfigError("which model? give the folder of a checkpoint: LLM(model=...)")
         for note in filter(None, notes):
             logger.warning("%s", note)
-        return cls(**given)
+        args = cls(**given)
+        object.__setattr__(args, "are_keywords", True)
+        return args
 
 
 def _with_shorthand(item: Field[Any], value: Any) -> Any:
@@ -233,7 +238,25 @@ class EngineConfig:
 
 
 def resolve(args: EngineArgs) -> EngineConfig:
-    """Check the arguments against each other and the checkpoint. Raises `ConfigError` naming flag and remedy."""
+    """Check the arguments against each other and the checkpoint.
+
+    Raises `ConfigError` naming the flag, or the keyword of `LLM(...)`, and the remedy.
+    """
+    try:
+        return _resolved(args)
+    except ConfigError as error:
+        if args.are_keywords:
+            error.args = (_with_keywords(str(error)),)
+        raise
+
+
+def _with_keywords(message: str) -> str:
+    """`message` with the names of flags written as keywords."""
+    names = {"--" + item.name.replace("_", "-"): item.name for item in fields(EngineArgs)}
+    return re.sub(r"--[a-z-]+", lambda found: names.get(found[0], found[0]), message)
+
+
+def _resolved(args: EngineArgs) -> EngineConfig:
     from trifocal.models.registry import check_architecture
     from trifocal.platforms import detect_device
 
@@ -254,7 +277,7 @@ def resolve(args: EngineArgs) -> EngineConfig:
     if args.kv_cache_memory_bytes is not None:
         _positive("--kv-cache-memory-bytes", args.kv_cache_memory_bytes)
     if args.max_logprobs < -1:
-        raise ConfigError(f"--max-logprobs must be at least -1, got {args.max_logprobs}")
+        raise ConfigError(f"--max-logprobs must be at least -1 (all of the vocabulary), got {args.max_logprobs}")
     block_size = BLOCK_SIZES[0] if args.block_size is None else args.block_size
     if block_size not in BLOCK_SIZES:
         raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")

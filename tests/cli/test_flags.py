@@ -241,6 +241,7 @@ def test_a_token_may_be_given_without_a_value() -> None:
 
 def test_short_names_and_other_names() -> None:
     assert notes(parse("model", "-dp", "1", "-dcp=1", "-n", "1", "-r", "0")) == []
+    assert notes(parse("model", "--speculative-config", "None", "--kv-transfer-config=", "-dpn", "None")) == []
     told = {note.split()[0] for note in notes(parse("model", "-ep", "-asc", "4"))}
     assert told == {"--enable-expert-parallel", "--api-server-count"}
     args = build(ServerArgs, parse("model", "--max-num-queued-reqs", "7", "--max_num_queued_tokens=9k"))

@@ -89,10 +89,6 @@ def test_values_at_the_edge_are_taken() -> None:
     check(Prompt([0, last]), params, make_limits())
 
 
-def test_logprobs_may_be_without_a_limit() -> None:
-    check(TEXT, SamplingParams(logprobs=VOCAB), make_limits(max_logprobs=-1))
-
-
 @pytest.mark.parametrize("spans", [[(4, 8), (10, 3)], [(8, 4), (0, 4)], [(15, 6)], [(4, 0)], [(-1, 4)]])
 def test_spans_must_lie_in_the_prompt_in_order_and_apart(spans: list[tuple[int, int]]) -> None:
     assert refusal(pictures(*spans)).param == "messages"

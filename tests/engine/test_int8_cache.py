@@ -67,5 +67,5 @@ def test_more_tokens_fit(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.M
 
 
 def test_floats_of_8_bits_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--kv-cache-dtype must be auto or int8"):
+    with pytest.raises(ConfigError, match="^kv_cache_dtype must be auto or int8"):
         LLM(str(DEMO), kv_cache_dtype="fp8")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.logged import messages
 from trifocal import platforms
 from trifocal.attention.registry import ATTENTION
 from trifocal.errors import ConfigError
@@ -115,7 +116,7 @@ def test_a_plugin_that_is_not_installed_is_a_warning_once(
     monkeypatch.setenv(f"{prefix}_PLUGINS", "ascend_vllm,ascend_vllm,a")
     assert [detect_device("auto") for _ in range(3)] == ["npu"] * 3
     get_platform("cpu")  # as the engine's process does
-    assert [record.getMessage() for record in caplog.records] == [
+    assert messages(caplog) == [
         f"{prefix}_PLUGINS names 'ascend_vllm', which is not installed; installed platform plug-ins: a"
     ]
 
@@ -123,8 +124,8 @@ def test_a_plugin_that_is_not_installed_is_a_warning_once(
 def test_a_plugin_that_fails_stops_nobody(plugins: Plugins, caplog: pytest.LogCaptureFixture) -> None:
     plugins |= {"absent": missing_platforms, "broken": broken_platforms, "whole": npu_platforms}
     assert detect_device("auto") == "npu"
-    [record] = caplog.records
-    assert "platform plug-in 'broken' (plugin:broken_platforms) fails: OSError: no driver" in record.getMessage()
+    [message] = messages(caplog)
+    assert "platform plug-in 'broken' (plugin:broken_platforms) fails: OSError: no driver" in message
 
 
 def test_an_entry_point_is_loaded_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

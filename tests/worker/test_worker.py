@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.logged import messages
 from trifocal.config import EngineArgs, resolve
 from trifocal.errors import ConfigError
 from trifocal.platforms.cpu import CpuPlatform
@@ -87,7 +88,7 @@ def test_a_step_that_may_not_fit_is_a_warning_beside_a_size_that_is_asked_for(
         monkeypatch.setattr(Worker, "_profile_peak", lambda self, factor=factor: int(factor * _FREE))
         with pytest.raises(ConfigError, match="^--max-num-batched-tokens 30: ") if is_fatal else nullcontext():
             worker(folder, max_num_batched_tokens=30)
-    assert [r.getMessage()[:28] for r in caplog.records if r.levelname == "WARNING"] == ["--max-num-batched-tokens 30:"]
+    assert [message[:28] for message in messages(caplog)] == ["--max-num-batched-tokens 30:"]
 
 
 def test_an_engine_that_takes_the_place_of_another_measures_nothing(folder: Path) -> None:

@@ -248,7 +248,7 @@ def _options(item: Field[Any], hint: Any) -> dict[str, Any]:
         shown = "{" + ",".join(choices) + "}"
         options |= {"choices": [*choices, None] if may_be_none(hint) else choices, "metavar": shown}
     if none_words and "type" in options:
-        options["type"] = _or_none(options["type"], none_words)
+        options["type"] = or_none(options["type"], none_words)
     return options
 
 
@@ -266,7 +266,8 @@ def kind_options(kind: Any, *, number_is: str | None = None) -> dict[str, Any]:
     return {"type": parse, "metavar": metavar}
 
 
-def _or_none(parse: Callable[[str], Any], none_words: set[str]) -> Callable[[str], Any]:
+def or_none(parse: Callable[[str], Any], none_words: set[str]) -> Callable[[str], Any]:
+    """`parse`, for which `none_words` stand for None."""
     return _named(lambda text: None if text in none_words else parse(text), parse)
 
 

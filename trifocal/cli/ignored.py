@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from trifocal.cli.flags import SHORT, flag_of, kind_options
+from trifocal.cli.flags import SHORT, flag_of, kind_options, or_none
 from trifocal.vllm_options import OPTIONS, UNUSED_FIELDS, VllmOption
 
 
@@ -18,8 +18,10 @@ def add_ignored_flags(parser: argparse.ArgumentParser) -> None:
         names = [SHORT[option.name]] if option.name in SHORT else []
         options: dict[str, Any] = {**kind_options(option.kind), "default": argparse.SUPPRESS}
         options |= {"dest": _dest(option), "help": argparse.SUPPRESS}
+        if "type" in options:  # vLLM takes both for an absent value
+            options["type"] = or_none(options["type"], {"", "None"})
         if option.name == "hf_token":  # without a value it means: the one that was saved
-            options |= {"nargs": "?", "const": ""}
+            options |= {"nargs": "?", "const": True}
         parser.add_argument(*names, flag_of(option.name), **options)
 
 

@@ -20,7 +20,7 @@ class Limits:
     block_size: int
     bytes_per_embed: int
     encoder_cache_bytes: int
-    max_logprobs: int  # -1: no limit
+    max_logprobs: int
     vocab_size: int
     enable_chunked_prefill: bool = True
     short_context: int | None = None  # longer sequences take other rotary frequencies (`RopeConfig.short_context`)

@@ -66,10 +66,10 @@ class Rendered:
 class PromptBuilder:
     """Turns messages, prompts and media into `Prompt`s for one model. Safe to use from several threads.
 
-    `chat_template` is a file or a template that replaces the checkpoint's, `chat_template_content_format` what it takes
-    (see `ChatTemplate`), and `chat_template_kwargs` are variables for it that a request may replace; without a
-    `fetch_policy` only the public internet is fetched from. What a request gets wrong raises `RequestError`, naming the
-    place in the messages.
+    `chat_template` is a file or a template that replaces the checkpoint's; `chat_template_content_format` says what it
+    takes (see `ChatTemplate.formatted`), `chat_template_kwargs` are variables for it, which a request may replace.
+    Without a `fetch_policy` only the public internet is fetched from. What a request gets wrong raises `RequestError`,
+    naming the place in the messages.
     """
 
     def __init__(
@@ -87,11 +87,9 @@ class PromptBuilder:
         self._server_options = self._options_of_server()
         source = read_chat_template(chat_template) if chat_template else self.tokenizer.chat_template
         source = source or self.processor.chat_template
-        self._template = (
-            ChatTemplate(source, self.tokenizer.special_tokens).formatted(chat_template_content_format)
-            if source
-            else None
-        )
+        self._template = ChatTemplate(source, self.tokenizer.special_tokens) if source else None
+        if self._template is not None:
+            self._template = self._template.formatted(chat_template_content_format)
         self._given_templates: dict[str, ChatTemplate] = {}
         self._template_kwargs = dict(chat_template_kwargs or {})
         try:
