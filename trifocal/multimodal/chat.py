@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from typing import Any, TypeVar
 
 from trifocal import envs
@@ -32,7 +33,7 @@ from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, read_chat_template
 from trifocal.multimodal.video import OpenedVideo
 from trifocal.multimodal.watch import timed
-from trifocal.threads import Threads, run_apart
+from trifocal.threads import LoopThread, Threads
 from trifocal.tokenizer import Tokenizer, valid_text
 from trifocal.types import Modality, Prompt
 
@@ -82,6 +83,8 @@ class PromptBuilder:
         self._media_at_once = max(threads - 1, 1)  # of one request: another's single picture gets its turn
         cache = MediaCache(config.mm_processor_cache_bytes)
         self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads, cache=cache)
+        self._loop: LoopThread | None = None
+        self._loop_lock = Lock()
         self._fetch_policy = fetch_policy or FetchPolicy()
         self._fetcher = Fetcher(self._executor, self._fetch_policy)
 
@@ -121,7 +124,13 @@ class PromptBuilder:
             finally:
                 await fetcher.aclose()
 
-        return run_apart(run)  # the caller's own thread may be running a loop (notebooks do)
+        return self.open_loop().run(run())  # the caller's own thread may be running a loop (notebooks do)
+
+    def open_loop(self) -> LoopThread:
+        """The loop that `chat_sync` uses, which is started by the first call."""
+        with self._loop_lock:
+            self._loop = self._loop or LoopThread()
+            return self._loop
 
     async def completion(
         self, prompt: str | list[int], *, add_special_tokens: bool = True, cache_salt: str | None = None
@@ -218,6 +227,8 @@ class PromptBuilder:
 
     def close(self) -> None:
         """As `aclose`, for users of the synchronous methods only."""
+        if self._loop is not None:
+            self._loop.end()
         for executor in (self._executor, self._text_executor, self._slow_executor):
             executor.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
