@@ -111,7 +111,7 @@ class PromptBuilder:
         return await self._chat(render, self._fetcher, mm_processor_kwargs, cache_salt)
 
     def chat_sync(self, messages: list[dict[str, Any]], **options: Any) -> Prompt:
-        """`chat` for a caller without an event loop, with the same keywords."""
+        """`chat` for a caller without an event loop, with the same keywords and those of `render`."""
 
         async def run() -> Prompt:
             fetcher = Fetcher(self._executor, self._fetch_policy)  # HTTP clients belong to one loop
