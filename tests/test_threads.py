@@ -1,16 +1,15 @@
-"""`Threads` as an executor, and coroutines run apart. At the end of a process: engine/test_shared_engine."""
+"""`Threads` as an executor, and loops in threads. At the end of a process: engine/test_shared_engine."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import threading
-import time
 from concurrent.futures import CancelledError, wait
 
 import pytest
 
-from trifocal.threads import Threads, run_apart
+from trifocal.threads import LoopThread, Threads
 
 
 def test_as_many_threads_as_are_needed_and_no_more() -> None:
@@ -64,36 +63,59 @@ def test_dropped_threads_end() -> None:
 
 
 def test_a_coroutine_runs_beside_the_callers_own_loop() -> None:
+    loop = LoopThread()
+
     async def work() -> str:
         await asyncio.sleep(0)
         return threading.current_thread().name
 
     async def caller() -> str:
-        return run_apart(work)
+        return loop.run(work())
 
-    assert asyncio.run(caller()) == run_apart(work) == "trifocal-loop"
+    assert asyncio.run(caller()) == loop.run(work()) == "trifocal-loop"
 
     async def fail() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        run_apart(fail)
+        loop.run(fail())
+    loop.end()
+    with pytest.raises(RuntimeError):
+        loop.run(work())
 
 
-def test_what_interrupts_the_caller_cancels_the_coroutine(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = threading.Event()
+@pytest.mark.parametrize("how", ["interrupt", "end"])
+def test_what_ends_the_caller_or_the_loop_cancels_the_coroutine(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    loop, begun, cancelled = LoopThread(), threading.Event(), threading.Event()
 
     async def work() -> None:
+        begun.set()
         try:
             await asyncio.sleep(60)
-        finally:
-            ended.set()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     def interrupted(*_: object) -> None:
-        time.sleep(0.05)
+        assert begun.wait(10)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trifocal.threads.wait", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_apart(work)
-    assert ended.wait(10)
+    if how == "interrupt":
+        monkeypatch.setattr("trifocal.threads.wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(work())
+    else:
+        threading.Thread(target=lambda: (begun.wait(10), loop.end())).start()
+        with pytest.raises((CancelledError, asyncio.CancelledError)):
+            loop.run(work())
+    assert cancelled.wait(10)
+    loop.end()
+
+
+def test_a_dropped_loop_ends() -> None:
+    loop = LoopThread()
+    thread = loop._thread
+    del loop
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -46,6 +46,7 @@ class LLM:
         self.config = resolve(EngineArgs.from_kwargs(model=model, **engine_args))
         # It is the caller's own machine.
         self._builder = PromptBuilder(self.config, fetch_policy=FetchPolicy.unrestricted())
+        self._builder.open_loop()
         tokenizer = self._builder.tokenizer
         self._shared = SharedEngine(replace(self.config, num_vocab=tokenizer.vocab_size), tokenizer)
         self._engine = self._shared.engine

@@ -1,4 +1,4 @@
-"""`Threads`: an executor that works until the end of the process. `run_apart`: a coroutine, from anywhere.
+"""`Threads`: an executor that works until the end of the process. `LoopThread`: an event loop for those without one.
 
 `end_at_exit`: what has threads that nobody joins is ended when the process ends.
 """
@@ -104,31 +104,49 @@ def _run(future: Future[Any], call: Callable[[], Any]) -> None:
         future.set_result(result)
 
 
-def run_apart(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What `main()` returns, run on an event loop in a thread of its own: the caller's may be running a loop.
+class LoopThread:
+    """An event loop in a thread of its own, for callers without one, or whose own must not be used. Thread-safe."""
 
-    Whatever interrupts the caller (KeyboardInterrupt) cancels it.
-    """
-    loop = asyncio.new_event_loop()
-    outcome: Future[T] = Future()
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        # Not with each call: CPython may give the new thread an exception that is sent to the one that starts it.
+        self._thread = Thread(target=_serve, args=(self._loop,), name="trifocal-loop", daemon=True)
+        self._thread.start()
+        weakref.finalize(self, _stop, self._loop).atexit = False
+        end_at_exit(self)
 
-    def work() -> None:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            _run(outcome, lambda: runner.run(main()))
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """What it returns. Whatever interrupts the caller (KeyboardInterrupt) cancels it, and so does `end`.
 
-    def cancel() -> None:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
+        Raises `RuntimeError` after `end`.
+        """
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:
+            coroutine.close()
+            raise
+        try:
+            while not wait([future], _WAKE_S).done:
+                if not self._thread.is_alive() and not future.done():
+                    raise RuntimeError("the thread of the event loop has ended")
+            return future.result()
+        finally:
+            future.cancel()
 
-    Thread(target=work, name="trifocal-loop", daemon=True).start()
-    try:
-        while not wait([outcome], _WAKE_S).done:
-            pass
-        return outcome.result()
-    finally:
-        if not outcome.done():
-            with suppress(RuntimeError):  # it has ended this very moment
-                loop.call_soon_threadsafe(cancel)
+    def end(self) -> None:
+        """Cancel what runs, and end the thread."""
+        _stop(self._loop)
+        self._thread.join()
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:  # cancels what is left, and closes the loop
+        runner.get_loop().run_forever()
+
+
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    with suppress(RuntimeError):  # it is closed already
+        loop.call_soon_threadsafe(loop.stop)
 
 
 class Endable(Protocol):

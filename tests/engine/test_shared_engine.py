@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -346,3 +348,44 @@ def test_a_pool_of_threads_with_lists_of_prompts(llm: LLM) -> None:
         parts = pool.map(lambda k: generate(llm, [f"number {index}" for index in range(k, 40, 8)]), range(8))
     for k, part in enumerate(parts):
         assert part == expected[k::8]
+
+
+@pytest.mark.slow
+def test_interrupts_and_failing_steps_at_any_point(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a minute of all of it: a thousand interrupts, steps that raise, preemption; not one wrong token."""
+    prompts, params = mixed_prompts(IMAGE, VIDEO), (GREEDY, SEEDED, PAIR)
+    messages, chance, counts = [{"role": "user", "content": "hello"}], random.Random(0), {"right": 0, "interrupted": 0}
+    end = time.monotonic() + 30
+
+    def work(llm: LLM, seed: int) -> None:
+        mine = random.Random(seed)
+        while time.monotonic() < end:
+            with contextlib.suppress(RequestError):  # chance made its steps fail twice
+                if mine.random() < 0.2:
+                    assert tokens(llm.chat(messages, GREEDY, use_tqdm=False)) == chat
+                chosen = [(mine.randrange(16), mine.randrange(3)) for _ in range(mine.randint(1, 5))]
+                got = generate(llm, [prompts[i] for i, _ in chosen], [params[j] for _, j in chosen])
+                assert got == [expected[each] for each in chosen]
+                counts["right"] += 1
+
+    def work_on(llm: LLM, seed: int) -> None:
+        while time.monotonic() < end:
+            try:
+                work(llm, seed)
+            except KeyboardInterrupt:
+                counts["interrupted"] += 1
+
+    with LLM(str(folder), num_gpu_blocks_override=300, max_num_seqs=12) as llm:
+        expected = {(i, j): generate(llm, prompts[i], params[j])[0] for i in range(16) for j in range(3)}
+        chat = tokens(llm.chat(messages, GREEDY, use_tqdm=False))
+        worker = llm._engine.executor._worker  # type: ignore[attr-defined]
+        execute = worker.execute
+        monkeypatch.setattr(worker, "execute", lambda plan: execute(plan) if chance.random() > 0.002 else 1 / 0)
+        threads = [InThread(lambda seed=seed: work_on(llm, seed)) for seed in range(16)]  # type: ignore[misc]
+        while time.monotonic() < end - 2:
+            time.sleep(0.05 * chance.random())
+            chance.choice(threads).interrupt()
+        errors = [thread.error() for thread in threads]
+        assert [error for error in errors if not isinstance(error, KeyboardInterrupt | None)] == []
+        assert counts["right"] > 100 and counts["interrupted"] > 100
+        assert is_idle(llm.stats()) and len(llm._shared._flights) == 0

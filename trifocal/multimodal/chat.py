@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Lock
 from typing import Any, TypeVar
 
 from trifocal import envs
@@ -41,7 +42,7 @@ from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
 from trifocal.multimodal.template import ChatTemplate, RenderedTooLongError, check_variables, read_chat_template
 from trifocal.multimodal.video import num_frames_to_choose_from
 from trifocal.multimodal.watch import timed
-from trifocal.threads import Threads, run_apart
+from trifocal.threads import LoopThread, Threads
 from trifocal.tokenizer import Tokenizer, valid_text
 from trifocal.types import Modality, Prompt
 
@@ -104,6 +105,8 @@ class PromptBuilder:
         self._media_at_once = max(threads - 1, 1)  # of one request: another's single picture gets its turn
         cache = MediaCache(config.mm_processor_cache_bytes)
         self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads, cache=cache)
+        self._loop: LoopThread | None = None
+        self._loop_lock = Lock()
         self._fetch_policy = fetch_policy or FetchPolicy()
         self._fetcher = Fetcher(self._executor, self._fetch_policy)
 
@@ -150,16 +153,22 @@ class PromptBuilder:
         return self._with_fetcher(lambda fetcher: self._chat(render, fetcher, options, cache_salt))
 
     def _with_fetcher(self, work: Callable[[Fetcher], Coroutine[Any, Any, T]]) -> T:
-        """Run `work` in a loop of its own: HTTP clients belong to one loop."""
+        """Run `work` with a fetcher of its own, beside any loop that the caller may be running (notebooks do)."""
 
         async def run() -> T:
-            fetcher = Fetcher(self._executor, self._fetch_policy)
+            fetcher = Fetcher(self._executor, self._fetch_policy)  # HTTP clients belong to one loop
             try:
                 return await work(fetcher)
             finally:
                 await fetcher.aclose()
 
-        return run_apart(run)  # the caller's own thread may be running a loop (notebooks do)
+        return self.open_loop().run(run())
+
+    def open_loop(self) -> LoopThread:
+        """The loop for callers without one (`chat_sync`, `build`); it is started by the first call."""
+        with self._loop_lock:
+            self._loop = self._loop or LoopThread()
+            return self._loop
 
     async def completion(
         self, prompt: str | list[int], *, add_special_tokens: bool = True, cache_salt: str | None = None
@@ -264,6 +273,8 @@ class PromptBuilder:
 
     def close(self) -> None:
         """As `aclose`, for users of the synchronous methods only."""
+        if self._loop is not None:
+            self._loop.end()
         for executor in (self._executor, self._text_executor, self._slow_executor):
             executor.shutdown(wait=False, cancel_futures=True)
         self._reader.close()
