@@ -11,6 +11,7 @@ from functools import partial
 import httpx
 import pytest
 
+from tests.server.helpers import free_port
 from trifocal.demo.run import is_right, load_samples
 
 
@@ -37,7 +38,8 @@ def test_once() -> None:
 
 
 def test_it_stays_until_ctrl_c() -> None:
-    words = [sys.executable, "-u", "-m", "trifocal", "demo"]
+    port = str(free_port())  # 8000 may be another test's, before or after
+    words = [sys.executable, "-u", "-m", "trifocal", "demo", "--port", port]
     # Whatever started us in the background of a shell may have made us deaf to Ctrl-C, and children inherit that.
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=hear) as demo:

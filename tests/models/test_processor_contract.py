@@ -66,6 +66,8 @@ def test_a_name_of_its_own_is_found() -> None:
             self.spec = self.tokenizer = None  # type: ignore[assignment]
             self.tiles = 3
 
+        size_option: Any = None
+
         def check_options(self, options: Any) -> None: ...
 
         def frame_size(self) -> None: ...

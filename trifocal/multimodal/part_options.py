@@ -25,6 +25,11 @@ def is_rate(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_NUMBER
 
 
+def whole(value: Any) -> Any:
+    """`value`, a whole float as the integer that it stands for: clients in JavaScript cannot tell the two apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MOST_NUMBER else value
+
+
 COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER}
 RATE_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_NUMBER}
 _KINDS: dict[Kind, tuple[str, Callable[[object], bool]]] = {
@@ -92,7 +97,7 @@ def part_options(part: Mapping[Any, Any], field: str, modality: Modality, where:
     for place, fields in places:
         for name, value in fields.items():
             if value is not None and name != field and _is_option(name, value, modality, place):
-                _check(name, value, f"{place}.{name}")
+                value = _checked(name, value, f"{place}.{name}")
                 key = _ALIASES.get(name, name)
                 if found.setdefault(key, value) != value:
                     raise _bad(f"{place}.{name}", f"{key} is said twice for this part, {found[key]} and {value}")
@@ -116,10 +121,14 @@ def _is_option(name: object, value: object, modality: Modality, place: str) -> b
     return True
 
 
-def _check(name: str, value: object, path: str) -> None:
-    meaning, is_right = _KINDS[PART_OPTIONS[name].kind]
+def _checked(name: str, value: Any, path: str) -> Any:
+    kind = PART_OPTIONS[name].kind
+    meaning, is_right = _KINDS[kind]
+    if kind == "count":
+        value = whole(value)
     if not is_right(value):
         raise _bad(path, f"must be {meaning}, got {repr(value)[:_MAX_SHOWN]}")
+    return value
 
 
 def _bad(path: str, message: str) -> RequestError:
