@@ -24,7 +24,7 @@ _STOP_SECONDS = 20.0
 
 
 def choose_port(wanted: int | None = None) -> int:
-    """`wanted` or a `ConfigError` if it is taken; without a wish 8000, or any free port if that is taken."""
+    """`wanted` or a `ConfigError` if it is taken; 0: any free port; None: 8000, or any free port if that is taken."""
     for port in (wanted,) if wanted is not None else (DEFAULT_PORT, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free to us
@@ -41,11 +41,11 @@ def choose_port(wanted: int | None = None) -> int:
 class LocalServer:
     """`trifocal serve` on the loopback interface. Entering waits until it is ready, leaving stops all its processes.
 
-    `words` are the words after `trifocal serve`. The server writes warnings and errors to our stderr. Raises
-    `ConfigError` if it ends before it is ready (it has said why by then).
+    `words` are the words after `trifocal serve`; for `port` see `choose_port`. The server writes warnings and errors to
+    our stderr. Raises `ConfigError` if it ends before it is ready (it has said why by then).
     """
 
-    def __init__(self, words: Sequence[str], port: int | None = None) -> None:
+    def __init__(self, words: Sequence[str], port: int | None = 0) -> None:
         self.port = choose_port(port)
         self.url = f"http://{HOST}:{self.port}"
         self._words = [*words, "--host", HOST, "--port", str(self.port), "--uvicorn-log-level", "warning"]
