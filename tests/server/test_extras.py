@@ -21,7 +21,15 @@ from trifocal.server.app import create_app
 from trifocal.server.args import ServerArgs
 from trifocal.server.extras import HEADER, MAX_HEADER_BYTES, Ignored, judge, text_of
 from trifocal.server.fields import BODY, STREAM_OPTIONS
-from trifocal.server.schemas import Body, ChatBody, CompletionBody, GenerationBody, StreamOptions, TokenizeBody
+from trifocal.server.schemas import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerationBody,
+    StreamOptions,
+    TokenizeBody,
+)
 from trifocal.server.visit import Visit
 
 CHAT = "/v1/chat/completions"
@@ -127,6 +135,22 @@ def test_no_field_of_ours_is_in_a_table_that_says_otherwise(body: type[Generatio
         assert not scope.hints.keys() & scope.refused.keys() and not scope.known & (scope.hints.keys() | scope.refused)
 
 
+@pytest.mark.parametrize(
+    ("path", "needed"), [("/v1/completions", {"prompt": "x", "max_tokens": 1}), ("/tokenize", {"prompt": "x"}),
+                         ("/detokenize", {"tokens": [1]})],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [5, "x", True, [{"audio": {"a": 1}}], {"a": 1}, ["x"] * 1000], ids=repr)
+def test_a_field_of_another_route_may_hold_anything(
+    http: httpx.Client, path: str, needed: dict[str, Any], value: Any
+) -> None:
+    """It is an attribute of the body as well, but none whose type was checked."""
+    body = {"/v1/completions": CompletionBody, "/tokenize": TokenizeBody, "/detokenize": DetokenizeBody}[path]
+    others = {"n", "stream_options", "messages", "stop", "stop_token_ids"} - body.model_fields.keys()
+    for name in others:
+        answer = http.post(path, json={**needed, name: value})
+        assert answer.status_code == 200 and name in answer.headers[HEADER], (name, answer.text)
+
+
 # ---------------------------------------------------------------------------------------------- inside of it
 
 
@@ -211,6 +235,7 @@ def test_the_header_is_ascii_and_bounded() -> None:
     many = judge(chat_body(**{f"{number}" + "ü" * 200: 1 for number in range(3000)}, user="me", store=True))
     text = text_of(many)
     assert len(text) <= MAX_HEADER_BYTES and text.endswith(", ...") and len(many) < 30
+    assert text_of(judge(chat_body(**{"": 1}))) == '""'  # a header that is there, but empty, would name nothing
     exact = [Ignored("a" * 600), Ignored("b" * (MAX_HEADER_BYTES - 602))]
     assert len(text_of(exact)) == MAX_HEADER_BYTES and text_of([*exact, Ignored("c")]) == "a" * 600 + ", ..."
 

@@ -25,6 +25,17 @@ def is_rate(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_NUMBER
 
 
+def whole(value: Any) -> Any:
+    """`value`, a whole number as an integer though it was written `32.0`; in lists and objects, too."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: whole(item) for name, item in value.items()}
+    return value
+
+
 COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER}
 RATE_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_NUMBER}
 _KINDS: dict[Kind, tuple[str, Callable[[object], bool]]] = {
@@ -92,6 +103,7 @@ def part_options(part: Mapping[Any, Any], field: str, modality: Modality, where:
     for place, fields in places:
         for name, value in fields.items():
             if value is not None and name != field and _is_option(name, value, modality, place):
+                value = whole(value) if PART_OPTIONS[name].kind == "count" else value
                 _check(name, value, f"{place}.{name}")
                 key = _ALIASES.get(name, name)
                 if found.setdefault(key, value) != value:
