@@ -100,6 +100,17 @@ def test_a_name_that_nobody_knows_is_told_with_the_nearest(
     assert judge(chat_body(user="me", store=True), is_strict=True)  # hints stay hints
 
 
+def test_null_members_of_an_object_ask_for_nothing() -> None:
+    assert (
+        told(chat_body(response_format={"type": "text", "json_schema": None}, structured_outputs={"json": None})) == []
+    )
+    for value in ({"type": "text", "json_schema": {}}, {"type": "json_object", "json_schema": None}):
+        with pytest.raises(RequestError, match="response_format"):
+            judge(chat_body(response_format=value))
+    with pytest.raises(RequestError, match="web_search_options"):  # where an empty one asks for something
+        judge(chat_body(web_search_options={"user_location": None}))
+
+
 def test_tools_that_may_not_be_called_are_told() -> None:
     assert told(chat_body(tools=SAMPLES["tools"], tool_choice="none", parallel_tool_calls=False)) == [
         "tools",

@@ -36,6 +36,13 @@ def whole(value: Any) -> Any:
     return value
 
 
+def without_nulls(value: Any) -> Any:
+    """`value`, an object without its members that are null: many clients write all members that they know."""
+    if isinstance(value, Mapping):
+        return {name: member for name, member in value.items() if member is not None}
+    return value
+
+
 COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER}
 RATE_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_NUMBER}
 _KINDS: dict[Kind, tuple[str, Callable[[object], bool]]] = {
@@ -117,7 +124,7 @@ def _is_option(name: object, value: object, modality: Modality, place: str) -> b
         return False
     if name in OF_A_PROMPT:
         raise _bad(f"{place}.{name}", "is for a whole prompt: put it into mm_processor_kwargs")
-    if name in REFUSED_OPTIONS and value not in (False, "", [], {}):
+    if name in REFUSED_OPTIONS and without_nulls(value) not in (False, "", [], {}):
         raise _bad(f"{place}.{name}", f"is not available here ({REFUSED_OPTIONS[name]})")
     option = PART_OPTIONS.get(name)
     if option is None:
