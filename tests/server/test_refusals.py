@@ -104,6 +104,11 @@ def test_body_that_is_no_json_object(http: httpx.Client, body: bytes) -> None:
     assert refused(http.post(CHAT, content=body))["code"] == "invalid_json"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_body(http: httpx.Client) -> None:
+    body = json.dumps({"messages": HELLO, "max_tokens": 1}).encode("utf-8-sig")
+    assert http.post(CHAT, content=body).status_code == 200
+
+
 @pytest.mark.parametrize(
     "kind",
     ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x", "application/jsonx", ""],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -61,7 +62,7 @@ def _check_content_type(value: str | None) -> None:
 
 def _parse(data: bytes, model: type[B], args: ServerArgs) -> tuple[B, tuple[Ignored, ...]]:
     try:
-        body = model.model_validate_json(data)
+        body = model.model_validate_json(data.removeprefix(BOM_UTF8))  # editors of Windows write one
     except ValidationError as error:
         raise explain(error) from None
     if args.enable_force_include_usage and isinstance(body, GenerationBody):
