@@ -321,10 +321,11 @@ _OF_GENERATION = frozenset(ChatBody.model_fields.keys() | CompletionBody.model_f
 
 def _tell_source(schema: dict[str, Any]) -> None:
     _tell(schema)
-    null = {"type": "null"}
+    null, no = {"type": "null"}, {"enum": [None, False, 0]}
+    given = {"messages": {"type": "array"}, "prompt": null, "add_special_tokens": no}
     schema["oneOf"] = [
         {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": null}},
-        {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": null}},
+        {"required": ["messages"], "properties": given},
     ]
 
 
