@@ -117,7 +117,7 @@ SAMPLING_BOUNDS: Mapping[str, Bounds] = {
     "n": Bounds(int, 1),
     "presence_penalty": Bounds(float, -2.0, 2.0),
     "frequency_penalty": Bounds(float, -2.0, 2.0),
-    "repetition_penalty": Bounds(float, 0.0, is_open=True),
+    "repetition_penalty": Bounds(float, 1e-20),  # a logit divided by less may be more than a float32 holds
     "temperature": Bounds(float, 0.0),
     "top_p": Bounds(float, 0.0, 1.0, is_open=True),
     "min_p": Bounds(float, 0.0, 1.0),

@@ -44,7 +44,7 @@ def test_max_tokens_that_no_prompt_leaves_are_refused() -> None:
 def test_max_tokens_are_clipped_to_what_the_prompt_leaves(max_tokens: int | None, clipped: int) -> None:
     params = SamplingParams(max_tokens=max_tokens, seed=5)
     assert clip_max_tokens(params, 6, 10) == params.replace(max_tokens=clipped)
-    with pytest.raises(RequestError, match="min_tokens must be an integer between 0 and 4"):
+    with pytest.raises(RequestError, match="min_tokens=5 is more than the 4 tokens that a prompt of 6 leaves"):
         clip_max_tokens(SamplingParams(max_tokens=10, min_tokens=5), 6, 10)
 
 

@@ -121,7 +121,8 @@ def test_bad_value_names_its_field(http: httpx.Client, field: str, value: Any) -
 
 def test_echo_with_logprobs_is_refused(http: httpx.Client) -> None:
     body = {"model": MODEL, "prompt": PROMPT, "echo": True, "logprobs": 1}
-    assert refused(http.post("/v1/completions", json=body))["param"] == "echo"
+    error = refused(http.post("/v1/completions", json=body))
+    assert (error["param"], error["code"]) == ("echo", "unsupported_parameter")
 
 
 def test_one_bad_prompt_of_several_refuses_all(http: httpx.Client) -> None:

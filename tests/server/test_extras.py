@@ -21,7 +21,15 @@ from trifocal.server.app import create_app
 from trifocal.server.args import ServerArgs
 from trifocal.server.extras import HEADER, MAX_HEADER_BYTES, Ignored, judge, text_of
 from trifocal.server.fields import BODY, STREAM_OPTIONS
-from trifocal.server.schemas import Body, ChatBody, CompletionBody, GenerationBody, StreamOptions, TokenizeBody
+from trifocal.server.schemas import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerationBody,
+    StreamOptions,
+    TokenizeBody,
+)
 from trifocal.server.visit import Visit
 
 CHAT = "/v1/chat/completions"
@@ -92,6 +100,17 @@ def test_a_name_that_nobody_knows_is_told_with_the_nearest(
     assert judge(chat_body(user="me", store=True), is_strict=True)  # hints stay hints
 
 
+def test_null_members_of_an_object_ask_for_nothing() -> None:
+    assert (
+        told(chat_body(response_format={"type": "text", "json_schema": None}, structured_outputs={"json": None})) == []
+    )
+    for value in ({"type": "text", "json_schema": {}}, {"type": "json_object", "json_schema": None}):
+        with pytest.raises(RequestError, match="response_format"):
+            judge(chat_body(response_format=value))
+    with pytest.raises(RequestError, match="web_search_options"):  # where an empty one asks for something
+        judge(chat_body(web_search_options={"user_location": None}))
+
+
 def test_tools_that_may_not_be_called_are_told() -> None:
     assert told(chat_body(tools=SAMPLES["tools"], tool_choice="none", parallel_tool_calls=False)) == [
         "tools",
@@ -125,6 +144,22 @@ def test_no_field_of_ours_is_in_a_table_that_says_otherwise(body: type[Generatio
     assert not StreamOptions.model_fields.keys() & STREAM_OPTIONS.hints.keys()
     for scope in (BODY, MESSAGE, SOURCE, *PARTS.values()):
         assert not scope.hints.keys() & scope.refused.keys() and not scope.known & (scope.hints.keys() | scope.refused)
+
+
+@pytest.mark.parametrize(
+    ("path", "needed"), [("/v1/completions", {"prompt": "x", "max_tokens": 1}), ("/tokenize", {"prompt": "x"}),
+                         ("/detokenize", {"tokens": [1]})],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [5, "x", True, [{"audio": {"a": 1}}], {"a": 1}, ["x"] * 1000], ids=repr)
+def test_a_field_of_another_route_may_hold_anything(
+    http: httpx.Client, path: str, needed: dict[str, Any], value: Any
+) -> None:
+    """It is an attribute of the body as well, but none whose type was checked."""
+    body = {"/v1/completions": CompletionBody, "/tokenize": TokenizeBody, "/detokenize": DetokenizeBody}[path]
+    others = {"n", "stream_options", "messages", "stop", "stop_token_ids"} - body.model_fields.keys()
+    for name in others:
+        answer = http.post(path, json={**needed, name: value})
+        assert answer.status_code == 200 and name in answer.headers[HEADER], (name, answer.text)
 
 
 # ---------------------------------------------------------------------------------------------- inside of it
@@ -211,6 +246,7 @@ def test_the_header_is_ascii_and_bounded() -> None:
     many = judge(chat_body(**{f"{number}" + "ü" * 200: 1 for number in range(3000)}, user="me", store=True))
     text = text_of(many)
     assert len(text) <= MAX_HEADER_BYTES and text.endswith(", ...") and len(many) < 30
+    assert text_of(judge(chat_body(**{"": 1}))) == '""'  # a header that is there, but empty, would name nothing
     exact = [Ignored("a" * 600), Ignored("b" * (MAX_HEADER_BYTES - 602))]
     assert len(text_of(exact)) == MAX_HEADER_BYTES and text_of([*exact, Ignored("c")]) == "a" * 600 + ", ..."
 

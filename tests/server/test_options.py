@@ -16,6 +16,7 @@ from tests.server.helpers import HELLO, MODEL, eventually, image_part, launch, p
 from trifocal.errors import ConfigError
 from trifocal.log import discreet
 from trifocal.server.args import ServerArgs
+from trifocal.server.extras import HEADER
 from trifocal.server.listen import announce, bind
 
 TEMPLATE = "{% for m in messages %}{{ style }}{{ m.content }}{% endfor %}"
@@ -81,6 +82,17 @@ def test_every_stream_of_completions_ends_with_usage(started: tuple[httpx.Client
     text = started[0].post("/v1/completions", json=body).text
     last = [line for line in text.splitlines() if line.startswith("data: {")][-1]
     assert json.loads(last[6:])["usage"]["completion_tokens"] == 2
+
+
+def test_usage_that_is_forced_runs_where_that_is_asked_for(started: tuple[httpx.Client, Path]) -> None:
+    body = {"messages": HELLO, "max_tokens": 2, "stream": True, "ignore_eos": True}
+    for wanted in (None, False):
+        options = {"continuous_usage_stats": True, "include_usage": wanted}
+        answer = started[0].post("/v1/chat/completions", json={**body, "stream_options": options})
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+        counts = [event["usage"]["completion_tokens"] for event in events]  # one event may bring two tokens
+        assert counts[0] == 0 and counts == sorted(counts) and counts[-2:] == [2, 2]
+        assert HEADER not in answer.headers
 
 
 def test_outputs_are_logged_whole_and_streamed(started: tuple[httpx.Client, Path]) -> None:

@@ -25,6 +25,7 @@ from tests.server.helpers import (
     picture,
     video_part,
 )
+from trifocal.sampling_params import SAMPLING_BOUNDS
 
 CHAT = "/v1/chat/completions"
 BAD_VALUES: list[tuple[str, Any]] = [
@@ -41,7 +42,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("logit_bias", {"-1": 1}), ("logit_bias", {"100000": 1}), ("logit_bias", {"1" * 5000: 1}),
     ("top_logprobs", 3), ("logprobs", 5), ("logprobs", "yes"), ("stream", "yes"), ("stream", 2),
     ("stream_options", {"include_usage": True}), ("stream_options", 1), ("ignore_eos", "no"),
-    ("skip_special_tokens", 3),
+    ("skip_special_tokens", 3), ("repetition_penalty", 1e-38),
     ("mm_processor_kwargs", 1), ("mm_processor_kwargs", {"nobody_knows": 1}),
     ("media_io_kwargs", 1), ("media_io_kwargs", {"video": 1}), ("media_io_kwargs", {"video": {"num_frames": 0}}),
     ("media_io_kwargs", {"sound": {}}), ("chat_template_kwargs", "x"),
@@ -101,6 +102,11 @@ def test_refusals_touch_nothing_in_the_engine(http: httpx.Client) -> None:
 )
 def test_body_that_is_no_json_object(http: httpx.Client, body: bytes) -> None:
     assert refused(http.post(CHAT, content=body))["code"] == "invalid_json"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_body(http: httpx.Client) -> None:
+    body = json.dumps({"messages": HELLO, "max_tokens": 1}).encode("utf-8-sig")
+    assert http.post(CHAT, content=body).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -283,3 +289,13 @@ def test_forced_ids_at_the_edge_of_the_vocabulary(http: httpx.Client) -> None:
     edge = {str(tiny.VOCAB - 1): 100}
     response = post(http, logit_bias=edge, logprobs=True, top_logprobs=1, repetition_penalty=1)
     assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("name", ["repetition_penalty", "temperature", "top_p", "min_p"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_numbers_at_the_ends_of_their_ranges(http: httpx.Client, name: str, temperature: int) -> None:
+    """What is allowed must not be more than float32 takes: that would be the model's fault, a 500."""
+    bounds = SAMPLING_BOUNDS[name]
+    for value in (bounds.low or 1e-300, 1e300 if bounds.high is None else bounds.high):
+        response = post(http, **{"temperature": temperature, "logprobs": True, "top_logprobs": 2, name: value})
+        assert response.status_code == 200, (value, response.text)

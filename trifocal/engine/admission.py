@@ -75,6 +75,12 @@ def clip_max_tokens(params: SamplingParams, num_prompt: int, context_len: int) -
             param="messages",
             code="context_length_exceeded",
         )
+    if params.min_tokens > left:
+        raise RequestError(
+            f"min_tokens={params.min_tokens} is more than the {left} tokens that a prompt of {num_prompt} leaves of "
+            f"max_model_len={context_len}; ask for fewer or shorten the prompt",
+            param="min_tokens",
+        )
     if params.max_tokens is not None and params.max_tokens <= left:
         return params
     return params.replace(max_tokens=left)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trifocal.multimodal.messages import MEDIA_TYPES, PASSED_ON, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
-from trifocal.multimodal.part_options import OF_A_PROMPT, PART_OPTIONS, REFUSED_OPTIONS
+from trifocal.multimodal.part_options import OF_A_PROMPT, PART_OPTIONS, REFUSED_OPTIONS, without_nulls
 
 EMPTY: tuple[Any, ...] = ([], {}, "")
 
@@ -16,7 +16,8 @@ EMPTY: tuple[Any, ...] = ([], {}, "")
 class Refused:
     """A field with a meaning that is not done here: `what` it asks for.
 
-    Null, false, the `neutral` values and, if `is_empty_neutral`, what is empty ask for what happens anyway.
+    Null, false, the `neutral` values and, if `is_empty_neutral`, what is empty ask for what happens anyway; so does an
+    object with further members that are null.
     """
 
     what: str
@@ -25,7 +26,7 @@ class Refused:
 
     def allows(self, value: Any) -> bool:
         """Whether `value` asks for what happens anyway."""
-        return value is None or value is False or value in self._values
+        return value is None or value is False or without_nulls(value) in self._values
 
     @property
     def _values(self) -> tuple[Any, ...]:
@@ -33,8 +34,17 @@ class Refused:
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of what is allowed."""
-        values = [None, False, *self._values]
-        return {"description": f"not available ({self.what}); refused with any other value", "enum": values}
+        plain = [value for value in self._values if not isinstance(value, Mapping)]
+        objects = [_with_nulls(value) for value in self._values if isinstance(value, Mapping)]
+        description = f"not available ({self.what}); refused with any other value"
+        return {"description": description, "anyOf": [{"enum": [None, False, *plain]}, *objects]}
+
+
+def _with_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
+    members = {name: {"enum": [member]} for name, member in value.items()}
+    return {
+        "type": "object", "properties": members, "required": list(value), "additionalProperties": {"type": "null"},
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ from trifocal.multimodal.messages import (
     field_of,
     text_field_of,
 )
-from trifocal.multimodal.part_options import COUNT_SCHEMA, PART_OPTIONS, RATE_SCHEMA, Kind
+from trifocal.multimodal.part_options import COUNT_SCHEMA, OF_A_PROMPT, PART_OPTIONS, RATE_SCHEMA, Kind
 
 Schema = dict[str, Any]
 _STRING: Schema = {"type": "string"}
+_NULL: Schema = {"type": "null"}
 _URL: Schema = {"type": "string", "minLength": 1}
 _ROLE: Schema = {"type": "string", "minLength": 1, "description": "any that the chat template knows"}
 _OPTION_KINDS: dict[Kind, Schema] = {
@@ -53,9 +54,9 @@ def _text_part(kind: str) -> Schema:
 def _media_part(kind: str) -> Schema:
     name, modality = field_of(kind), MEDIA_TYPES[kind]
     options = {
-        option: _or_null(_OPTION_KINDS[spec.kind])
-        for option, spec in PART_OPTIONS.items()
-        if modality in spec.modalities
+        **{option: _or_null(_OPTION_KINDS[spec.kind]) for option, spec in PART_OPTIONS.items()},
+        **{option: _NULL for option, spec in PART_OPTIONS.items() if modality not in spec.modalities},
+        **dict.fromkeys(OF_A_PROMPT, _NULL),
     }
     url: Schema = {"anyOf": [_URL, {"type": "array", "items": _URL, "minItems": 1}]} if modality == "video" else _URL
     inside = _object({**_refused(SOURCE), "url": url, **options}, ["url"])
@@ -66,7 +67,7 @@ def _media_part(kind: str) -> Schema:
 def _without_type(part: Schema, absent: Iterable[str]) -> Schema:
     """`part` told by its field alone, where it has none of the fields `absent`, which would be asked first."""
     nothing: Schema = {"enum": [None, False, "", 0, [], {}]}
-    fields = {**part["properties"], "type": nothing, **{name: {"type": "null"} for name in absent}}
+    fields = {**part["properties"], "type": nothing, **dict.fromkeys(absent, _NULL)}
     return _object(fields, [name for name in part["required"] if name != "type"])
 
 
@@ -86,4 +87,4 @@ def _object(properties: Schema, required: list[str]) -> Schema:
 
 
 def _or_null(schema: Schema) -> Schema:
-    return {"anyOf": [schema, {"type": "null"}]}
+    return {"anyOf": [schema, _NULL]}

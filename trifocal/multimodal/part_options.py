@@ -26,8 +26,21 @@ def is_rate(value: object) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """`value`, a whole float as the integer that it stands for: clients in JavaScript cannot tell the two apart."""
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= MOST_NUMBER else value
+    """`value`, a whole number as an integer though it was written `32.0`; in lists and objects, too."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: whole(item) for name, item in value.items()}
+    return value
+
+
+def without_nulls(value: Any) -> Any:
+    """`value`, an object without its members that are null: many clients write all members that they know."""
+    if isinstance(value, Mapping):
+        return {name: member for name, member in value.items() if member is not None}
+    return value
 
 
 COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER}
@@ -97,7 +110,8 @@ def part_options(part: Mapping[Any, Any], field: str, modality: Modality, where:
     for place, fields in places:
         for name, value in fields.items():
             if value is not None and name != field and _is_option(name, value, modality, place):
-                value = _checked(name, value, f"{place}.{name}")
+                value = whole(value) if PART_OPTIONS[name].kind == "count" else value
+                _check(name, value, f"{place}.{name}")
                 key = _ALIASES.get(name, name)
                 if found.setdefault(key, value) != value:
                     raise _bad(f"{place}.{name}", f"{key} is said twice for this part, {found[key]} and {value}")
@@ -110,7 +124,7 @@ def _is_option(name: object, value: object, modality: Modality, place: str) -> b
         return False
     if name in OF_A_PROMPT:
         raise _bad(f"{place}.{name}", "is for a whole prompt: put it into mm_processor_kwargs")
-    if name in REFUSED_OPTIONS and value not in (False, "", [], {}):
+    if name in REFUSED_OPTIONS and without_nulls(value) not in (False, "", [], {}):
         raise _bad(f"{place}.{name}", f"is not available here ({REFUSED_OPTIONS[name]})")
     option = PART_OPTIONS.get(name)
     if option is None:
@@ -121,14 +135,10 @@ def _is_option(name: object, value: object, modality: Modality, place: str) -> b
     return True
 
 
-def _checked(name: str, value: Any, path: str) -> Any:
-    kind = PART_OPTIONS[name].kind
-    meaning, is_right = _KINDS[kind]
-    if kind == "count":
-        value = whole(value)
+def _check(name: str, value: object, path: str) -> None:
+    meaning, is_right = _KINDS[PART_OPTIONS[name].kind]
     if not is_right(value):
         raise _bad(path, f"must be {meaning}, got {repr(value)[:_MAX_SHOWN]}")
-    return value
 
 
 def _bad(path: str, message: str) -> RequestError:

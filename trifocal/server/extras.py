@@ -41,7 +41,7 @@ class Ignored:
     nearest: str | None = None
 
     def __str__(self) -> str:
-        name = _ODD.sub(lambda odd: _escape(ord(odd[0])), self.path)
+        name = _ODD.sub(lambda odd: _escape(ord(odd[0])), self.path) or '""'
         return name if self.nearest is None else f"{name} (did you mean {self.nearest}?)"
 
 
@@ -55,6 +55,14 @@ def extras_schema() -> dict[str, dict[str, Any]]:
         **{name: {"description": f"has no effect: {why}"} for name, why in BODY.hints.items()},
         **{name: refused.schema() for name, refused in BODY.refused.items()},
     }
+
+
+def declared(body: BaseModel, name: str) -> Any:
+    """The field `name` of `body`; None if its model has no such field, though the client may have sent one.
+
+    Such extras are attributes of a model as well, but nobody has checked their types.
+    """
+    return getattr(body, name) if name in type(body).model_fields else None
 
 
 def judge(
@@ -75,12 +83,12 @@ def judge(
     hints = {**BODY.hints, **dict.fromkeys(of_others, "of other routes")}
     known = Scope(frozenset(type(body).model_fields), hints, BODY.refused)
     extras = body.model_extra or {}
-    _judge_body(extras, known, getattr(body, "n", None), found)
-    options = getattr(body, "stream_options", None)
+    _judge_body(extras, known, declared(body, "n"), found)
+    options = declared(body, "stream_options")
     if options is not None:
         scope = Scope(frozenset(type(options).model_fields), STREAM_OPTIONS.hints)
         _judge_object(options.model_extra or {}, scope, "stream_options", "stream_options", found)
-    for index, message in enumerate(getattr(body, "messages", None) or ()):
+    for index, message in enumerate(declared(body, "messages") or ()):
         if isinstance(message, Mapping):  # else the parser says what is wrong; so it does with parts
             _judge_message(message, index, found)
     ignored = found.all()

@@ -114,8 +114,7 @@ class Generation(ABC):
 
     async def _chunks(self, answer: Answer) -> AsyncGenerator[dict[str, Any], None]:
         head = self._head(self.chunk_kind)
-        ends_with_usage = self._body.includes_usage or self._service.args.enable_force_include_usage
-        usage: dict[str, Any] = {"usage": None} if ends_with_usage else {}
+        usage: dict[str, Any] = {"usage": None} if self._body.includes_usage else {}
         if self._body.has_running_usage:
             usage = {"usage": answer.usage_before_tokens()}
         for piece in self.openings(answer.num_choices):
@@ -125,7 +124,7 @@ class Generation(ABC):
                 usage = {"usage": answer.usage()}
             for piece in self.pieces(delta):
                 yield {**head, "choices": [piece], **usage}
-        if ends_with_usage:
+        if self._body.includes_usage:
             yield {**head, "choices": [], "usage": answer.usage()}
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -15,8 +16,8 @@ from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
 from trifocal.server.args import ServerArgs
 from trifocal.server.errors import explain
-from trifocal.server.extras import Ignored, judge
-from trifocal.server.schemas import Body
+from trifocal.server.extras import Ignored, declared, judge
+from trifocal.server.schemas import Body, GenerationBody
 from trifocal.server.service import service_of
 from trifocal.server.timeouts import within
 from trifocal.server.visit import Visit, visit_of
@@ -61,9 +62,11 @@ def _check_content_type(value: str | None) -> None:
 
 def _parse(data: bytes, model: type[B], args: ServerArgs) -> tuple[B, tuple[Ignored, ...]]:
     try:
-        body = model.model_validate_json(data)
+        body = model.model_validate_json(data.removeprefix(BOM_UTF8))  # editors of Windows write one
     except ValidationError as error:
         raise explain(error) from None
+    if args.enable_force_include_usage and isinstance(body, GenerationBody):
+        body.force_usage()
     ignored = judge(body, body.without_effect, of_others=body.of_others, is_strict=args.strict_request_fields)
     _check_counts(body, args)
     return body, ignored
@@ -91,7 +94,7 @@ async def _read(request: Request, visit: Visit, args: ServerArgs) -> bytes:
 def _check_counts(body: Body, args: ServerArgs) -> None:
     """Raise `RequestError` for lists that are too long. In the thread: later they are looked at on the event loop."""
     for name, flag in {"stop": "stop_strings", "stop_token_ids": "stop_token_ids", "logit_bias": "logit_bias"}.items():
-        value, most = getattr(body, name, None), getattr(args, f"max_{flag}")
+        value, most = declared(body, name), getattr(args, f"max_{flag}")
         if isinstance(value, list | dict) and len(value) > most:
             raise RequestError(f"{name} must have at most {most} entries (--max-{flag.replace('_', '-')})", param=name)
 

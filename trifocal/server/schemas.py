@@ -28,6 +28,7 @@ from pydantic import (
 from trifocal.errors import RequestError
 from trifocal.multimodal.item_options import media_io_schema, reading_layer
 from trifocal.multimodal.message_schema import message_schema
+from trifocal.multimodal.part_options import whole
 from trifocal.sampling_params import BIAS_BOUNDS, SAMPLING_BOUNDS, TOKEN_ID_BOUNDS, Bounds, SamplingParams
 from trifocal.server.extras import extras_schema
 
@@ -36,14 +37,10 @@ def _flag(value: object) -> object:
     return bool(value) if type(value) in (int, float) and value in (0, 1) else value
 
 
-def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
 def _whole_items(value: object) -> object:
     """A list of numbers with the whole ones as integers; there may be a million, hence no validator for each."""
     if isinstance(value, list) and any(type(item) is float for item in value):
-        return [_whole(item) for item in value]
+        return [whole(item) for item in value]
     return value
 
 
@@ -73,8 +70,8 @@ def _media_io(value: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool | Literal[0, 1])]
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), BeforeValidator(_whole)]  # what the engine's tensors hold
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_whole)]
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), BeforeValidator(whole)]  # what the engine's tensors hold
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(whole)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
 Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text | list[Text] | None)]
@@ -82,7 +79,8 @@ Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text |
 Ints = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(_whole_items)]
 Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
 Messages = Annotated[list[Message], Field(fail_fast=True)]
-MediaIo = Annotated[dict[str, Any] | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]
+Options = Annotated[dict[str, Any], AfterValidator(whole)]
+MediaIo = Annotated[Options | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]
 _MAX_BIASES = 1 << 18  # more than any vocabulary has tokens
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 
@@ -203,6 +201,12 @@ class GenerationBody(Body):
         """Whether a stream ends with a chunk of usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    def force_usage(self) -> None:
+        """Let a stream end with a chunk of usage, whatever the client said of it."""
+        if self.stream:
+            self.stream_options = self.stream_options or StreamOptions()
+            self.stream_options.include_usage = True
+
     @property
     def has_running_usage(self) -> bool:
         """Whether every chunk of a stream tells the usage so far."""
@@ -228,7 +232,7 @@ class Conversation(Body):
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    mm_processor_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: Options | None = None
     media_io_kwargs: MediaIo = None
 
     @model_validator(mode="after")
@@ -317,10 +321,11 @@ _OF_GENERATION = frozenset(ChatBody.model_fields.keys() | CompletionBody.model_f
 
 def _tell_source(schema: dict[str, Any]) -> None:
     _tell(schema)
-    null = {"type": "null"}
+    null, no = {"type": "null"}, {"enum": [None, False, 0]}
+    given = {"messages": {"type": "array"}, "prompt": null, "add_special_tokens": no}
     schema["oneOf"] = [
         {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": null}},
-        {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": null}},
+        {"required": ["messages"], "properties": given},
     ]
 
 
