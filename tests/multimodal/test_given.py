@@ -82,5 +82,5 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_message_contradicts_itself(modality: Any, source: Any, got: str) -> None:
     """What came is never among what is expected."""
     expected, _, told = wrong_object(source, modality, "w").message.partition("; got ")
-    assert expected.startswith("w: expected a URL or path, a file's bytes, ") and told == got
+    assert expected.startswith("w: expected a URL") and "in Python a path, a file's bytes, " in expected and told == got
     assert ("PIL image" in expected) == (modality == "image")

@@ -13,12 +13,14 @@ from trifocal.multimodal.arrays import is_array, num_axes
 from trifocal.multimodal.image import refusal
 from trifocal.types import Modality
 
+# In requests to a server there are URLs alone.
 _PICTURE_FORMS = (
-    "a URL or path, a file's bytes, a PIL image, or an array or tensor [height, width, 3] or [3, height, width]"
+    "a URL, or in Python a path, a file's bytes, a PIL image, or an array or tensor [height, width, 3] or [3, height, "
+    "width]"
 )
 _CLIP_FORMS = (
-    "a URL or path, a file's bytes, an array or tensor [frames, height, width, 3] or [frames, 3, height, width], or a "
-    "list of frames"
+    "a URL or a list of frames, or in Python a path, a file's bytes, or an array or tensor [frames, height, width, 3] "
+    "or [frames, 3, height, width]"
 )
 
 _MAX_SHOWN = 128
