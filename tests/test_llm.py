@@ -91,6 +91,15 @@ def test_keys_of_prompts(llm: LLM) -> None:
         llm.generate({**text, "multi_modal_dat": {}}, GREEDY, use_tqdm=False)
     with pytest.raises(RequestError, match="not available yet: multi_modal_uuids"):
         llm.generate({**text, "multi_modal_uuids": {"image": ["a"]}}, GREEDY, use_tqdm=False)
+    for media, message in (
+        (picture(1), "must be a dict like .*, got (Image|ndarray)"),
+        ([], "must be a dict like .*, got list"),
+        ({"images": picture(1)}, "unknown modality 'images'; known: image, video"),
+        ({5: 1, "a": 2}, "unknown modality '5'"),
+    ):
+        with pytest.raises(RequestError, match=f"^multi_modal_data .*{message}") as caught:
+            llm.generate({**text, "multi_modal_data": media}, GREEDY, use_tqdm=False)
+        assert caught.value.param == "multi_modal_data"
 
 
 def test_sampling_params_of_another_type(llm: LLM) -> None:

@@ -226,10 +226,19 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
     text = given.get("prompt_token_ids") if text is None else text
     if text is None:
         raise RequestError("a prompt dict needs 'prompt' or 'prompt_token_ids'", param="prompt")
-    media = given.get("multi_modal_data") or {}
+    media = given.get("multi_modal_data")
+    media = {} if media is None else media
+    if not isinstance(media, Mapping):
+        raise RequestError(
+            f'multi_modal_data must be a dict like {{"image": …}} or {{"video": …}}, got {type(media).__name__}',
+            param="multi_modal_data",
+        )
     unknown = set(media) - {"image", "video"}
     if unknown:
-        raise RequestError(f"multi_modal_data has unknown modality {sorted(unknown)[0]!r}; known: image, video")
+        raise RequestError(
+            f"multi_modal_data has unknown modality {min(map(str, unknown))!r}; known: image, video",
+            param="multi_modal_data",
+        )
     return lambda: builder.build(
         text if isinstance(text, str) else list(text),
         images_of(media.get("image")),

@@ -202,7 +202,7 @@ def test_number_of_rates(family: Family) -> None:
 
 def proposed(message: str) -> dict[str, int]:
     """The options that an error proposes."""
-    [hint] = re.findall(r"It would fit with (.*) \(in mm_processor_kwargs", message)
+    [hint] = re.findall(r"It would fit with (.*) \(in (?:mm_processor_kwargs or in )?each part", message)
     return {name: int(value) for name, value in (each.split(" ") for each in hint.split(" or "))}
 
 
@@ -258,6 +258,56 @@ def test_what_the_encoder_s_cache_does_not_hold(family: Family) -> None:
         small.close()
 
 
+def test_what_is_proposed_is_said_where_it_rules(family: Family) -> None:
+    """Parts that say a number themselves: mm_processor_kwargs would change nothing, so parts alone are named."""
+    content = [{"type": "video_url", "video_url": {"url": MP4}, "num_frames": count} for count in (16, 2)]
+    whole = len(family.ask(*content).token_ids)
+    short = family.build(max_model_len=whole * 3 // 4)
+    try:
+        with pytest.raises(RequestError, match=r"\(in each part that it is for\)") as caught:
+            short.chat_sync([{"role": "user", "content": content}])
+        value = proposed(caught.value.message)["num_frames"]
+        short.chat_sync([{"role": "user", "content": [{**part, "num_frames": value} for part in content]}])
+    finally:
+        short.close()
+
+
+def test_what_is_proposed_fits_in_all_limits(family: Family) -> None:
+    """A prompt that is too long, whose clip is too much for the encoder's cache as well."""
+    part = {"type": "video_url", "video_url": {"url": MP4}}
+    whole = family.ask(part, mm_processor_kwargs={"num_frames": 16})
+    config, embeds = family.builder.config, whole.media[0].span.num_embeds
+    room = embeds // 4 * config.spec.text.hidden_size * 4 / (1 << 30)
+    short = family.build(dtype="float32", encoder_cache_gib=room, max_model_len=len(whole.token_ids) * 3 // 4)
+    try:
+        with pytest.raises(RequestError, match="maximum context length is") as caught:
+            short.chat_sync([{"role": "user", "content": [part]}], mm_processor_kwargs={"num_frames": 16})
+        for name, value in proposed(caught.value.message).items():
+            prompt = short.chat_sync(
+                [{"role": "user", "content": [part]}], mm_processor_kwargs={"num_frames": 16, name: value}
+            )
+            assert prompt.media[0].span.num_embeds <= embeds // 4
+    finally:
+        short.close()
+
+
+def test_frames_that_are_asked_to_be_sampled(family: Family) -> None:
+    """Of a list of frames `num_frames` above their number means all of them, however many were used before."""
+    request = {"mm_processor_kwargs": {"num_frames": 2, "do_sample_frames": True}}
+    content = [
+        {"type": "video_url", "video_url": {"url": MP4}, "num_frames": 40},
+        *[{"type": "video_url", "video_url": {"url": FRAME_LIST}}] * 3,
+    ]
+    short = family.build(max_model_len=len(family.ask(*content, **request).token_ids) - 1)
+    try:
+        with pytest.raises(RequestError, match="maximum context length is") as caught:
+            short.chat_sync([{"role": "user", "content": content}], **request)
+        for name, value in proposed(caught.value.message).items():
+            short.chat_sync([{"role": "user", "content": [{**part, name: value} for part in content]}], **request)
+    finally:
+        short.close()
+
+
 def test_nothing_is_proposed_where_nothing_helps(family: Family) -> None:
     words = {"type": "text", "text": "word " * 60}
     short = family.build(max_model_len=64)
@@ -274,13 +324,15 @@ def test_too_many_frames(family: Family) -> None:
     few = family.build(max_video_frames=7)
     try:
         for url in (MP4, FRAME_LIST + FRAME_LIST.partition(",")[2].join(",,")[:-1]):
-            with pytest.raises(RequestError, match=r"at most 7 are allowed .*; num_frames \d would fit") as caught:
+            with pytest.raises(
+                RequestError, match=r"at most 7 are allowed .*; num_frames \d would be allowed"
+            ) as caught:
                 family.clip(url, builder=few, request={"mm_processor_kwargs": {"num_frames": 12}})
             value = int(re.findall(r"num_frames (\d) would", caught.value.message)[0])
             assert value >= 6
             family.clip(url, builder=few, request={"mm_processor_kwargs": {"num_frames": value}})
-        with pytest.raises(RequestError, match="at most 7 are allowed") as caught:  # num_frames would not help
+        with pytest.raises(RequestError, match="at most 7 are allowed.*do_sample_frames false.*send fewer") as caught:
             family.clip(url, builder=few, do_sample_frames=False)
-        assert "would fit" not in caught.value.message
+        assert "num_frames" not in caught.value.message  # it would not help
     finally:
         few.close()

@@ -93,6 +93,21 @@ def test_a_bad_frame_is_named() -> None:
         frames_of(floats, "here", LIMIT)
 
 
+def test_objects_that_numpy_cannot_read() -> None:
+    """A sentence, not the error of whoever made the object; they count as frames until they are read."""
+
+    class Broken:
+        def __array__(self, *_: Any) -> np.ndarray:
+            raise ValueError("no pixels today")
+
+    without_pixels = torch.empty(5, 7, 3, device="meta")
+    for wrong in (without_pixels, torch.ones(5, 7, 3).to(torch.float8_e4m3fn), Broken()):
+        for read in (picture_of, frames_of):
+            with pytest.raises(RequestError, match="^here: numpy cannot read this array or tensor: "):
+                read(wrong, "here", LIMIT)
+    assert [num_axes(without_pixels), num_axes(Broken())] == [3, 0]
+
+
 def test_rounding_errors_are_no_errors() -> None:
     assert picture(np.full((2, 2, 3), 1.0004, np.float32)).max() == 255
     assert picture(np.full((2, 2, 3), -0.0004, np.float32)).max() == 0

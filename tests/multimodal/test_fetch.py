@@ -128,6 +128,7 @@ def test_frames_of_a_clip_as_urls() -> None:
     ("source", "message"),
     [
         ("data:video/jpeg;base64,AAAA,A!AA", r"\[1\]: the data: URL is not valid base64"),
+        ("data:video/png;base64,AAAA,AAAA", "a list of frames is a clip that begins with data:video/jpeg;base64,"),
         ("data:video/jpeg;base64", ": the data: URL has no comma"),
         ("data:video/jpeg,AAAA", ": the data: URL must be base64"),
         (["data:image/png;base64,AAAA", "nothing"], r"\[1\]: 'nothing' is no data:"),

@@ -56,9 +56,20 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = file.as_uri()
     assert url.startswith("file:///") and "%20" in url
     assert as_url(str(file), "w") == as_url(file, "w") == as_url("a b#.png", "w") == url
+    assert as_url("a b#.png\n", "w") == as_url(f" {file}\r\n", "w") == url  # lines of a file
     assert as_url(["a b#.png", PICTURE, url], "w") == [url, PICTURE, url]
     assert as_url(("a b#.png", {"fps": 1}), "w") == (url, {"fps": 1})
-    for kept in ("http://x/y.png", "data:image/png;base64,AA", "DATA:,", "file:///x", "ftp://x", PICTURE, b"x", CLIP):
+    for kept in (
+        "http://x/y.png",
+        "data:image/png;base64,AA",
+        "DATA:,",
+        "file:///x",
+        "ftp://x",
+        "\n file:///x",
+        PICTURE,
+        b"x",
+        CLIP,
+    ):
         assert as_url(kept, "w") is kept
     for wrong in ("none.png", str(tmp_path), "A" * 10_000, "\0"):
         with pytest.raises(RequestError, match=r"^w(\[1\])?: '.*' is neither a URL nor the path of a file") as caught:
@@ -82,5 +93,5 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_message_contradicts_itself(modality: Any, source: Any, got: str) -> None:
     """What came is never among what is expected."""
     expected, _, told = wrong_object(source, modality, "w").message.partition("; got ")
-    assert expected.startswith("w: expected a URL or path, a file's bytes, ") and told == got
+    assert expected.startswith("w: expected a URL") and "in Python a path, a file's bytes, " in expected and told == got
     assert ("PIL image" in expected) == (modality == "image")

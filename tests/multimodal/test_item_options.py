@@ -68,6 +68,20 @@ def test_frames(layers: Layer, options: Layer, fps: float, num_frames: int | Non
     assert (made.facts.fps, made.facts.num_frames, made.facts.metadata.get("fps")) == (fps, num_frames, rate)
 
 
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ({"server": {"fps": 1}, "server_io": {"num_frames": 8}, "request": {"max_pixels": 2}}, False),
+        ({"request_io": {"num_frames": 8}}, True),
+        ({"part": {"max_pixels": 8}}, True),
+        ({"request_io": {"do_sample_frames": True}, "part": {}}, False),
+    ],
+)
+def test_what_may_overrule_the_request(layers: Layer, expected: bool) -> None:
+    """Where it does, no error may say that mm_processor_kwargs would help."""
+    assert layered(**layers).overrules_request is expected
+
+
 def test_metadata_of_frames() -> None:
     said = {"do_sample_frames": True, "total_num_frames": 9, "frames_indices": [0, 3], "fps": 30}
     made = layered(request_io=said, part={"do_sample_frames": False})

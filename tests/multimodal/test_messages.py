@@ -77,11 +77,12 @@ def test_options_of_parts() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"type": "image_url", "image_url": ["u"]}, "image_url must be a URL, got list"),
+        ({"type": "image_url", "image_url": ["u"]}, "image_url must be a URL, got a list"),
         ({"type": "image_url", "image_url": ""}, "image_url must be a URL, got an empty text"),
         ({"type": "image_url", "image_url": {"url": "", "max_pixels": 4}}, "image_url.url must be a URL, got an"),
         ({"type": "video_url", "video_url": []}, "must be a URL or a list of URLs, one a frame, got an empty list"),
-        ({"type": "video_url", "video_url": ["u", 5]}, "must be a URL or a list of URLs"),
+        ({"type": "video_url", "video_url": ["u", 5]}, "or a list of URLs, one a frame, got a list with int in it"),
+        ({"type": "video_url", "video_url": ["u", ""]}, "got a list with an empty text in it"),
         ({"type": "video_url", "video_url": None}, "video_url is missing"),
     ],
 )  # fmt: skip

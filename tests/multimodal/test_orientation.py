@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import av
 import numpy as np
@@ -176,6 +177,19 @@ def test_objects(reader: MediaReader, kind: str) -> None:
             assert (opened.height, opened.width) == expected.shape[:2]
             pixels = reader.load_image(opened).pixels
             assert pixels.shape == expected.shape and np.abs(pixels.astype(int) - expected).max() < 20, orientation
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "TIFF, 16 bits", "JPEG"])
+def test_objects_of_named_files(reader: MediaReader, tmp_path: Path, kind: str) -> None:
+    """PIL maps plain pixels of a file that it knows by name into memory, by the size of the turned picture."""
+    for orientation in ORIENTATIONS:
+        file = tmp_path / str(orientation)
+        file.write_bytes(WRITERS[kind](PLAIN, orientation))
+        picture = PIL.Image.open(file)
+        pixels = reader.load_image(reader.open_image(picture, WHERE)).pixels
+        expected = reader.load_image(reader.open_image(file.read_bytes(), WHERE)).pixels
+        np.testing.assert_array_equal(pixels, expected, str(orientation))
+        assert picture.filename == str(file)  # the caller's own object
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM", "JPEG2000"])

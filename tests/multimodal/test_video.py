@@ -158,6 +158,12 @@ def test_rate_of_frames_without_metadata(reading: Reading) -> None:
     assert reading.load(FRAMES, 0, facts=FrameFacts(fps=4.0)).fps == 4.0
 
 
+def test_labels_in_metadata(reading: Reading) -> None:
+    """What vLLM and transformers write beside what is used."""
+    labels = {"video_backend": "opencv", "width": 8, "height": 6}
+    assert reading.load((FRAMES, {"fps": 4.0, **labels})).fps == 4.0
+
+
 def test_lists_of_pictures(reading: Reading) -> None:
     pictures = [PIL.Image.fromarray(frame).convert("RGBA") for frame in FRAMES]
     np.testing.assert_array_equal(reading.load(pictures, 0).frames, FRAMES)
@@ -264,6 +270,11 @@ def turned(frame: np.ndarray) -> bytes:
         ((FRAMES, {"do_sample_frames": "yes"}), "do_sample_frames must be true or false"),
         ((FRAMES, {"do_sample_frames": True}), "do_sample_frames needs to know fps"),
         ((FRAMES, {"duration": -1}), "duration of a video's metadata must be a positive number"),
+        ((FRAMES, {"fpss": 2}), "'fpss' of a video's metadata is not known; known: fps, duration,"),
+        # Positions count the time between frames: they would be beyond whole numbers.
+        ((FRAMES, {"fps": 1e-300}), "rate is 1e-300 a second"),
+        ((FRAMES, {"duration": 1e-320}), "rate is inf a second"),
+        ((FRAMES, {"fps": 1, "total_num_frames": 1e300, "frames_indices": range(10)}), "rate is 1e-299 a second"),
     ],
 )
 def test_frames_that_cannot_be_used(reading: Reading, source: Any, message: str) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from trifocal.multimodal.image import check_size, refusal
 
 _ROUNDING = 1e-3  # resizing and half precision may leave 0 .. 1 by so much
+_MAX_SHOWN = 128
 
 
 def is_array(value: Any) -> TypeGuard[Any]:
@@ -19,8 +20,11 @@ def is_array(value: Any) -> TypeGuard[Any]:
 
 
 def num_axes(value: Any) -> int:
-    """Axes of an array or tensor, -1 for anything else."""
-    return len(np.shape(value)) if is_array(value) else -1
+    """Axes of an array or tensor, 0 if it cannot tell, -1 for anything else."""
+    try:
+        return len(np.shape(value)) if is_array(value) else -1
+    except Exception:  # `_numpy` says what is wrong with it
+        return 0
 
 
 def picture_of(array: Any, where: str, max_pixels: int) -> PIL.Image.Image:
@@ -28,7 +32,7 @@ def picture_of(array: Any, where: str, max_pixels: int) -> PIL.Image.Image:
 
     Channels are 3, 1 (grey) or, last only, 4 (RGBA). What can be read either way has its channels last.
     """
-    pixels = _numpy(array)
+    pixels = _numpy(array, where)
     axis = _channel_axis(pixels.shape) if pixels.ndim == 3 else None
     if pixels.ndim != 2 and axis is None:
         raise refusal(
@@ -46,7 +50,7 @@ def frames_of(array: Any, where: str, max_pixels: int) -> NDArray[np.uint8]:
 
     Channels are as those of `picture_of`, `max_pixels` those of one frame. Raises `RequestError`.
     """
-    frames = _numpy(array)
+    frames = _numpy(array, where)
     axis = _channel_axis(frames.shape[1:]) if frames.ndim == 4 and len(frames) else None
     if axis is None:
         raise refusal(
@@ -67,12 +71,16 @@ def pil_picture(pixels: NDArray[np.uint8]) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _numpy(source: Any) -> NDArray[Any]:
-    if hasattr(source, "detach"):  # a tensor, perhaps on a device
-        source = source.detach().cpu()
-        if str(source.dtype) == "torch.bfloat16":  # numpy has no such type
-            source = source.float()
-    return np.asarray(source)
+def _numpy(source: Any, where: str) -> NDArray[Any]:
+    """A tensor may be on a device or of a type that numpy lacks; some kinds (meta, 8 bits) cannot be read at all."""
+    try:
+        if hasattr(source, "detach"):
+            source = source.detach().cpu()
+            if str(source.dtype) == "torch.bfloat16":
+                source = source.float()
+        return np.asarray(source)
+    except Exception as error:  # other people's objects fail in every way there is
+        raise refusal(where, f"numpy cannot read this array or tensor: {str(error)[:_MAX_SHOWN]}") from None
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:

@@ -475,37 +475,43 @@ class PromptBuilder:
         if not items:
             raise error
 
-        def fits(changed: Sequence[SizedItem]) -> bool:
-            total = num_text + sum(self.processor.num_tokens(i.modality, i.size, i.options) for i in changed)
-            return self._excess(total + 1, changed) is None  # an answer has at least one token
-
         largest = max(range(len(items)), key=counts.__getitem__)
         opened = items[largest].opened
         frames = "" if isinstance(opened, OpenedImage) else f" for {len(opened.sample.indices)} frames"
         hint = f"{opened.where} takes {counts[largest]} tokens{frames}."
-        message = f"{error.message.rstrip('.')}. {hint}{self._proposal(items, fits)}"
+        message = f"{error.message.rstrip('.')}. {hint}{self._proposal(items, num_text)}"
         raise RequestError(message, param=error.param, code=error.code)
 
     def _check_encoder_room(self, prompt: Prompt, items: Sequence[OpenedItem]) -> None:
         """Refuse an item of more embeddings than the encoder's cache holds, as the engine would, with a proposal."""
-        room = self.config.encoder_cache_bytes // (self.config.spec.text.hidden_size * _DTYPE_BYTES[self.config.dtype])
         largest = max(prompt.media, key=lambda item: item.span.num_embeds, default=None)
-        if largest is None or largest.span.num_embeds <= room:
+        if largest is None or largest.span.num_embeds <= self._encoder_room:
             return
-
-        def fits(changed: Sequence[SizedItem]) -> bool:
-            return all(self.processor.num_tokens(i.modality, i.size, i.options) <= room for i in changed)
-
+        num_text = len(prompt.token_ids) - sum(map(self._num_tokens, items))
         raise RequestError(
-            f"one {largest.modality} takes {largest.span.num_embeds} embeddings, above the {room} that the encoder "
-            f"cache holds (--encoder-cache-gib); send less.{self._proposal(items, fits)}",
+            f"one {largest.modality} takes {largest.span.num_embeds} embeddings, above the {self._encoder_room} that "
+            f"the encoder cache holds (--encoder-cache-gib); send less.{self._proposal(items, num_text)}",
             param="messages",
             status=413,
         )
 
-    def _proposal(self, items: Sequence[OpenedItem], fits: Callable[[Sequence[SizedItem]], bool]) -> str:
+    @property
+    def _encoder_room(self) -> int:
+        """Embeddings that the encoder's cache holds."""
+        return self.config.encoder_cache_bytes // (self.config.spec.text.hidden_size * _DTYPE_BYTES[self.config.dtype])
+
+    def _proposal(self, items: Sequence[OpenedItem], num_text: int) -> str:
+        """What would bring these items, beside `num_text` other tokens, within all limits, and where to say it."""
+
+        def fits(changed: Sequence[SizedItem]) -> bool:
+            counts = [self.processor.num_tokens(item.modality, item.size, item.options) for item in changed]
+            total = num_text + sum(counts) + 1  # an answer has at least one token
+            return max(counts) <= self._encoder_room and self._excess(total, changed) is None
+
         found = proposals(items, self.processor, fits)
-        return f" It would fit with {' or '.join(found)} (in mm_processor_kwargs or in each part)." if found else ""
+        is_overruled = any(item.options.overrules_request for item in items)
+        place = "in each part that it is for" if is_overruled else "in mm_processor_kwargs or in each part"
+        return f" It would fit with {' or '.join(found)} ({place})." if found else ""
 
     def _excess(self, total: int, items: Sequence[SizedItem]) -> RequestError | None:
         """The error about a prompt of `total` tokens with these items, if it is too much."""
@@ -527,16 +533,22 @@ class PromptBuilder:
             raise RequestError(f"{item.opened.where}: {error.message}", param=error.param) from None
 
     def _with_frames_that_fit(self, error: RequestError, num_frames: int, fps: float) -> RequestError:
-        """`error` about too many chosen frames, with the `num_frames` that would be allowed."""
+        """`error` about too many chosen frames, with the `num_frames` that would be allowed.
+
+        `num_frames`, `fps`: what there was to choose from, 0 if nothing was.
+        """
+        if not num_frames:
+            message = f"{error.message}; with do_sample_frames false all are used: send fewer, or leave that out"
+            return RequestError(message, param=error.param)
         most = self._reader.limits.max_video_frames
 
         def is_enough(value: int) -> bool:
             sample = self.processor.sample_frames(num_frames, fps, {"num_frames": value})
             return len(sample.indices) <= most
 
-        found = greatest(1, most, 1, is_enough) if num_frames else None
-        hint = "" if found is None else f"; num_frames {found} would fit"
-        return RequestError(f"{error.message}{hint}", param=error.param)
+        found = greatest(1, most, 1, is_enough)
+        hint = "" if found is None else f"; num_frames {found} would be allowed"
+        return RequestError(f"{error.message}; choose fewer by fps or num_frames{hint}", param=error.param)
 
     def _too_long(self, num_tokens: int, roughly: str = "", param: str = "messages") -> RequestError:
         return RequestError(

@@ -164,7 +164,9 @@ def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
     try:
         return binascii.a2b_base64(_plain(payload.encode("ascii")), strict_mode=True)
     except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
-        reason = error if isinstance(error, binascii.Error) else "not ASCII"
+        reason: object = error if isinstance(error, binascii.Error) else "not ASCII"
+        if "," in payload:
+            reason = f"there is a comma in it; a list of frames is a clip that begins with {_FRAMES_HEAD},"
         raise _refusal(where, f"the data: URL is not valid base64 ({reason})") from None
 
 

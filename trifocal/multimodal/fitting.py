@@ -41,11 +41,11 @@ class OpenedItem:
         processor.check_options(options.processor)
         opened, size = self.opened, self.opened.size
         if name == "num_frames" and isinstance(opened, OpenedVideo) and not opened.is_fixed:
-            is_file = isinstance(opened.source, EncodedVideo)
-            if is_file or value < opened.num_frames:
-                wanted = options.for_file(opened.num_frames, opened.fps) if is_file else options.for_frames()
-                sample = processor.sample_frames(opened.num_frames, opened.fps, wanted)
-                size = (len(sample.indices), *size[1:])
+            num_frames, is_file = opened.num_frames, isinstance(opened.source, EncodedVideo)
+            if is_file or value < num_frames:
+                wanted = options.for_file(num_frames, opened.fps) if is_file else options.for_frames()
+                num_frames = len(processor.sample_frames(num_frames, opened.fps, wanted).indices)
+            size = (num_frames, *size[1:])
         return SizedItem(opened.modality, size, options.processor)
 
 

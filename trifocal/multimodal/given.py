@@ -13,12 +13,14 @@ from trifocal.multimodal.arrays import is_array, num_axes
 from trifocal.multimodal.image import refusal
 from trifocal.types import Modality
 
+# In requests to a server there are URLs alone.
 _PICTURE_FORMS = (
-    "a URL or path, a file's bytes, a PIL image, or an array or tensor [height, width, 3] or [3, height, width]"
+    "a URL, or in Python a path, a file's bytes, a PIL image, or an array or tensor [height, width, 3] or [3, height, "
+    "width]"
 )
 _CLIP_FORMS = (
-    "a URL or path, a file's bytes, an array or tensor [frames, height, width, 3] or [frames, 3, height, width], or a "
-    "list of frames"
+    "a URL or a list of frames, or in Python a path, a file's bytes, or an array or tensor [frames, height, width, 3] "
+    "or [frames, 3, height, width]"
 )
 
 _MAX_SHOWN = 128
@@ -63,12 +65,8 @@ def is_with_metadata(value: Any) -> bool:
 def as_url(source: Any, where: str) -> Any:
     """`source`, or the file: URL of a path, as a text without a scheme is. Raises `RequestError` if it is no file's."""
     if isinstance(source, Path) or (isinstance(source, str) and not _has_scheme(source)):
-        try:
-            path = Path(source).expanduser().absolute()
-            is_file = path.is_file()
-        except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a user that does not exist
-            is_file = False
-        if not is_file:
+        path = _file(source) or (_file(source.strip()) if isinstance(source, str) else None)  # a line read from a file
+        if path is None:
             shown = str(source)
             shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
             raise refusal(where, f"{shown!r} is neither a URL nor the path of a file")
@@ -86,8 +84,18 @@ def wrong_object(source: Any, modality: Modality, where: str) -> RequestError:
     return refusal(where, f"expected {forms}; got {_kind(source, modality)}")
 
 
+def _file(source: str | Path) -> Path | None:
+    """The absolute path of a file that is there."""
+    try:
+        path = Path(source).expanduser().absolute()
+        return path if path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a user that does not exist
+        return None
+
+
 def _has_scheme(text: str) -> bool:
-    return text[:5].lower() in ("data:", "file:") or "://" in text[:64]
+    text = text[:64].lstrip()
+    return text[:5].lower() in ("data:", "file:") or "://" in text
 
 
 def _kind(source: Any, modality: Modality) -> str:

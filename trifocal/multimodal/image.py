@@ -13,6 +13,7 @@ from functools import cache
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 from numpy.typing import NDArray
 
 from trifocal.errors import RequestError
@@ -191,7 +192,10 @@ def to_rgb(picture: PIL.Image.Image, orientation: int | None = None) -> PIL.Imag
 def _loaded(picture: PIL.Image.Image) -> PIL.Image.Image:
     """`picture` with its pixels; a JPEG file without its end marker, too, if these are whole."""
     try:
-        picture.load()
+        if picture.format == "TIFF" and isinstance(picture, PIL.ImageFile.ImageFile):
+            _load_tiff(picture)
+        else:
+            picture.load()
     except OSError:
         file = getattr(picture, "fp", None)
         if picture.format != "JPEG" or not isinstance(file, io.BytesIO):
@@ -201,6 +205,15 @@ def _loaded(picture: PIL.Image.Image) -> PIL.Image.Image:
             raise
         return _decoded_jpeg(next(ended_jpegs(data)))
     return picture
+
+
+def _load_tiff(picture: PIL.ImageFile.ImageFile) -> None:
+    """Load without PIL's memory mapping: it reads plain pixels of a named file by the size that they are turned to."""
+    name, picture.filename = picture.filename, ""
+    try:
+        picture.load()
+    finally:
+        picture.filename = name
 
 
 def _decoded_jpeg(data: bytes) -> PIL.Image.Image:

@@ -33,7 +33,8 @@ class ItemOptions:
     `frames` has those two, for a file. `is_capped`: they are of media_io_kwargs, two limits of which the lower holds,
     and `num_frames` may be -1. For a clip that is sent as frames, `fps` of media_io_kwargs or of the part is the `rate`
     of these, and that of mm_processor_kwargs is `target_fps`, the one to choose frames by, and otherwise their rate if
-    nothing else is; a list has one for each clip. `metadata`: see `FrameFacts`.
+    nothing else is; a list has one for each clip. `metadata`: see `FrameFacts`. `overrules_request`: something was said
+    after the request's mm_processor_kwargs, which may rule in their place.
     """
 
     processor: Options = field(default_factory=dict)
@@ -42,6 +43,7 @@ class ItemOptions:
     rate: float | None = None
     target_fps: float | list[float] | None = None
     is_capped: bool = False
+    overrules_request: bool = False
 
     @property
     def facts(self) -> FrameFacts:
@@ -97,6 +99,7 @@ class ItemOptions:
             rate=over["fps"] if is_own and "fps" in over else self.rate,
             target_fps=over["fps"] if not is_own and "fps" in over else self.target_fps,
             is_capped=is_capped if said else self.is_capped,
+            overrules_request=is_own and (self.overrules_request or bool(said or rest)),
         )
 
 

@@ -48,7 +48,7 @@ class MediaLimits:
         if num_frames > self.max_video_frames:
             raise TooManyFramesError(
                 f"{where}: {num_frames} frames are chosen, at most {self.max_video_frames} are allowed "
-                "(--max-video-frames); choose fewer by fps or num_frames",
+                "(--max-video-frames)",
                 param="messages",
             )
 
@@ -60,14 +60,14 @@ class MediaLimits:
         num_pixels = sum(frames * height * width for frames, height, width in sizes)
         if num_pixels > self.max_request_pixels:
             raise RequestError(
-                f"the pictures and chosen frames of one request are {num_pixels / 1e6:.0f} megapixels, at most "
-                f"{self.max_request_pixels / 1e6:.0f} are allowed (--max-request-pixels)",
+                f"the pictures and chosen frames of one request are {num_pixels / 1e6:.10g} megapixels, at most "
+                f"{self.max_request_pixels / 1e6:.10g} are allowed (--max-request-pixels)",
                 param="messages",
             )
         num_bytes = sum(frames * height * width * 3 for frames, height, width in scaled)
         if num_bytes > MAX_DECODED_BYTES:
             raise RequestError(
-                f"the pictures and chosen frames of one request take {num_bytes >> 20} MiB when decoded, at most "
+                f"the pictures and chosen frames of one request take {-(-num_bytes >> 20)} MiB when decoded, at most "
                 f"{MAX_DECODED_BYTES >> 20} are allowed; send fewer or smaller ones, choose fewer frames by fps or "
                 "num_frames",
                 param="messages",

@@ -215,6 +215,9 @@ def _is_source(source: object, modality: Modality) -> bool:
 
 
 def _kind(source: object) -> str:
+    if isinstance(source, list) and source:
+        wrong = next((item for item in source if not isinstance(item, str) or not item), None)
+        return "a list" if wrong is None else f"a list with {_kind(wrong)} in it"
     return "an empty text" if source == "" else "an empty list" if source == [] else type(source).__name__
 
 

@@ -22,6 +22,10 @@ from trifocal.types import Modality
 Sampler = Callable[[int, float], FrameSample]
 """(frames, frames per second of a clip) -> the frames to use."""
 DEFAULT_FRAMES_FPS = 2.0  # of frames whose rate nobody says, as in vLLM and transformers
+_METADATA = ("fps", "duration", "do_sample_frames", "total_num_frames", "frames_indices")
+_LABELS = ("video_backend", "width", "height")  # of vLLM and transformers; what they say is known or changes nothing
+_LEAST_FPS, _MOST_FPS = 1e-6, 1e6  # eleven days a frame: positions that count the time between stay whole numbers
+_MAX_SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ def open_frames(
     facts = facts or FrameFacts()
     metadata = facts.metadata
     if is_with_metadata(source):
+        _check_names(source[1], where)
         source, metadata = source[0], {**metadata, **source[1]}
     if isinstance(source, bytes):
         raise refusal(where, "metadata belong to frames; a video file has its own")
@@ -97,6 +102,7 @@ def open_frames(
         raise wrong_object(source, "video", where)
     count = len(source)
     fps = _rate(metadata, count, where)
+    _check_rate(fps or facts.fps, where)
     sample = _sample(count, fps, sampler, metadata, facts, where)
     limits.check_frames(len(sample.indices), where)
     is_fixed = _is_fixed(metadata)
@@ -128,6 +134,13 @@ def load_frames(opened: OpenedVideo, target: TargetSize | None = None) -> Video:
     return Video(np.stack([np.asarray(scaled(p, len(indices), target)) for p in pictures]), opened.sample.fps)
 
 
+def _check_names(metadata: Mapping[Any, Any], where: str) -> None:
+    for name in metadata:
+        if name not in (*_METADATA, *_LABELS):
+            known = ", ".join((*_METADATA, *_LABELS))
+            raise refusal(where, f"{str(name)[:_MAX_SHOWN]!r} of a video's metadata is not known; known: {known}")
+
+
 def _is_fixed(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("do_sample_frames") is not None and not metadata["do_sample_frames"]
 
@@ -143,12 +156,17 @@ def _rate(metadata: Mapping[str, Any], count: int, where: str) -> float | None:
     return fps * count / total if fps is not None and total is not None and indices is not None else fps
 
 
+def _check_rate(fps: float, where: str) -> None:
+    if not _LEAST_FPS <= fps <= _MOST_FPS:
+        raise refusal(where, f"the frames' rate is {fps:g} a second, {_LEAST_FPS:g} to {_MOST_FPS:g} are taken")
+
+
 def _sample(
     count: int, fps: float | None, sampler: Sampler, metadata: Mapping[str, Any], facts: FrameFacts, where: str
 ) -> FrameSample:
     is_asked = metadata.get("do_sample_frames")
     if is_asked is not None and not isinstance(is_asked, bool | np.bool_):
-        raise refusal(where, f"do_sample_frames must be true or false, got {str(is_asked)[:40]!r}")
+        raise refusal(where, f"do_sample_frames must be true or false, got {str(is_asked)[:_MAX_SHOWN]!r}")
     if is_asked and fps is None and facts.num_frames is None:
         raise refusal(where, "do_sample_frames needs to know fps, the rate of the frames that came, or num_frames")
     has_too_many = facts.num_frames is not None and count > facts.num_frames
@@ -164,5 +182,5 @@ def _number(metadata: Mapping[str, Any], name: str, where: str) -> float | None:
     is_number = not isinstance(value, bool) and isinstance(value, Real)  # numpy's are such, too
     number = float(value) if is_number else 0.0
     if not 0 < number < math.inf:
-        raise refusal(where, f"{name} of a video's metadata must be a positive number, got {str(value)[:40]!r}")
+        raise refusal(where, f"{name} of a video's metadata must be a positive number, got {str(value)[:_MAX_SHOWN]!r}")
     return number
