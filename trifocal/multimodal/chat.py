@@ -78,7 +78,7 @@ class PromptBuilder:
         config: EngineConfig,
         *,
         fetch_policy: FetchPolicy | None = None,
-        chat_template: str | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
         chat_template_content_format: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -221,7 +221,10 @@ class PromptBuilder:
         """
         template = self._template if chat_template is None else self._given_template(chat_template)
         if template is None:
-            raise RequestError("the checkpoint has no chat template; start with --chat-template", param="messages")
+            raise RequestError(
+                "the checkpoint has no chat template; give one by --chat-template (LLM: chat_template=)",
+                param="messages",
+            )
         template = template.formatted(chat_template_content_format)
         if add_generation_prompt and continue_final_message:
             raise RequestError(
