@@ -140,6 +140,7 @@ def test_lists_are_words_or_json_or_the_flag_again(words: list[str]) -> None:
     ("words", "message"),
     [
         (["--max-num-seq", "3"], "unknown flag --max-num-seq; did you mean --max-num-seqs?"),
+        (["--bogus"], "unknown flag --bogus; see --help"),  # not --uds: hyphens alone are alike
         (["--max_modellen=3"], "unknown flag --max-modellen; did you mean --max-model-len?"),
         (["--xyzzy"], "unknown flag --xyzzy; see --help"),
         (["--compilation-config", "{'a': 1}"], "--compilation-config: not JSON"),

@@ -161,8 +161,9 @@ class Parser(argparse.ArgumentParser):
         known = name.replace("_", "-") if name.startswith("--") else name
         action = self._option_string_actions.get(known)
         if action is None:
-            near = get_close_matches(known, self._known_flags(), n=1)
-            self.error(f"unknown flag {known}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+            flags = {flag.lstrip("-"): flag for flag in self._known_flags()}  # hyphens would make any two look alike
+            near = get_close_matches(known.lstrip("-"), flags, n=1)
+            self.error(f"unknown flag {known}" + (f"; did you mean {flags[near[0]]}?" if near else "; see --help"))
         return action
 
     def _known_flags(self) -> list[str]:

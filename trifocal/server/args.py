@@ -77,7 +77,7 @@ class ServerArgs:
     max_stop_strings: int = arg("limits", "most stop strings of a request", 64)
     max_stop_token_ids: int = arg("limits", "most stop_token_ids of a request", 1024)
     strict_request_fields: bool = arg(
-        "limits", "a request's field that nobody knows is a 400; by default it is named in x-ignored-fields", False
+        "limits", "answer an unknown field of a request with a 400; by default it is named in x-ignored-fields", False
     )
     max_logit_bias: int = arg("limits", "most entries of a request's logit_bias", 1024)
     h11_max_incomplete_event_size: int = arg(
