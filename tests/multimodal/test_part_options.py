@@ -24,6 +24,7 @@ def test_beside_and_inside() -> None:
         "resized_height": 56, "resized_width": 84,
     }  # fmt: skip
     assert of({"video_url": {"url": "u", "fps": 2}, "fps": 2.0}) == {"fps": 2}  # twice the same
+    assert type(of({"video_url": "u", "nframes": 4.0})["num_frames"]) is int  # as some languages write it
 
 
 @pytest.mark.parametrize(

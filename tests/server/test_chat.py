@@ -290,7 +290,7 @@ def prompt_tokens(http: httpx.Client, messages: Iterable[dict[str, Any]], **fiel
 
 def test_mm_processor_kwargs(http: httpx.Client) -> None:
     messages = ask(image_part(picture(224, 224)))
-    smaller = {"max_pixels": 112 * 112, "min_pixels": 28 * 28}
+    smaller = {"max_pixels": 112.0 * 112, "min_pixels": 28 * 28}  # some languages write all numbers with a fraction
     assert prompt_tokens(http, messages) - prompt_tokens(http, messages, mm_processor_kwargs=smaller) == 64 - 16
 
 
@@ -309,7 +309,7 @@ def test_media_io_kwargs(http: httpx.Client) -> None:
     for url in (data_url(clip(8, 64), "video/mp4"), f"data:video/jpeg;base64,{frames}"):
         messages = ask({"type": "video_url", "video_url": {"url": url}})
         eight, four = (
-            prompt_tokens(http, messages, media_io_kwargs={"video": {"num_frames": count}}) for count in (8, 4)
+            prompt_tokens(http, messages, media_io_kwargs={"video": {"num_frames": count}}) for count in (8, 4.0)
         )
         assert eight - four == 2 * 4
 

@@ -36,6 +36,7 @@ from trifocal.multimodal.limits import MediaLimits, TooManyFramesError
 from trifocal.multimodal.media import Media
 from trifocal.multimodal.media_cache import MediaCache
 from trifocal.multimodal.messages import MediaRef, MessageParser
+from trifocal.multimodal.part_options import with_whole_numbers
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
@@ -426,7 +427,7 @@ class PromptBuilder:
         self, mm_processor_kwargs: Mapping[str, Any] | None, media_io_kwargs: Mapping[str, Any] | None
     ) -> ItemOptions:
         """The request's over the server's."""
-        given = _object(mm_processor_kwargs, "mm_processor_kwargs")
+        given = with_whole_numbers(_object(mm_processor_kwargs, "mm_processor_kwargs"))
         server = {name: value for name, value in self.config.mm_processor_kwargs.items() if name not in given}
         self.processor.check_options(seen_by_processor({**server, **given}))
         reading = reading_layer(_object(media_io_kwargs, "media_io_kwargs"))

@@ -25,6 +25,15 @@ def is_rate(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_NUMBER
 
 
+def with_whole_numbers(value: Any) -> Any:
+    """`value` of a JSON document with integers for numbers like 32.0: some languages write all numbers that way."""
+    if isinstance(value, Mapping):
+        return {name: with_whole_numbers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [with_whole_numbers(each) for each in value]
+    return int(value) if isinstance(value, float) and abs(value) <= MOST_NUMBER and value.is_integer() else value
+
+
 COUNT_SCHEMA = {"type": "integer", "minimum": 1, "maximum": MOST_NUMBER}
 RATE_SCHEMA = {"type": "number", "exclusiveMinimum": 0, "maximum": MOST_NUMBER}
 _KINDS: dict[Kind, tuple[str, Callable[[object], bool]]] = {
@@ -92,6 +101,7 @@ def part_options(part: Mapping[Any, Any], field: str, modality: Modality, where:
     for place, fields in places:
         for name, value in fields.items():
             if value is not None and name != field and _is_option(name, value, modality, place):
+                value = with_whole_numbers(value)
                 _check(name, value, f"{place}.{name}")
                 key = _ALIASES.get(name, name)
                 if found.setdefault(key, value) != value:
