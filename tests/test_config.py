@@ -192,6 +192,20 @@ def test_keys_of_the_compiler_are_told(folder: Path, caplog: pytest.LogCaptureFi
     ]
 
 
+def test_media_limits_in_the_longer_form(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limits = {"image": {"count": 2}, "video": {"num_frames": 8, "width": 64}, "audio": {"count": 0}}
+    assert resolved(folder, limit_mm_per_prompt=limits).limit_mm_per_prompt == {"image": 2, "video": 999}
+    assert messages(caplog) == [
+        "limits of media: no effect, as memory is measured otherwise: video.num_frames, video.width"
+    ]
+    for wrong, message in (
+        ({"counts": 2}, "image: unknown key 'counts'; known: count"),
+        ({"count": -1}, "image must be"),
+    ):
+        with pytest.raises(ConfigError, match=f"--limit-mm-per-prompt: {message}"):
+            resolved(folder, limit_mm_per_prompt={"image": wrong})
+
+
 def test_keys_of_overridden_generation_defaults(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for key, hint in (("temperatur", "did you mean 'temperature'"), ("num_beams", "known: repetition_penalty, temp")):
         with pytest.raises(ConfigError, match=f"^--override-generation-config: unknown key '{key}'; {hint}"):

@@ -33,6 +33,7 @@ DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU = 512  # a step of more would make running answers wait for seconds
 _MOST_GIB = 1 << 30  # an exbibyte: far beyond any machine, and its bytes are still a number for messages
 _MODALITIES = ("image", "video")
+_PROFILING_KEYS = ("width", "height", "num_frames")
 _DEFAULT_MEDIA_LIMIT = 999  # as in vLLM: many enough to mean "as many as fit the context"
 
 
@@ -462,14 +463,29 @@ def _mm_processor_cache_bytes(args: EngineArgs) -> int:
 
 
 def _media_limits(limits: dict[str, Any]) -> dict[str, int]:
+    numbers = dict.fromkeys(_MODALITIES, _DEFAULT_MEDIA_LIMIT)
     for name, limit in limits.items():
-        if name == "audio" and limit == 0:  # asks for what is so anyway
+        number = _count(name, limit) if isinstance(limit, dict) else limit
+        if name == "audio" and number == 0:  # asks for what is so anyway
             continue
         if name not in _MODALITIES:
             raise ConfigError(f"--limit-mm-per-prompt: unknown modality {name!r}; known: image, video")
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            raise ConfigError(f"--limit-mm-per-prompt: {name} must be an integer of at least 0, got {limit!r}")
-    return {name: limits.get(name, _DEFAULT_MEDIA_LIMIT) for name in _MODALITIES}
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ConfigError(f"--limit-mm-per-prompt: {name} must be an integer of at least 0, got {number!r}")
+        numbers[name] = number
+    return numbers
+
+
+def _count(name: str, limit: dict[str, Any]) -> Any:
+    """The number of items in vLLM's longer form, whose other keys say how large the items of its profiling are."""
+    for key in limit:
+        if key not in ("count", *_PROFILING_KEYS):
+            known = ", ".join(("count", *_PROFILING_KEYS))
+            raise ConfigError(f"--limit-mm-per-prompt: {name}: unknown key {key!r}; known: {known}")
+    unused = [f"{name}.{key}" for key in limit if key != "count"]
+    if unused:
+        logger.warning("limits of media: no effect, as memory is measured otherwise: %s", ", ".join(unused))
+    return limit.get("count", _DEFAULT_MEDIA_LIMIT)
 
 
 _SAMPLING_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
