@@ -110,6 +110,7 @@ def test_sampling_params_of_another_type(llm: LLM, given: Any) -> None:
         ([["x"]], "prompt_token_ids must be a list of token ids, got ['x']"),
         ([1.5], "prompt_token_ids must be a list of token ids, got 1.5"),
         ({"prompt": 5}, "prompt must be a string, got 5"),
+        ({"prompt": "x", "cache_salt": 5}, "cache_salt must be a string, got 5"),
         ({"prompt_token_ids": 5}, "prompt_token_ids must be a list of token ids, got 5"),
         ({"prompt": "x", "multi_modal_data": 5}, 'multi_modal_data must be a dict, e.g. {"image": picture}, got 5'),
     ],
@@ -125,6 +126,12 @@ def test_prompts_of_another_type(llm: LLM, prompts: Any, message: str) -> None:
 def test_messages_of_another_type(llm: LLM, messages: Any) -> None:
     with pytest.raises(RequestError, match="messages must be a list of dicts with role and content, or a list of such"):
         llm.chat(messages, GREEDY, use_tqdm=False)
+
+
+@pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message"])
+def test_booleans_of_chat(llm: LLM, name: str) -> None:
+    with pytest.raises(RequestError, match=f"^{name} must be True or False, got 'no'"):
+        llm.chat(HELLO, GREEDY, use_tqdm=False, **{name: "no"})
 
 
 def test_token_ids_of_numpy_and_tuples_of_prompts(llm: LLM) -> None:

@@ -20,7 +20,7 @@ from trifocal.errors import RequestError
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.multimodal.given import images_of, videos_of
-from trifocal.sampling_params import SamplingParams, refuse_unavailable, wrong
+from trifocal.sampling_params import Flag, SamplingParams, refuse_unavailable, wrong
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import EngineStats, Prompt, RequestMetrics, RequestOutput
 
@@ -120,6 +120,8 @@ class LLM:
         self._shared.check_alive()
         _refuse_options(lora_request, priority, tokenization_kwargs)
         refuse_unavailable("tools", tools, ([],))
+        Flag().check("add_generation_prompt", add_generation_prompt)
+        Flag().check("continue_final_message", continue_final_message)
         conversations = _as_conversations(messages)
 
         def build(conversation: Any) -> Build:
@@ -266,6 +268,9 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
     media = given.get("multi_modal_data") or {}
     if not isinstance(media, Mapping):
         raise wrong("multi_modal_data", 'a dict, e.g. {"image": picture}', media)
+    salt = given.get("cache_salt")
+    if salt is not None and not isinstance(salt, str):
+        raise wrong("cache_salt", "a string", salt)
     unknown = set(media) - {"image", "video"}
     if unknown:
         raise RequestError(f"multi_modal_data has unknown modality {sorted(unknown)[0]!r}; known: image, video")
@@ -274,5 +279,5 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
         images_of(media.get("image")),
         videos_of(media.get("video")),
         mm_processor_kwargs=given.get("mm_processor_kwargs"),
-        cache_salt=given.get("cache_salt"),
+        cache_salt=salt,
     )
