@@ -41,7 +41,7 @@ def layered(
         ({"request_io": {"num_frames": -1, "fps": 2.0}}, {"num_frames": 20}),
         ({"request_io": {"num_frames": 8, "fps": 0.01}}, {"num_frames": 1}),
         ({"request_io": {"num_frames": -1}}, {"num_frames": 100}),
-        ({"request_io": {"num_frames": 4.5}}, {"num_frames": 100}),
+        ({"request_io": {"num_frames": 4.0}}, {"num_frames": 100}),
         ({"server_io": {"num_frames": -1}, "part": {"num_frames": 4}}, {"num_frames": 4}),
     ],
 )
@@ -112,7 +112,7 @@ def test_neutral_reading() -> None:
         ({"audio": {}}, "'audio' is not available; known: image, video"),
         ({"video": 5}, "video must be an object, got 5"),
         ({"video": {"num_frames": 0}}, "video: num_frames must be an integer of at least 1, or -1 for all, got 0"),
-        ({"video": {"num_frames": 2.0}}, "num_frames must be"),
+        ({"video": {"num_frames": 2.5}}, "num_frames must be"),
         ({"video": {"fps": 0}}, "video: fps must be a positive number"),
         ({"video": {"fps": True}}, "video: fps must be a positive number"),
         ({"video": {"do_sample_frames": "yes"}}, "true or false"),
