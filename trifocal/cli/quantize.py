@@ -42,7 +42,7 @@ def configure_parser(parser: Parser) -> None:
 def _is_of_samples(item: Field[Any]) -> bool:
     """Whether it says how samples are read; errors about them name these as their remedies."""
     is_of_media = item.metadata["group"] == "media" and "cache" not in item.name
-    return is_of_media or item.name == "trust_remote_code"
+    return is_of_media or item.name in ("trust_remote_code", "encoder_cache_gib")
 
 
 def run(namespace: argparse.Namespace) -> int:
