@@ -41,7 +41,7 @@ def layered(
         ({"request_io": {"num_frames": -1, "fps": 2.0}}, {"num_frames": 20}),
         ({"request_io": {"num_frames": 8, "fps": 0.01}}, {"num_frames": 1}),
         ({"request_io": {"num_frames": -1}}, {"num_frames": 100}),
-        ({"request_io": {"num_frames": 4.0}}, {"num_frames": 100}),
+        ({"request_io": {"num_frames": 400}}, {"num_frames": 100}),
         ({"server_io": {"num_frames": -1}, "part": {"num_frames": 4}}, {"num_frames": 4}),
     ],
 )
