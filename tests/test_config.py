@@ -187,7 +187,37 @@ def test_captured_sizes(folder: Path) -> None:
 
 def test_keys_of_the_compiler_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     resolved(folder, compilation_config={"mode": 3, "pass_config": {}, "cudagraph_capture_sizes": [1]})
-    assert messages(caplog) == ["--compilation-config: no effect, as there is no torch.compile: mode, pass_config"]
+    assert messages(caplog) == [
+        "compilation config: keys without effect, as there is no torch.compile: mode, pass_config"
+    ]
+
+
+def test_media_limits_in_the_longer_form(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limits = {"image": {"count": 2}, "video": {"num_frames": 8, "width": 64}, "audio": {"count": 0}}
+    assert resolved(folder, limit_mm_per_prompt=limits).limit_mm_per_prompt == {"image": 2, "video": 999}
+    assert messages(caplog) == [
+        "limits of media: no effect, as memory is measured otherwise: video.num_frames, video.width"
+    ]
+    for wrong, message in (
+        ({"counts": 2}, "image: unknown key 'counts'; known: count"),
+        ({"count": -1}, "image must be"),
+    ):
+        with pytest.raises(ConfigError, match=f"--limit-mm-per-prompt: {message}"):
+            resolved(folder, limit_mm_per_prompt={"image": wrong})
+
+
+def test_keys_of_overridden_generation_defaults(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for key, hint in (("temperatur", "did you mean 'temperature'"), ("num_beams", "known: repetition_penalty, temp")):
+        with pytest.raises(ConfigError, match=f"^--override-generation-config: unknown key '{key}'; {hint}"):
+            resolved(folder, override_generation_config={key: 1})
+    config = resolved(folder, override_generation_config={"do_sample": False, "top_k": 3})
+    assert config.default_sampling["top_k"] == 3
+    assert messages(caplog) == ["do_sample of the generation config has no effect: a temperature of 0 is greedy"]
+
+
+def test_an_empty_model_is_no_folder() -> None:
+    with pytest.raises(ConfigError, match="^model '' is not a folder; give the path"):
+        resolve(EngineArgs.from_kwargs(model=""))
 
 
 def test_bad_variables_stop_it_by_their_names(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +256,7 @@ def test_what_vllms_programs_pass(caplog: pytest.LogCaptureFixture) -> None:
         model=Path("x"), disable_log_stats=True, enable_lora=False, speculative_config=None, hf_overrides={},
         task="generate", cpu_offload_gb=0, data_parallel_size=1, tokenizer_mode="auto", enable_prefix_caching=None,
         seed=None, mm_processor_kwargs=None, max_model_len=-1, compilation_config=3,
+        offload_group_size=0, offload_num_in_group=1, offload_params=None,
     )  # fmt: skip
     assert args == EngineArgs(model="x", compilation_config={"mode": 3})
     with pytest.raises(NotAvailableYetError, match="not available yet: enable_lora=True: there are no LoRA adapters"):

@@ -99,6 +99,25 @@ def test_offline_model_type_must_fit_the_folder() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image", "nothing.png"], "--image nothing.png: No such file or directory"),
+        (["--image", str(EXAMPLES / "online_serving.py")], "cannot identify image file"),
+        (["--modality", "video", "--video", "nothing.mp4"], "--video nothing.mp4: No such file or directory"),
+        (["--modality", "video", "--video", str(EXAMPLES / "online_serving.py")], "Invalid data found"),
+        (
+            ["--modality", "video", "--image", "a.png"],
+            "--image is not used with --modality video; give --modality image",
+        ),
+    ],
+)
+def test_offline_media_that_cannot_be_used(words: list[str], message: str) -> None:
+    done = run("offline_inference/vision_language.py", *words)
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_offline_mistakes() -> None:
     for words in (["--image", "nothing.png"], ["--max-model-lenn", "3"], ["--num-prompts", "0"]):
         done = run("offline_inference/vision_language.py", *words)

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests import tiny
 from tests.models.engine_runs import GREEDY, picture, tokens, turn
 from tests.models.families import ENTRIES
-from trifocal.errors import RequestError
+from trifocal.errors import ConfigError, RequestError
 from trifocal.llm import LLM
 from trifocal.sampling_params import SamplingParams
 
@@ -102,9 +103,71 @@ def test_keys_of_prompts(llm: LLM) -> None:
         assert caught.value.param == "multi_modal_data"
 
 
-def test_sampling_params_of_another_type(llm: LLM) -> None:
-    with pytest.raises(RequestError, match="sampling_params must be SamplingParams, or a list of them, got str"):
-        llm.generate("x", {"temperature": 0}, use_tqdm=False)  # type: ignore[arg-type]
+@pytest.mark.parametrize("given", [{"temperature": 0}, 5, "x", [GREEDY, None], True], ids=str)
+def test_sampling_params_of_another_type(llm: LLM, given: Any) -> None:
+    with pytest.raises(RequestError, match="sampling_params must be SamplingParams, or a list of them, got "):
+        llm.generate(["x", "y"], given, use_tqdm=False)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (None, "prompts must be a string, a list of token ids, a dict, or a list of these, got None"),
+        (5, "prompts must be a string, a list of token ids, a dict, or a list of these, got 5"),
+        (b"x", "prompts must be a string, a list of token ids, a dict, or a list of these, got b'x'"),
+        (["x", 5], "prompt_token_ids must be a list of token ids, got 5"),
+        ([["x"]], "prompt_token_ids must be a list of token ids, got ['x']"),
+        ([1.5], "prompt_token_ids must be a list of token ids, got 1.5"),
+        ({"prompt": 5}, "prompt must be a string, got 5"),
+        ({"prompt": "x", "cache_salt": 5}, "cache_salt must be a string, got 5"),
+        ({"prompt_token_ids": 5}, "prompt_token_ids must be a list of token ids, got 5"),
+        ({"prompt": "x", "multi_modal_data": 5}, 'multi_modal_data must be a dict, e.g. {"image": picture}, got 5'),
+    ],
+    ids=str,
+)
+def test_prompts_of_another_type(llm: LLM, prompts: Any, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        llm.generate(prompts, GREEDY, use_tqdm=False)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("messages", [None, 5, "Hello", {"role": "user", "content": "x"}, ["x"], [5], [[5]]], ids=str)
+def test_messages_of_another_type(llm: LLM, messages: Any) -> None:
+    with pytest.raises(RequestError, match="messages must be a list of dicts with role and content, or a list of such"):
+        llm.chat(messages, GREEDY, use_tqdm=False)
+
+
+@pytest.mark.parametrize("name", ["add_generation_prompt", "continue_final_message"])
+def test_booleans_of_chat(llm: LLM, name: str) -> None:
+    with pytest.raises(RequestError, match=f"^{name} must be True or False, got 'no'"):
+        llm.chat(HELLO, GREEDY, use_tqdm=False, **{name: "no"})
+
+
+def test_token_ids_of_numpy_and_tuples_of_prompts(llm: LLM) -> None:
+    expected = llm.generate([[5, 6, 7], [5, 6]], GREEDY, use_tqdm=False)
+    both: Any = ([5, 6, 7], np.array([5, 6]))
+    assert tokens(llm.generate(both, GREEDY, use_tqdm=False)) == tokens(expected)
+    assert tokens(llm.generate(np.array([5, 6]), GREEDY, use_tqdm=False)) == tokens(expected[1:])  # type: ignore[arg-type]
+
+
+def test_a_chat_template_for_every_call(llm: LLM) -> None:
+    loud = "{% for message in messages %}{{ message.content | upper }}{% endfor %}"
+    expected = llm.chat(HELLO, GREEDY, use_tqdm=False, chat_template=loud)
+    assert tokens(llm.chat(HELLO, GREEDY, use_tqdm=False)) != tokens(expected)
+    folder = llm.config.spec.path
+    with LLM(folder, chat_template=loud, num_gpu_blocks_override=64, max_model_len=256) as other:
+        assert tokens(other.chat(HELLO, GREEDY, use_tqdm=False)) == tokens(expected)
+    with pytest.raises(ConfigError, match="^chat_template must be a file or a Jinja template, got 5"):
+        LLM(folder, chat_template=5)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="^chat_template must be a file or a Jinja template, got 5"):
+        llm.chat(HELLO, GREEDY, use_tqdm=False, chat_template=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["mm_processor_kwargs", "media_io_kwargs"])
+def test_errors_behind_the_configuration_name_keywords_too(llm: LLM, name: str) -> None:
+    wrong: dict[str, Any] = {name: {"bogus": 1}}
+    with pytest.raises(ConfigError, match=f"^{name}: 'bogus' is not "):
+        LLM(llm.config.spec.path, **wrong)
 
 
 def test_a_progress_bar_of_ones_own(llm: LLM) -> None:

@@ -33,14 +33,15 @@ No field is ignored in silence. One that is not acted on is of one of three clas
 | it would change the answer, and is not done here | 400, `unsupported_parameter`; not for values that ask for no more \
 than what happens anyway |
 | a hint or a label: no answer depends on it | accepted, and named as below unless it is `null` |
-| nobody knows it | the same, with the known name that looks most like it, and a warning in the log; with \
+| unknown: a mistake, or a field of another API | the same, with the known name that looks most like it, and a \
+warning in the log; with \
 `--strict-request-fields` a 400, `unknown_parameter` |
 
 Ignored fields are named in the response header `x-ignored-fields`, in the first event of a stream as
 `"ignored_fields": [{"field": "temperatur", "nearest": "temperature"}]`, and in the request's line of the access log.
-The header is `temperatur (did you mean temperature?), user`: names that nobody knows first, characters other than
-ASCII letters, digits and a few marks written as `\\xe4` or `\\u6f22`, `...` for those beyond 20 names or 1 KiB. Pages
-of other origins may read it.
+The header is `temperatur (did you mean temperature?), user`: unknown names come first, characters other than ASCII
+letters, digits and a few marks are written as `\\xe4` or `\\u6f22`, and `...` stands for what is beyond 20 names or
+1 KiB. Pages of other origins may read it.
 
 Objects in the body count too: `stream_options`, messages, their parts, and the object with a part's URL. `messages[]`
 stands for each of them. Not looked into are JSON schemas, arguments of tools, `metadata`, `chat_template_kwargs` and

@@ -53,12 +53,11 @@ def _check_keys(config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in _USED and key not in COMPILATION_KEYS_WITHOUT_EFFECT:
             near = get_close_matches(key, [*_USED, *COMPILATION_KEYS_WITHOUT_EFFECT], n=1)
-            raise ConfigError(
-                f"--compilation-config: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_USED)}"
+            raise ConfigError(f"--compilation-config: unknown key {key!r}; {hint}")
     unused = [key for key in config if key not in _USED]
     if unused:
-        logger.warning("--compilation-config: no effect, as there is no torch.compile: %s", ", ".join(unused))
+        logger.warning("compilation config: keys without effect, as there is no torch.compile: %s", ", ".join(unused))
 
 
 def _wrong(key: str, wanted: str, got: Any) -> ConfigError:

@@ -7,6 +7,8 @@ process resolves the configuration before any device code is loaded.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf
@@ -20,7 +22,7 @@ from trifocal.errors import ConfigError, NotAvailableYetError, RequestError
 from trifocal.log import get_logger
 from trifocal.model_spec import ModelSpec, Quantization
 from trifocal.sampling_params import SamplingParams
-from trifocal.vllm_options import OPTIONS, PYTHON_OPTIONS, UNUSED_FIELDS
+from trifocal.vllm_options import GENERATION_KEYS_WITHOUT_EFFECT, OPTIONS, PYTHON_OPTIONS, UNUSED_FIELDS
 
 logger = get_logger(__name__)
 DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
@@ -31,6 +33,7 @@ DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
 DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU = 512  # a step of more would make running answers wait for seconds
 _MOST_GIB = 1 << 30  # an exbibyte: far beyond any machine, and its bytes are still a number for messages
 _MODALITIES = ("image", "video")
+_PROFILING_KEYS = ("width", "height", "num_frames")
 _DEFAULT_MEDIA_LIMIT = 999  # as in vLLM: many enough to mean "as many as fit the context"
 
 
@@ -242,17 +245,25 @@ def resolve(args: EngineArgs) -> EngineConfig:
 
     Raises `ConfigError` naming the flag, or the keyword of `LLM(...)`, and the remedy.
     """
-    try:
+    with errors_in_keywords() if args.are_keywords else nullcontext():
         return _resolved(args)
+
+
+@contextmanager
+def errors_in_keywords() -> Iterator[None]:
+    """A `ConfigError` raised inside calls options what a caller of `LLM(...)` calls them, not by their flags."""
+    try:
+        yield
     except ConfigError as error:
-        if args.are_keywords:
-            error.args = (_with_keywords(str(error)),)
+        error.args = (_with_keywords(str(error)),)
         raise
 
 
 def _with_keywords(message: str) -> str:
     """`message` with the names of flags written as keywords."""
-    names = {"--" + item.name.replace("_", "-"): item.name for item in fields(EngineArgs)}
+    names = {
+        "--" + name.replace("_", "-"): name for name in (*(item.name for item in fields(EngineArgs)), "chat_template")
+    }
     return re.sub(r"--[a-z-]+", lambda found: names.get(found[0], found[0]), message)
 
 
@@ -452,17 +463,43 @@ def _mm_processor_cache_bytes(args: EngineArgs) -> int:
 
 
 def _media_limits(limits: dict[str, Any]) -> dict[str, int]:
+    numbers = dict.fromkeys(_MODALITIES, _DEFAULT_MEDIA_LIMIT)
     for name, limit in limits.items():
-        if name == "audio" and limit == 0:  # asks for what is so anyway
+        number = _count(name, limit) if isinstance(limit, dict) else limit
+        if name == "audio" and number == 0:  # asks for what is so anyway
             continue
         if name not in _MODALITIES:
             raise ConfigError(f"--limit-mm-per-prompt: unknown modality {name!r}; known: image, video")
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            raise ConfigError(f"--limit-mm-per-prompt: {name} must be an integer of at least 0, got {limit!r}")
-    return {name: limits.get(name, _DEFAULT_MEDIA_LIMIT) for name in _MODALITIES}
+        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+            raise ConfigError(f"--limit-mm-per-prompt: {name} must be an integer of at least 0, got {number!r}")
+        numbers[name] = number
+    return numbers
+
+
+def _count(name: str, limit: dict[str, Any]) -> Any:
+    """The number of items in vLLM's longer form, whose other keys say how large the items of its profiling are."""
+    for key in limit:
+        if key not in ("count", *_PROFILING_KEYS):
+            known = ", ".join(("count", *_PROFILING_KEYS))
+            raise ConfigError(f"--limit-mm-per-prompt: {name}: unknown key {key!r}; known: {known}")
+    unused = [f"{name}.{key}" for key in limit if key != "count"]
+    if unused:
+        logger.warning("limits of media: no effect, as memory is measured otherwise: %s", ", ".join(unused))
+    return limit.get("count", _DEFAULT_MEDIA_LIMIT)
 
 
 _SAMPLING_DEFAULTS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
+
+
+def _check_generation_keys(overrides: dict[str, Any]) -> None:
+    for key in overrides:
+        if key not in _SAMPLING_DEFAULTS and key not in GENERATION_KEYS_WITHOUT_EFFECT:
+            near = get_close_matches(key, _SAMPLING_DEFAULTS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_SAMPLING_DEFAULTS)}"
+            raise ConfigError(f"--override-generation-config: unknown key {key!r}; {hint}")
+    for key, why in GENERATION_KEYS_WITHOUT_EFFECT.items():
+        if key in overrides:
+            logger.warning("%s of the generation config has no effect: %s", key, why)
 
 
 def _default_sampling(args: EngineArgs, spec: ModelSpec, max_model_len: int) -> dict[str, Any]:
@@ -476,6 +513,7 @@ def _default_sampling(args: EngineArgs, spec: ModelSpec, max_model_len: int) -> 
     else:
         folder = Path(_folder("--generation-config", args.generation_config))
         source = read_json(folder / "generation_config.json", required=True)
+    _check_generation_keys(args.override_generation_config)
     merged = {**source, **args.override_generation_config}
     found = {name: merged[name] for name in _SAMPLING_DEFAULTS if merged.get(name) is not None}
     if "max_new_tokens" in found:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from asyncio import CancelledError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from numbers import Integral
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from trifocal.config import EngineArgs, resolve
+from trifocal.config import EngineArgs, errors_in_keywords, resolve
 from trifocal.engine.shared_engine import Call, SharedEngine
 from trifocal.errors import RequestError
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.multimodal.given import images_of, videos_of
-from trifocal.sampling_params import SamplingParams, refuse_unavailable
+from trifocal.sampling_params import Flag, SamplingParams, refuse_unavailable, wrong
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import EngineStats, Prompt, RequestMetrics, RequestOutput
 
@@ -38,17 +40,21 @@ class LLM:
     batch. A call that fails or is interrupted (KeyboardInterrupt) ends alone. Not for a process that was forked after
     the object was made: there the methods raise `EngineDeadError`, and `shutdown` does nothing.
 
+    `chat_template` is a Jinja template, or a file with one, that `chat` uses in place of the checkpoint's.
+
     Raises `ConfigError` for arguments or a checkpoint that cannot be used. `shutdown` (or leaving a `with` block)
     gives the memory back.
     """
 
-    def __init__(self, model: str, **engine_args: Any) -> None:
+    def __init__(self, model: str, *, chat_template: str | os.PathLike[str] | None = None, **engine_args: Any) -> None:
         self.config = resolve(EngineArgs.from_kwargs(model=model, **engine_args))
         # It is the caller's own machine.
-        self._builder = PromptBuilder(self.config, fetch_policy=FetchPolicy.unrestricted())
-        self._builder.open_loop()
-        tokenizer = self._builder.tokenizer
-        self._shared = SharedEngine(replace(self.config, num_vocab=tokenizer.vocab_size), tokenizer)
+        policy = FetchPolicy.unrestricted()
+        with errors_in_keywords():
+            self._builder = PromptBuilder(self.config, fetch_policy=policy, chat_template=chat_template)
+            self._builder.open_loop()
+            tokenizer = self._builder.tokenizer
+            self._shared = SharedEngine(replace(self.config, num_vocab=tokenizer.vocab_size), tokenizer)
         self._engine = self._shared.engine
         weakref.finalize(self, self._shared.stop).atexit = False
 
@@ -114,7 +120,9 @@ class LLM:
         self._shared.check_alive()
         _refuse_options(lora_request, priority, tokenization_kwargs)
         refuse_unavailable("tools", tools, ([],))
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        Flag().check("add_generation_prompt", add_generation_prompt)
+        Flag().check("continue_final_message", continue_final_message)
+        conversations = _as_conversations(messages)
 
         def build(conversation: Any) -> Build:
             return lambda: self._builder.chat_sync(
@@ -171,15 +179,14 @@ class LLM:
     def _params_for(self, given: SamplingParams | Sequence[SamplingParams] | None, num: int) -> list[SamplingParams]:
         if given is None:
             given = self.get_default_sampling_params()
-        params = [given] * num if isinstance(given, SamplingParams) else list(given)
-        if len(params) != num:
-            raise RequestError(f"{len(params)} sampling_params for {num} prompts", param="sampling_params")
+        params = _items(given) or [given]
         for each in params:
             if not isinstance(each, SamplingParams):
-                raise RequestError(
-                    f"sampling_params must be SamplingParams, or a list of them, got {type(each).__name__}",
-                    param="sampling_params",
-                )
+                raise wrong("sampling_params", "SamplingParams, or a list of them", each)
+        if isinstance(given, SamplingParams):
+            return [given] * num
+        if len(params) != num:
+            raise RequestError(f"{len(params)} sampling_params for {num} prompts", param="sampling_params")
         return params
 
     def _prepare(self, call: Call, build: Build, params: SamplingParams) -> RequestOutput:
@@ -208,13 +215,45 @@ def _refuse_options(lora_request: Any, priority: Any, tokenization_kwargs: Any) 
 def _as_list(prompts: Any) -> list[PromptInput]:
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    if prompts and all(isinstance(token_id, int) for token_id in prompts):
-        return [prompts]
-    return list(prompts)
+    found = _items(prompts)
+    if found and _are_token_ids(found):
+        return [found]
+    if found is None:
+        raise wrong("prompts", "a string, a list of token ids, a dict, or a list of these", prompts)
+    return found
+
+
+def _items(value: Any) -> list[Any] | None:
+    """What a list, or whatever else is not one thing, consists of; None if it is one thing."""
+    is_one = isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable)
+    return None if is_one else list(value)
+
+
+def _are_token_ids(items: list[Any]) -> bool:
+    return all(isinstance(item, Integral) and not isinstance(item, bool) for item in items)
+
+
+def _text_of(value: Any, name: str) -> str | list[int]:
+    if isinstance(value, str):
+        return value
+    items = _items(value)
+    if items is None or not _are_token_ids(items):
+        raise wrong(name, "a string" if name == "prompt" else "a list of token ids", value)
+    return [int(item) for item in items]
+
+
+def _as_conversations(messages: Any) -> list[list[Mapping[str, Any]]]:
+    found = _items(messages)
+    if found is not None:
+        conversations = [found] if found and isinstance(found[0], Mapping) else [_items(each) for each in found]
+        if all(each is not None and all(isinstance(message, Mapping) for message in each) for each in conversations):
+            return conversations  # type: ignore[return-value]  # looked into just now
+    raise wrong("messages", "a list of dicts with role and content, or a list of such lists", messages)
 
 
 def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
-    given: Mapping[str, Any] = prompt if isinstance(prompt, Mapping) else {"prompt": prompt}
+    bare = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
+    given: Mapping[str, Any] = prompt if isinstance(prompt, Mapping) else {bare: prompt}
     for key in given:
         if key in _UNAVAILABLE_KEYS:
             refuse_unavailable(key, given[key], _UNAVAILABLE_KEYS[key])
@@ -222,17 +261,17 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
             near = get_close_matches(str(key), _PROMPT_KEYS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(_PROMPT_KEYS)}"
             raise RequestError(f"a prompt has no key {key!r}; {hint}", param="prompt")
-    text = given.get("prompt")
-    text = given.get("prompt_token_ids") if text is None else text
-    if text is None:
+    name = next((key for key in ("prompt", "prompt_token_ids") if given.get(key) is not None), None)
+    if name is None:
         raise RequestError("a prompt dict needs 'prompt' or 'prompt_token_ids'", param="prompt")
+    text = _text_of(given[name], name)
     media = given.get("multi_modal_data")
     media = {} if media is None else media
     if not isinstance(media, Mapping):
-        raise RequestError(
-            f'multi_modal_data must be a dict like {{"image": …}} or {{"video": …}}, got {type(media).__name__}',
-            param="multi_modal_data",
-        )
+        raise wrong("multi_modal_data", 'a dict like {"image": …} or {"video": …}', media)
+    salt = given.get("cache_salt")
+    if salt is not None and not isinstance(salt, str):
+        raise wrong("cache_salt", "a string", salt)
     unknown = set(media) - {"image", "video"}
     if unknown:
         raise RequestError(
@@ -240,9 +279,9 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
             param="multi_modal_data",
         )
     return lambda: builder.build(
-        text if isinstance(text, str) else list(text),
+        text,
         images_of(media.get("image")),
         videos_of(media.get("video")),
         mm_processor_kwargs=given.get("mm_processor_kwargs"),
-        cache_salt=given.get("cache_salt"),
+        cache_salt=salt,
     )

@@ -113,7 +113,7 @@ class ModelSpec:
     def from_checkpoint(cls, path: str) -> ModelSpec:
         """Read the JSON files of a folder. Raises `ConfigError`; no weight is opened."""
         folder = Path(path).expanduser()
-        if not folder.is_dir():
+        if not path or not folder.is_dir():  # an empty path would be the current folder
             raise ConfigError(f"--model {path!r} is not a folder; give the path of a local checkpoint folder")
         hf = read_json(folder / "config.json", required=True)
         architectures = hf.get("architectures")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
@@ -41,7 +42,7 @@ class Bounds:
 
     def __str__(self) -> str:
         if self.kind is int:
-            bounds = f"at least {self.low}" if self.high is None else f"between {self.low} and {self.high}"
+            bounds = f"of at least {self.low}" if self.high is None else f"between {self.low} and {self.high}"
             return f"an integer {bounds}"
         bracket, end = "(" if self.is_open else "[", "inf)" if self.high is None else f"{self.high:g}]"
         return f"a number in {bracket}{self.low:g}, {end}"
@@ -62,7 +63,7 @@ class Text:
     def check(self, name: str, value: object) -> None:
         """See `Kind`."""
         if not isinstance(value, str) or not value:
-            raise wrong(name, "a non-empty string or a list of them", value)
+            raise wrong(name, "a non-empty string", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,8 @@ class ListOf:
         """See `Kind`."""
         if not isinstance(value, list | tuple | set | frozenset):
             raise wrong(name, f"a list of {self.what}", value)
-        for item in value:
-            self.item.check(name, item)
+        for index, item in enumerate(value):
+            self.item.check(f"{name}[{index}]", item)
 
 
 class Texts(ListOf):
@@ -104,13 +105,13 @@ class DictOf:
         if not isinstance(value, Mapping):
             raise wrong(name, f"a dict of {self.what}", value)
         for key, item in value.items():
-            self.key.check(name, key)
-            self.value.check(name, item)
+            self.key.check(f"{name}: each key", key)
+            self.value.check(f"{name}[{key!r}]", item)
 
 
 def wrong(name: str, expected: str, value: object) -> RequestError:
-    """The error for a field that holds something else."""
-    return RequestError(f"{name} must be {expected}, got {value!r:.80}", param=name)
+    """The error for a field, or for `name[…]` in it, that holds something else."""
+    return RequestError(f"{name} must be {expected}, got {value!r:.80}", param=re.split(r"\W", name)[0])
 
 
 SAMPLING_BOUNDS: Mapping[str, Bounds] = {

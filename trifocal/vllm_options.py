@@ -57,7 +57,7 @@ OPTIONS = (
     # ------------------------------------------------------------------------------------ accepted without effect
     *_without_effect("requests are not logged", disable_log_requests=bool, enable_log_requests=bool, max_log_len=int),
     *_without_effect(
-        "numbers are at /metrics",
+        "numbers are at /metrics, and in LLM.stats()",
         disable_log_stats=bool,
         aggregate_engine_logging=bool,
         show_hidden_metrics_for_version=str,
@@ -172,6 +172,15 @@ OPTIONS = (
     _only("num_lookahead_slots", "there is no speculative decoding", 0),
     _only("cpu_offload_gb", "nothing is offloaded", 0.0),
     _only("kv_offloading_size", "nothing is offloaded", 0.0),
+    _only("offload_backend", "nothing is offloaded", "auto"),
+    _only("offload_group_size", "nothing is offloaded", 0),
+    *_without_effect(
+        "nothing is offloaded",
+        offload_num_in_group=int,
+        offload_prefetch_step=int,
+        offload_params=list,
+        cpu_offload_params=list,
+    ),
     _only("logprobs_mode", "log-probabilities are the model's own", "raw_logprobs"),
     _only("fingerprint_mode", "there is no system_fingerprint", "none"),
     _only("worker_cls", "there is one kind of worker", "auto"),
@@ -269,6 +278,14 @@ PYTHON_OPTIONS = (
 UNUSED_FIELDS = {
     "swap_space": "preempted requests are computed again, not swapped",
     "revision": "a local folder has one revision",
+}
+# Keys of a generation_config.json, found in --override-generation-config too, that no answer depends on.
+GENERATION_KEYS_WITHOUT_EFFECT = {
+    "do_sample": "a temperature of 0 is greedy",
+    **dict.fromkeys(
+        ("bos_token_id", "eos_token_id", "pad_token_id"), "the checkpoint's files tell it; requests have stop_token_ids"
+    ),
+    "transformers_version": "it says who wrote the file",
 }
 # Keys of --compilation-config that concern torch.compile and CUDA graphs, which are not used.
 COMPILATION_KEYS_WITHOUT_EFFECT = frozenset(

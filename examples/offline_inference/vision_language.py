@@ -157,7 +157,11 @@ def read_media(args: argparse.Namespace) -> tuple[Any, list[str]]:
     if path is None:
         path, questions = sample(args.modality)
     questions = [args.text] if args.text else questions or [f"What is the content of this {args.modality}?"]
-    data = read_video(path, args.num_frames) if args.modality == "video" else Image.open(path).convert("RGB")
+    try:
+        data = read_video(path, args.num_frames) if args.modality == "video" else Image.open(path).convert("RGB")
+    except (OSError, ValueError) as error:  # PyAV's errors are of these, and PIL's
+        what = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"--{args.modality} {path}: {what}") from None
     return data, [questions[index % len(questions)] for index in range(args.num_prompts)]
 
 
@@ -174,6 +178,9 @@ def run(args: argparse.Namespace) -> None:
     """Build the prompts, generate, print."""
     if args.num_prompts < 1 or args.num_frames < 1:
         raise ConfigError("--num-prompts and --num-frames must be at least 1")
+    other = "image" if args.modality == "video" else "video"
+    if getattr(args, other) is not None:
+        raise ConfigError(f"--{other} is not used with --modality {args.modality}; give --modality {other}")
     data, questions = read_media(args)
     request = MODEL_TYPES[args.model_type].request(questions, args.modality)
     given = {name: value for name, value in vars(args).items() if name in EngineArgs.__dataclass_fields__}

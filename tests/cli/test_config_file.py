@@ -55,7 +55,7 @@ def test_a_file_means_what_its_flags_mean(path: Path) -> None:
     assert build(ServerArgs, namespace) == ServerArgs(
         served_model_name=["a", "2"], port=12323, uvicorn_log_level="warning"
     )
-    assert notes(namespace) == ["--disable-log-stats has no effect: numbers are at /metrics"]
+    assert notes(namespace) == ["--disable-log-stats has no effect: numbers are at /metrics, and in LLM.stats()"]
 
 
 def test_the_command_line_wins(path: Path) -> None:

@@ -140,6 +140,7 @@ def test_lists_are_words_or_json_or_the_flag_again(words: list[str]) -> None:
     ("words", "message"),
     [
         (["--max-num-seq", "3"], "unknown flag --max-num-seq; did you mean --max-num-seqs?"),
+        (["--bogus"], "unknown flag --bogus; see --help"),  # not --uds: hyphens alone are alike
         (["--max_modellen=3"], "unknown flag --max-modellen; did you mean --max-model-len?"),
         (["--xyzzy"], "unknown flag --xyzzy; see --help"),
         (["--compilation-config", "{'a': 1}"], "--compilation-config: not JSON"),
@@ -149,8 +150,11 @@ def test_lists_are_words_or_json_or_the_flag_again(words: list[str]) -> None:
         (["--allowed-origins", '["a"'], "argument --allowed-origins: not JSON"),
         (["--allowed-origins", "[1]"], "argument --allowed-origins: expected a list of strings"),
         (["--port", "http"], "argument --port: expected an integer, got 'http'"),
-        (["--seed", "18446744073709551616"], "argument --seed: expected an integer, got '18446744073709551616'"),
-        (["--max-num-seqs", "1e30T"], "argument --max-num-seqs: expected an integer, got '1e30T'"),
+        (
+            ["--seed", "18446744073709551616"],
+            "argument --seed: expected an integer of at most 64 bits, got '18446744073709551616'",
+        ),
+        (["--max-num-seqs", "1e30T"], "argument --max-num-seqs: expected an integer of at most 64 bits, got '1e30T'"),
         (["--dtype", "fp8"], "argument --dtype: invalid choice: 'fp8'"),
         (["--enforce-eager=maybe"], "argument --enforce-eager: expected true or false"),
         (["--kv-cache-dtype", "fp8"], "argument --kv-cache-dtype: invalid choice"),
@@ -164,6 +168,8 @@ def test_lists_are_words_or_json_or_the_flag_again(words: list[str]) -> None:
             ["--cudagraph-capture-sizes", "one"],
             "--cudagraph-capture-sizes/--cuda-graph-sizes: expected an integer, got 'one'",
         ),
+        (["--shutdown-timeout", "soon"], "argument --shutdown-timeout: expected a number, got 'soon'"),
+        (["--seed", "9" * 20], "argument --seed: expected an integer of at most 64 bits, got '99"),
         (["--config", "no/such.yaml"], "--config no/such.yaml cannot be read"),
     ],
 )
@@ -190,6 +196,8 @@ def test_a_mistake_is_one_line_and_status_2(words: list[str], message: str, caps
         (["x", "--task", "embed"], "not available yet: --task embed: text is generated (accepted: generate, auto)"),
         (["x", "--tool-call-parser=hermes"], "not available yet: --tool-call-parser hermes: there are no tool calls"),
         (["x", "--speculative-config.model", "y"], "not available yet: --speculative-config"),
+        (["x", "--uds", ""], "--uds is empty"),
+        (["x", "--served-model-name", "a", ""], "--served-model-name is empty"),
         (["x", "--port", "70000"], "--port must be at most 65535, got 70000"),
         (["x", "--root-path", "llm/"], "--root-path must begin with a slash"),
         (["x", "--ssl-ciphers", "AES"], "--ssl-ciphers needs --ssl-certfile"),

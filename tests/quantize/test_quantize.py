@@ -145,7 +145,7 @@ def test_a_folder_without_a_chat_template_can_be_given_one(tmp_path: Path, capsy
     (plain / "tokenizer_config.json").write_text(json.dumps(settings))
     words = ["quantize", str(plain), str(tmp_path / "awq"), "--calibration-tokens", "256"]
     assert main(words) == 2
-    assert "has no chat template; start with --chat-template" in capsys.readouterr().err
+    assert "has no chat template; give one by --chat-template" in capsys.readouterr().err
     assert main([*words, "--chat-template", str(tmp_path / "nothing.jinja")]) == 2
     assert "nothing.jinja' is neither a file nor a Jinja template" in capsys.readouterr().err
     assert not (tmp_path / "awq").exists()

@@ -128,6 +128,15 @@ def test_body_that_may_be_json(http: httpx.Client, kind: str | None) -> None:
     assert http.post("/detokenize", content=b'{"tokens": [1]}', headers=headers).status_code == 200
 
 
+def test_an_element_is_named_by_its_index(http: httpx.Client) -> None:
+    assert (
+        "stop_token_ids[1] must be an integer, got a string of 1 char"
+        in refused(post(http, stop_token_ids=[1, "a"]))["message"]
+    )
+    assert refused(post(http, stop_token_ids=5))["message"] == "stop_token_ids must be an array, got 5"
+    assert refused(post(http, messages=[{"content": "a"}]))["message"] == "messages[0].role is missing"
+
+
 def test_integers_may_be_written_as_floats(http: httpx.Client) -> None:
     whole = {"max_tokens": 2.0, "n": 1.0, "seed": 7.0, "top_k": 5.0, "min_tokens": 1.0, "stop_token_ids": [1.0, 2]}
     answer = post(http, **whole, logprobs=1.0, top_logprobs=2.0, stream=0.0)

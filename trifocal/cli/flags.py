@@ -161,8 +161,9 @@ class Parser(argparse.ArgumentParser):
         known = name.replace("_", "-") if name.startswith("--") else name
         action = self._option_string_actions.get(known)
         if action is None:
-            near = get_close_matches(known, self._known_flags(), n=1)
-            self.error(f"unknown flag {known}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
+            flags = {flag.lstrip("-"): flag for flag in self._known_flags()}  # hyphens would make any two look alike
+            near = get_close_matches(known.lstrip("-"), flags, n=1)
+            self.error(f"unknown flag {known}" + (f"; did you mean {flags[near[0]]}?" if near else "; see --help"))
         return action
 
     def _known_flags(self) -> list[str]:
@@ -334,11 +335,19 @@ def integer(text: str) -> int:
     scale = _SUFFIXES.get(text[-1:], 1)
     try:
         value = int(text) if scale == 1 else int(float(text[:-1]) * scale)
-        if -(1 << 63) <= value < 1 << 63:
-            return value
     except (ValueError, OverflowError):
-        pass
-    raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected an integer, got {text!r}") from None
+    if not -(1 << 63) <= value < 1 << 63:
+        raise argparse.ArgumentTypeError(f"expected an integer of at most 64 bits, got {text!r}")
+    return value
+
+
+def number(text: str) -> float:
+    """A number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -389,4 +398,4 @@ def _pairs(text: str) -> dict[str, Any]:
     return result
 
 
-_KINDS: dict[type, tuple[Callable[[str], Any], str]] = {int: (integer, "N"), float: (float, "X"), str: (str, "TEXT")}
+_KINDS: dict[type, tuple[Callable[[str], Any], str]] = {int: (integer, "N"), float: (number, "X"), str: (str, "TEXT")}

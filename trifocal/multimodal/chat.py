@@ -36,6 +36,7 @@ from trifocal.multimodal.limits import MediaLimits, TooManyFramesError
 from trifocal.multimodal.media import Media
 from trifocal.multimodal.media_cache import MediaCache
 from trifocal.multimodal.messages import MediaRef, MessageParser
+from trifocal.multimodal.part_options import whole
 from trifocal.multimodal.processor import FrameSample, Processor
 from trifocal.multimodal.reader import MediaReader
 from trifocal.multimodal.sandbox import QUICK_SECONDS, RenderTimeoutError
@@ -78,7 +79,7 @@ class PromptBuilder:
         config: EngineConfig,
         *,
         fetch_policy: FetchPolicy | None = None,
-        chat_template: str | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
         chat_template_content_format: str = "auto",
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
@@ -221,7 +222,10 @@ class PromptBuilder:
         """
         template = self._template if chat_template is None else self._given_template(chat_template)
         if template is None:
-            raise RequestError("the checkpoint has no chat template; start with --chat-template", param="messages")
+            raise RequestError(
+                "the checkpoint has no chat template; give one by --chat-template (LLM: chat_template=)",
+                param="messages",
+            )
         template = template.formatted(chat_template_content_format)
         if add_generation_prompt and continue_final_message:
             raise RequestError(
@@ -423,7 +427,7 @@ class PromptBuilder:
         self, mm_processor_kwargs: Mapping[str, Any] | None, media_io_kwargs: Mapping[str, Any] | None
     ) -> ItemOptions:
         """The request's over the server's."""
-        given = _object(mm_processor_kwargs, "mm_processor_kwargs")
+        given = whole(_object(mm_processor_kwargs, "mm_processor_kwargs"))
         server = {name: value for name, value in self.config.mm_processor_kwargs.items() if name not in given}
         self.processor.check_options(seen_by_processor({**server, **given}))
         reading = reading_layer(_object(media_io_kwargs, "media_io_kwargs"))

@@ -14,7 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trifocal.errors import RequestError
-from trifocal.multimodal.part_options import COUNT_SCHEMA, MOST_NUMBER, RATE_SCHEMA, is_count, is_rate
+from trifocal.multimodal.part_options import (
+    COUNT_SCHEMA,
+    MOST_NUMBER,
+    RATE_SCHEMA,
+    is_count,
+    is_rate,
+    whole,
+)
 from trifocal.multimodal.video import DEFAULT_FRAMES_FPS, FrameFacts
 
 Options = Mapping[str, Any]
@@ -141,6 +148,7 @@ def reading_layer(kwargs: Options) -> Options:
 
     Raises `RequestError(param="media_io_kwargs")`.
     """
+    kwargs = whole(kwargs)
     for modality, options in kwargs.items():
         if modality not in ("image", "video"):
             raise _bad("media_io_kwargs", f"{_shown(modality)} is not available; known: image, video")

@@ -115,6 +115,8 @@ class MessageParser:
         if not isinstance(message, Mapping):
             raise RequestError(f"{where} must be an object with role and content", param=where)
         role = message.get("role")
+        if role is None:
+            raise RequestError(f"{where}.role is missing", param=f"{where}.role")
         if not isinstance(role, str) or not role:
             got = "an empty one" if role == "" else type(role).__name__
             raise RequestError(f"{where}.role must be a string that is not empty, got {got}", param=f"{where}.role")

@@ -26,7 +26,7 @@ def is_rate(value: object) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """`value`, a whole number as an integer though it was written `32.0`; in lists and objects, too."""
+    """`value` of a JSON document with integers for numbers like 32.0, as some languages write all numbers."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
     if isinstance(value, list):

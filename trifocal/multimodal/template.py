@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ _PROBE = "probe0probe"
 _RESERVED = frozenset({"messages", "tokenize", "chat_template", "add_generation_prompt", "continue_final_message"})
 
 
-def read_chat_template(text_or_path: str) -> str:
+def read_chat_template(text_or_path: str | PathLike[str]) -> str:
     """`--chat-template`: the content of a file, or the template itself. Raises `ConfigError`."""
+    if not isinstance(text_or_path, str | PathLike):
+        raise ConfigError(f"--chat-template must be a file or a Jinja template, got {text_or_path!r:.80}")
+    text_or_path = fspath(text_or_path)
     try:
         if Path(text_or_path).expanduser().is_file():
             return Path(text_or_path).expanduser().read_text(encoding="utf-8")

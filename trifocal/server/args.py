@@ -77,7 +77,7 @@ class ServerArgs:
     max_stop_strings: int = arg("limits", "most stop strings of a request", 64)
     max_stop_token_ids: int = arg("limits", "most stop_token_ids of a request", 1024)
     strict_request_fields: bool = arg(
-        "limits", "a request's field that nobody knows is a 400; by default it is named in x-ignored-fields", False
+        "limits", "answer an unknown field of a request with a 400; by default it is named in x-ignored-fields", False
     )
     max_logit_bias: int = arg("limits", "most entries of a request's logit_bias", 1024)
     h11_max_incomplete_event_size: int = arg(
@@ -149,8 +149,13 @@ class ServerArgs:
             raise ConfigError(f"--port must be at most {_MAX_PORT}, got {self.port}")
         if self.root_path is not None and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"--root-path must begin with a slash and end without one, got {self.root_path!r}")
-        if not self.response_role:
-            raise ConfigError("--response-role is empty")
+        for flag, texts in (
+            ("--response-role", [self.response_role]),
+            ("--served-model-name", self.served_model_name),
+            ("--uds", None if self.uds is None else [self.uds]),
+        ):
+            if texts is not None and not all(texts):
+                raise ConfigError(f"{flag} is empty")
         if self.max_media_bytes_in_flight < self.max_request_bytes:
             raise ConfigError(
                 f"--max-media-bytes-in-flight {self.max_media_bytes_in_flight} must be at least --max-request-bytes "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -65,7 +66,7 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
 def explain(error: ValidationError) -> RequestError:
     """The first of pydantic's complaints as one sentence that names the field."""
     first = error.errors(include_url=False, include_context=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).removeprefix(".")
     if first["type"] == "json_invalid":
         return RequestError(
             f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
@@ -78,6 +79,7 @@ def explain(error: ValidationError) -> RequestError:
         message = f"{path} must not be empty"
     else:
         complaint = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        complaint = re.sub(r"\ba valid (?=[aeiou])", "an ", complaint).replace("a valid ", "a ")
         message = f"{path} {complaint}, got {shown(first['input'])}"
     return RequestError(message, param=str(first["loc"][0]), code="invalid_value")
 

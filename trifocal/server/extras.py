@@ -94,7 +94,7 @@ def judge(
     ignored = found.all()
     unknown = [field for field in ignored if not field.is_known]
     if unknown:
-        logger.warning("fields ignored, nobody knows them: %s", text_of(unknown))
+        logger.warning("unknown fields were ignored: %s", text_of(unknown))
     return ignored
 
 
@@ -143,7 +143,7 @@ class _Found:
         field = self._fields[path] = Ignored(path, is_known=False, nearest=near[0] if near else None)
         if self._is_strict:
             raise RequestError(
-                f"nobody knows the field {field} (--strict-request-fields)", param=where, code="unknown_parameter"
+                f"unknown field {field} (--strict-request-fields)", param=where, code="unknown_parameter"
             )
 
 

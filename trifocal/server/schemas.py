@@ -79,8 +79,7 @@ Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text |
 Ints = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(_whole_items)]
 Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
 Messages = Annotated[list[Message], Field(fail_fast=True)]
-Options = Annotated[dict[str, Any], AfterValidator(whole)]
-MediaIo = Annotated[Options | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]
+MediaIo = Annotated[dict[str, Any] | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]
 _MAX_BIASES = 1 << 18  # more than any vocabulary has tokens
 _TOKEN_ID = re.compile("[0-9]{1,10}")
 
@@ -232,7 +231,7 @@ class Conversation(Body):
     add_generation_prompt: Flag | None = None
     continue_final_message: Flag | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    mm_processor_kwargs: Options | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
     media_io_kwargs: MediaIo = None
 
     @model_validator(mode="after")
