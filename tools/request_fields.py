@@ -23,8 +23,8 @@ This page is written by `python -m tools.request_fields` from the code; edit `tr
 `trifocal/multimodal/message_fields.py`.
 
 A body is JSON, sent with `Content-Type: application/json` (`curl -d` alone says a form: that is a 415). `null` means
-the default everywhere. An integer may be written `32.0`, a boolean as 0 or 1. `model` may be left out or empty: the
-first served name; a slash at its end is no part of it.
+the default everywhere. An integer may be written `32.0`, a boolean as 0 or 1 (but for options of media). `model` may be
+left out or empty: the first served name; a slash at its end is no part of it.
 
 No field is ignored in silence. One that is not acted on is of one of three classes:
 
