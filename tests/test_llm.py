@@ -121,7 +121,10 @@ def test_sampling_params_of_another_type(llm: LLM, given: Any) -> None:
         ({"prompt": 5}, "prompt must be a string, got 5"),
         ({"prompt": "x", "cache_salt": 5}, "cache_salt must be a string, got 5"),
         ({"prompt_token_ids": 5}, "prompt_token_ids must be a list of token ids, got 5"),
-        ({"prompt": "x", "multi_modal_data": 5}, 'multi_modal_data must be a dict, e.g. {"image": picture}, got 5'),
+        (
+            {"prompt": "x", "multi_modal_data": 5},
+            'multi_modal_data must be a dict like {"image": …} or {"video": …}, got int',
+        ),
     ],
     ids=str,
 )

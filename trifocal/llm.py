@@ -268,7 +268,10 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
     media = given.get("multi_modal_data")
     media = {} if media is None else media
     if not isinstance(media, Mapping):
-        raise wrong("multi_modal_data", 'a dict like {"image": …} or {"video": …}', media)
+        raise RequestError(
+            f'multi_modal_data must be a dict like {{"image": …}} or {{"video": …}}, got {type(media).__name__}',
+            param="multi_modal_data",
+        )
     salt = given.get("cache_salt")
     if salt is not None and not isinstance(salt, str):
         raise wrong("cache_salt", "a string", salt)

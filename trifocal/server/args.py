@@ -147,7 +147,7 @@ class ServerArgs:
                 raise ConfigError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
         if self.port > _MAX_PORT:
             raise ConfigError(f"--port must be at most {_MAX_PORT}, got {self.port}")
-        if self.root_path is not None and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"--root-path must begin with a slash and end without one, got {self.root_path!r}")
         for flag, texts in (
             ("--response-role", [self.response_role]),
