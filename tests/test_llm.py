@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.logged import messages
 from tests.models.engine_runs import GREEDY, picture, tokens, turn
 from tests.models.families import ENTRIES
 from trifocal.errors import ConfigError, RequestError
@@ -53,6 +54,18 @@ def test_options_that_are_not_there_are_refused_by_name(llm: LLM, method: str, o
     with pytest.raises(RequestError, match=f"not available yet: {option}") as caught:
         getattr(llm, method)(HELLO if method == "chat" else "hello", **{option: value})
     assert caught.value.param == option
+
+
+def test_fields_of_messages_are_not_ignored_in_silence(llm: LLM, caplog: pytest.LogCaptureFixture) -> None:
+    part = {"type": "text", "text": "hello", "cache_controll": 1}
+    message = {"role": "user", "content": [part], "foo": 1}
+    with caplog.at_level("WARNING"):
+        llm.chat([[message], [message]], GREEDY, use_tqdm=False)
+    assert messages(caplog) == [
+        "unknown fields were ignored: messages[].foo, messages[].content[].cache_controll (did you mean cache_control?)"
+    ]
+    with pytest.raises(RequestError, match=r"not available yet: messages\[0\].audio"):
+        llm.chat([{**HELLO[0], "audio": {"id": "x"}}], GREEDY, use_tqdm=False)
 
 
 def test_a_chat_template_of_the_call(llm: LLM, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from trifocal.errors import RequestError
 from trifocal.multimodal.chat import PromptBuilder
 from trifocal.multimodal.fetch_policy import FetchPolicy
 from trifocal.multimodal.given import images_of, videos_of
+from trifocal.multimodal.ignored_fields import IgnoredFields, judge_messages
 from trifocal.sampling_params import Flag, SamplingParams, refuse_unavailable, wrong
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import EngineStats, Prompt, RequestMetrics, RequestOutput
@@ -115,7 +116,8 @@ class LLM:
 
         `chat_template` is a Jinja template, or a file with one, for this call. Its `chat_template_content_format` is
         "string" (the content of a message is a text), "openai" (a list of parts) or "auto" (whatever it can render).
-        For the other keywords and for what is raised see `generate`; `tools` are not available yet.
+        For the other keywords and for what is raised see `generate`; `tools` are not available yet. Unknown fields of
+        messages are named in a warning.
         """
         self._shared.check_alive()
         _refuse_options(lora_request, priority, tokenization_kwargs)
@@ -123,6 +125,11 @@ class LLM:
         Flag().check("add_generation_prompt", add_generation_prompt)
         Flag().check("continue_final_message", continue_final_message)
         conversations = _as_conversations(messages)
+
+        ignored = IgnoredFields()
+        for conversation in conversations:
+            judge_messages(conversation, ignored)
+        ignored.warn()
 
         def build(conversation: Any) -> Build:
             return lambda: self._builder.chat_sync(

@@ -15,11 +15,12 @@ from tests.server.helpers import HELLO, MODEL, ask, image_part, picture
 from tests.server.test_refusals import names, refused
 from trifocal.config import EngineArgs, resolve
 from trifocal.errors import RequestError
+from trifocal.multimodal.ignored_fields import MAX_TEXT_BYTES, Ignored, text_of
 from trifocal.multimodal.message_fields import EMPTY, MESSAGE, PARTS, SOURCE, Scope
 from trifocal.server.access_log import fields as access_fields
 from trifocal.server.app import create_app
 from trifocal.server.args import ServerArgs
-from trifocal.server.extras import HEADER, MAX_HEADER_BYTES, Ignored, judge, text_of
+from trifocal.server.extras import HEADER, judge
 from trifocal.server.fields import BODY, STREAM_OPTIONS
 from trifocal.server.schemas import (
     Body,
@@ -245,10 +246,10 @@ def test_the_header_is_ascii_and_bounded() -> None:
     assert text.encode().decode("unicode_escape") == odd
     many = judge(chat_body(**{f"{number}" + "ü" * 200: 1 for number in range(3000)}, user="me", store=True))
     text = text_of(many)
-    assert len(text) <= MAX_HEADER_BYTES and text.endswith(", ...") and len(many) < 30
+    assert len(text) <= MAX_TEXT_BYTES and text.endswith(", ...") and len(many) < 30
     assert text_of(judge(chat_body(**{"": 1}))) == '""'  # a header that is there, but empty, would name nothing
-    exact = [Ignored("a" * 600), Ignored("b" * (MAX_HEADER_BYTES - 602))]
-    assert len(text_of(exact)) == MAX_HEADER_BYTES and text_of([*exact, Ignored("c")]) == "a" * 600 + ", ..."
+    exact = [Ignored("a" * 600), Ignored("b" * (MAX_TEXT_BYTES - 602))]
+    assert len(text_of(exact)) == MAX_TEXT_BYTES and text_of([*exact, Ignored("c")]) == "a" * 600 + ", ..."
 
 
 def test_an_answer_tells_in_its_header(http: httpx.Client) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from trifocal.multimodal.ignored_fields import text_of
 from trifocal.server.args import ServerArgs
-from trifocal.server.extras import text_of
 from trifocal.server.visit import Visit
 
 _QUOTED = frozenset(' "=\\')

@@ -13,10 +13,11 @@ from starlette.requests import Request
 
 from trifocal.config import EngineConfig
 from trifocal.errors import RequestError
+from trifocal.multimodal.ignored_fields import Ignored
 from trifocal.sampling_params import SamplingParams
 from trifocal.server.args import ServerArgs
 from trifocal.server.errors import explain
-from trifocal.server.extras import Ignored, declared, judge
+from trifocal.server.extras import declared, judge
 from trifocal.server.schemas import Body, GenerationBody
 from trifocal.server.service import service_of
 from trifocal.server.timeouts import within

@@ -17,12 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trifocal.errors import RequestError
 from trifocal.log import request_id
+from trifocal.multimodal.ignored_fields import Ignored, text_of
 from trifocal.multimodal.watch import watching
 from trifocal.sampling_params import SamplingParams
 from trifocal.server.admission import Holding
 from trifocal.server.errors import code_of, error_response, to_error
 from trifocal.server.extras import HEADER as IGNORED_HEADER
-from trifocal.server.extras import Ignored, text_of
 from trifocal.types import MediaItem, Prompt, SharedPixels
 
 HEADER = "x-request-id"
