@@ -60,7 +60,8 @@ class Worker:
         started = perf_counter()
         attention.capture(lambda num_tokens: self._dummy_pass(attention, num_tokens))
         logger.info("steps captured in %.1f s (--enforce-eager: none are)", perf_counter() - started)
-        self.runner = ModelRunner(self.model, attention, Sampler(config.num_vocab), self.platform)
+        sampler = Sampler(config.num_vocab, self.platform.kernels())
+        self.runner = ModelRunner(self.model, attention, sampler, self.platform)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
