@@ -1,8 +1,9 @@
 """OpenVINO GenAI behind the lines of `contender.WorkerSession`: `... openvino_worker.py FOLDER PROPERTIES`.
 
 It runs under the Python of scripts/build-openvino, which has nothing of Trifocal. One pipeline with continuous batching
-answers one question as well as 32 at once; answers have a fixed length, and are greedy. A token's time is when the step
-that made it has ended. Decoding and preprocessing of pictures counts, as it does for a server.
+answers one question as well as 32 at once; answers have a fixed length, and are greedy unless a question says how to
+sample. A token's time is when the step that made it has ended. Decoding and preprocessing of pictures counts, as it
+does for a server.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class Generator:
         text = " ".join(part["text"] for part in message["content"] if part["type"] == "text")
         length = question["output_tokens"]
         config = openvino_genai.GenerationConfig(
-            max_new_tokens=length, min_new_tokens=length, ignore_eos=True, do_sample=False
+            max_new_tokens=length, min_new_tokens=length, ignore_eos=True, do_sample=bool(question["sampling"]),
+            **question["sampling"],
         )  # fmt: skip
         return self._pipeline.add_request(next(self._numbers), text, pictures, config)
 

@@ -54,7 +54,7 @@ class Line:
 
 def lines(results: Results) -> list[Line]:
     """All that the run can say something about."""
-    parts = (_decoding, _first_token, _pictures, _streams, _prefill, _again, _context, _start, _memory)
+    parts = (_decoding, _first_token, _pictures, _streams, _sampling, _prefill, _again, _context, _start, _memory)
     return [line for part in parts for line in part(results)]
 
 
@@ -159,6 +159,16 @@ def floor_of(mine: Figures, workload: str, streams: int, pictures: int = 0) -> f
     return floor_seconds(
         rates, mine.precision, mine.weight_bytes, streams=streams, prompt=prompt, output=64, pictures=pictures
     )
+
+
+def _sampling(results: Results) -> Iterator[Line]:
+    for workload, figure, name in (("text1", "decode_tok_s", "one stream"), ("text16", "tok_s", _NAMES["text16"])):
+        for mine in _ours(results):
+            greedy = mine.value(workload, figure)
+            yield Line(
+                f"{name}, sampled, {mine.precision}", mine.value(f"{workload}-sampled", figure),
+                None if greedy is None else 0.95 * greedy, "tok/s", "95 % of greedy",
+            )  # fmt: skip
 
 
 def _prefill(results: Results) -> Iterator[Line]:

@@ -1,7 +1,8 @@
 """`generate` of transformers behind the lines of `contender.WorkerSession`: `... transformers_worker.py FOLDER`.
 
-Several questions at once are one batch, padded on the left; answers have a fixed length, and are greedy. The time of a
-token is when its logits are there. Preprocessing counts, as it does for a server.
+Several questions at once are one batch, padded on the left; answers have a fixed length, and are greedy unless the
+first question says how to sample. The time of a token is when its logits are there. Preprocessing counts, as it does
+for a server.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class Generator:
         """Times of one batch."""
         started, clock = time.perf_counter(), Clock()
         inputs = self._inputs([question["messages"] for question in questions])
-        length = questions[0]["output_tokens"]
+        length, sampling = questions[0]["output_tokens"], questions[0]["sampling"]
         output = self.model.generate(
-            **inputs, max_new_tokens=length, min_new_tokens=length, do_sample=False,
+            **inputs, max_new_tokens=length, min_new_tokens=length, do_sample=bool(sampling), **sampling,
             pad_token_id=self.tokenizer.pad_token_id, logits_processor=LogitsProcessorList([clock]),
         )  # fmt: skip
         end = time.perf_counter()

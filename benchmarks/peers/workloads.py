@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trifocal.bench.load import Measured
 from trifocal.bench.workload import Question, Shape, make_questions
@@ -30,6 +30,10 @@ def _text(streams: int, words: int, tokens: int) -> Shape:
     return Shape(streams, streams, words, tokens)
 
 
+def _sampled(shape: Shape) -> Shape:
+    return replace(shape, is_sampled=True)
+
+
 def _pictures(streams: int) -> Shape:
     return Shape(streams, streams, 32, 64, num_images=1)
 
@@ -39,9 +43,11 @@ WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("text1", _text(1, 10, 128), "one stream of text, 128 tokens"),
+        Workload("text1-sampled", _sampled(_text(1, 10, 128)), "the same with temperature 0.7, top_p 0.8, top_k 20"),
         Workload("image1", _pictures(1), "one 448x448 picture, 64 tokens"),
         Workload("image8", _pictures(8), "eight requests at once, each with a picture of its own, 64 tokens"),
         Workload("text16", _text(16, 105, 64), "16 streams of text, 64 tokens each"),
+        Workload("text16-sampled", _sampled(_text(16, 105, 64)), "the same with temperature 0.7, top_p 0.8, top_k 20"),
         Workload("text32", _text(32, 105, 64), "32 streams of text, 64 tokens each"),
         Workload("prefill512", _text(1, 462, 1), "a prompt of about 512 tokens, one token"),
         Workload("prefill2048", _text(1, 1915, 1), "a prompt of about 2048 tokens, one token"),

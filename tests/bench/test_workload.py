@@ -43,6 +43,13 @@ def test_the_same_seed_asks_the_same_and_no_two_are_alike() -> None:
     assert len({*first, *other}) == 2 * SHAPE.num_prompts
 
 
+def test_sampled_questions_are_the_greedy_ones_with_the_fields_for_sampling() -> None:
+    greedy, sampled = (make_questions(PRESETS[name], "seed", 2) for name in ("text1", "text1-sampled"))
+    assert [one.messages for one in greedy] == [one.messages for one in sampled]
+    assert all(one.sampling == {} for one in greedy)
+    assert all(one.sampling == {"temperature": 0.7, "top_p": 0.8, "top_k": 20} for one in sampled)
+
+
 def test_presets_and_changes_to_them() -> None:
     assert chosen_workloads(options("--preset", "all")) == PRESETS
     changed = chosen_workloads(options("--preset", "text16,image1", "--num-prompts", "2", "--image-size", "28"))

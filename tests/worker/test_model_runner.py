@@ -111,11 +111,12 @@ def break_drawing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def break_logprobs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     calls, logprobs = [], sampler._logprobs
 
-    def broken(row: Any, chosen: int, num_top: int) -> TokenLogprobs:
-        calls.extend([num_top] if num_top == 5 else [])
-        if num_top == 5 and len(calls) > FAILS_AT:
+    def broken(row: Any, chosen: int) -> TokenLogprobs:
+        is_bad = len(row.values) == 5
+        calls.extend([chosen] if is_bad else [])
+        if is_bad and len(calls) > FAILS_AT:
             raise RuntimeError("selected index k out of range")
-        return logprobs(row, chosen, num_top)
+        return logprobs(row, chosen)
 
     monkeypatch.setattr(sampler, "_logprobs", broken)
     return {"logprobs": 5}

@@ -11,7 +11,7 @@ import torch
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import Prompt, Request, ScheduledNew
 from trifocal.worker.input_batch import SequenceState
-from trifocal.worker.sampler import Sampler, _argmax, _top_k_top_p
+from trifocal.worker.sampler import Sampler, _argmax, _levels, _top_k_top_p, _weights
 
 VOCAB, PADDED = 40, 48
 
@@ -233,13 +233,70 @@ def test_a_top_k_beyond_any_vocabulary_is_no_limit() -> None:
 
 
 def test_what_cannot_be_ruled_out_alone_is_not_ruled_out_by_a_neighbour() -> None:
-    """Tails of 1e-17 vanish in cumulative sums: only rows that ask for a filter may lose them."""
+    """Tails too small to count in sums: only rows that ask for a filter may lose them."""
     row = torch.full((1, PADDED), -41.0)
     row[0, 0] = 0.0
-    probs = row.softmax(dim=-1).repeat(2, 1)
-    kept = _top_k_top_p(probs, [SamplingParams(), SamplingParams(top_k=1)])
-    assert torch.equal(kept[0], probs[0])
-    assert kept[1].count_nonzero() == 1
+    draws = Sampler(PADDED)._draws([state(), state(top_k=1)], row.device)
+    assert draws is not None
+    levels = _levels(row.repeat(2, 1), torch.zeros(2), draws)
+    kept = _top_k_top_p(levels, draws)
+    assert torch.equal(kept[0], levels[0])
+    assert (kept[1] > -64).sum() == 1
+
+
+def test_levels_and_weights_are_logarithms_and_probabilities() -> None:
+    logits = torch.randn(2, 5000, generator=torch.Generator().manual_seed(8)) * 5
+    draws = Sampler(5000)._draws([state(temperature=0.7), state(temperature=3.0)], logits.device)
+    assert draws is not None
+    weights = _weights(_levels(logits, logits.amax(-1), draws)).double() / 2**42
+    expected = (logits.double() / torch.tensor([[0.7], [3.0]])).softmax(-1)
+    expected /= expected.amax(-1, keepdim=True)
+    assert ((weights - expected).abs() <= 3e-6 * expected + 2**-42).all()
+    assert weights.amax() == 1
+
+
+def penalized_densely(row: torch.Tensor, of: SequenceState) -> torch.Tensor:
+    """With numbers for all tokens of the vocabulary, as the definition is read."""
+    params = of.request.params
+    occurred, generated = torch.zeros(len(row), dtype=torch.bool), torch.zeros(len(row))
+    occurred[of.token_ids[: of.num_tokens]] = True
+    for token_id in of.output_token_ids:
+        generated[token_id] += 1
+    scale = params.repetition_penalty
+    row = torch.where(occurred, torch.where(row > 0, row / scale, row * scale), row)
+    return row - params.frequency_penalty * generated - params.presence_penalty * (generated > 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.05},
+        {"frequency_penalty": 0.3},
+        {"presence_penalty": -0.7},
+        {"repetition_penalty": 0.9, "frequency_penalty": 1.1, "presence_penalty": 0.2},
+    ],
+)
+def test_penalties_of_the_tokens_that_occurred_are_those_of_all_to_the_last_bit(settings: dict[str, float]) -> None:
+    rng = np.random.default_rng(11)
+    sampler, of = Sampler(VOCAB), state(prompt=[3, 3, 9, 0], output=[5], temperature=0.0, **settings)
+    for _ in range(30):
+        row = random_logits(rng, 1)[0]
+        expected = penalized_densely(row, of)
+        sampler._adjust(row, of)
+        assert torch.equal(row, expected)
+        of.append(int(rng.integers(VOCAB)))
+
+
+def test_log_probabilities_are_of_the_row_before_it_was_changed() -> None:
+    """Bias, ban and penalty may meet at one token."""
+    logits = random_logits(np.random.default_rng(12), 1)
+    plain = state(logprobs=VOCAB, temperature=0.0)
+    changed = state(
+        "b", prompt=[3], output=[3, 5], stop_ids=frozenset({3, 7}), min_tokens=5, logit_bias={3: 9.0, 8: -9.0},
+        logprobs=VOCAB, temperature=0.0, repetition_penalty=1.5,
+    )  # fmt: skip
+    before, after = (Sampler(VOCAB)(logits.clone(), [each]).logprobs[0] for each in (plain, changed))
+    assert (before.token_ids[1:], before.logprobs[1:]) == (after.token_ids[1:], after.logprobs[1:])
 
 
 @pytest.mark.parametrize("vocab", [1, 5, 127, 128, 129, 1000, 92553])

@@ -87,6 +87,7 @@ async def _ask(http: httpx.AsyncClient, target: Target, question: Question) -> M
         "max_tokens": question.output_tokens,
         "min_tokens": question.output_tokens,
         "ignore_eos": True,
+        **question.sampling,
         **target.fields,
     }
     measured = Measured(time.perf_counter())

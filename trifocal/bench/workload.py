@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -21,9 +21,12 @@ _WORDS = (
 ).split()
 
 
+SAMPLED = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}  # what most models recommend
+
+
 @dataclass(frozen=True)
 class Shape:
-    """The outline of a workload: how many requests at once, and what is in each."""
+    """The outline of a workload: how many requests at once, and what is in each. `is_sampled`: not greedy."""
 
     num_prompts: int
     concurrency: int
@@ -31,11 +34,14 @@ class Shape:
     output_tokens: int
     num_images: int = 0
     image_size: tuple[int, int] = (448, 448)  # width, height
+    is_sampled: bool = False
 
 
 PRESETS = {
     "text1": Shape(num_prompts=3, concurrency=1, input_words=10, output_tokens=128),
     "text16": Shape(num_prompts=48, concurrency=16, input_words=105, output_tokens=64),
+    "text1-sampled": Shape(num_prompts=3, concurrency=1, input_words=10, output_tokens=128, is_sampled=True),
+    "text16-sampled": Shape(num_prompts=48, concurrency=16, input_words=105, output_tokens=64, is_sampled=True),
     "image1": Shape(num_prompts=3, concurrency=1, input_words=32, output_tokens=64, num_images=1),
     "image8": Shape(num_prompts=24, concurrency=8, input_words=32, output_tokens=64, num_images=1),
 }
@@ -43,10 +49,11 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Question:
-    """One request: a user message in the OpenAI form and the exact length of its answer."""
+    """One request: a user message in the OpenAI form, the exact length of its answer, and how it is sampled."""
 
     messages: list[dict[str, Any]]
     output_tokens: int
+    sampling: dict[str, Any] = field(default_factory=dict)  # fields of the request beside those of greedy ones
 
 
 def make_questions(shape: Shape, seed: str, count: int | None = None) -> list[Question]:
@@ -74,7 +81,8 @@ def _question(shape: Shape, random: Random) -> Question:
         for png in pictures
     ]
     content.append({"type": "text", "text": text})
-    return Question([{"role": "user", "content": content}], shape.output_tokens)
+    sampling = dict(SAMPLED) if shape.is_sampled else {}
+    return Question([{"role": "user", "content": content}], shape.output_tokens, sampling)
 
 
 def _picture(random: Random, size: tuple[int, int]) -> bytes:

@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trifocal.kernels.blocks import all_rows, int8_of_words
 from trifocal.kernels.int4 import Int4Weight
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How each of m rows of logits gets its token; tensors [m]. `worker.sampler` defines the arithmetic.
+
+    `scale` float32: log2(e) / temperature; 0 takes the most likely token, and the row's other numbers mean nothing.
+    `floor` float32: min_p's logarithm to base 2. `top_k` int64: the vocabulary's size where there is no limit.
+    `top_p` and `noise` int64: numbers from 0 to 1 in units of 2**-53.
+    """
+
+    scale: Tensor
+    floor: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    noise: Tensor
+
+    def of(self, rows: Tensor) -> Draws:
+        """Those of some rows."""
+        return Draws(self.scale[rows], self.floor[rows], self.top_k[rows], self.top_p[rows], self.noise[rows])
+
+
+@dataclass(frozen=True)
+class Likely:
+    """What log-probabilities of a row of logits are made of.
+
+    The largest logit (no number where one is none), the sum of weights at temperature 1, the chosen token's logit and
+    its rank from 1, the largest logits in order, and their ids.
+    """
+
+    largest: float
+    total: int
+    own: float
+    rank: int
+    values: list[float]
+    ids: list[int]
 
 
 class Kernels:
@@ -101,6 +140,20 @@ class Kernels:
 
         None where there is no kernel for it: `attention.vision` knows what torch does best.
         """
+        return None
+
+    def choose(self, logits: Tensor, vocab: int, draws: Draws | None) -> tuple[Tensor, Tensor] | None:
+        """Of each row of logits [m, vocab or more] a token, int64 [m], and the largest logit: no number if one is none.
+
+        Without `draws` the tokens are the most likely ones. Of rows without finite probabilities they are 0. None where
+        there is no kernel for it: `worker.sampler` knows what torch does.
+        """
+        return None
+
+    def likely(
+        self, logits: Tensor, vocab: int, rows: Sequence[int], chosen: Sequence[int], counts: Sequence[int]
+    ) -> list[Likely] | None:  # fmt: skip
+        """For some rows, with the token that each chose and how many of the largest logits it wants; None as above."""
         return None
 
 

@@ -70,7 +70,8 @@ class Worker:
 
     def reset(self) -> None:
         """Forget every sequence and all embeddings; weights and the memory of the KV cache stay."""
-        self.runner = ModelRunner(self.model, self._attention, Sampler(self.config.num_vocab), self.platform)
+        sampler = Sampler(self.config.num_vocab, self.platform.kernels())
+        self.runner = ModelRunner(self.model, self._attention, sampler, self.platform)
 
     # ------------------------------------------------------------------------------------------ memory
 

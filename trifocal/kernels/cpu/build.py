@@ -22,6 +22,9 @@ from trifocal.envs import cache_folder
 
 SOURCES = Path(__file__).parent / "src"
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-exceptions", "-fopenmp", "-fPIC", "-fvisibility=hidden")
+# Sampling computes what torch computes, operation by operation: none may be fused with the next. Its vectors are
+# explicit; those that the compiler makes of its tables are slower.
+FLAGS_OF = {"sampling.cpp": ("-ffp-contract=off", "-fno-tree-vectorize")}
 _COMPILERS = ("g++", "c++", "clang++")
 _WIDE = ("-march=x86-64-v4", "-mprefer-vector-width=512")
 
@@ -98,7 +101,7 @@ def compiler() -> list[str]:
 
 def library_path(chosen: InstructionSet, command: Sequence[str]) -> Path:
     """The file that holds, or will hold, the kernels of the present sources."""
-    digest = hashlib.sha256(repr((command, FLAGS, chosen.flags)).encode())
+    digest = hashlib.sha256(repr((command, FLAGS, FLAGS_OF, chosen.flags)).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
     return cache_folder("kernels") / f"{chosen.name}-{digest.hexdigest()[:16]}.so"
@@ -126,7 +129,7 @@ def compile_sources(command: Sequence[str], folder: Path) -> Path:
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        _run([*command, "-c", str(source), "-o", str(target)])
+        _run([*command, *FLAGS_OF.get(source.name, ()), "-c", str(source), "-o", str(target)])
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

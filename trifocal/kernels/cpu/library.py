@@ -59,7 +59,13 @@ _ATTENTION = _struct(
     "q_stride k_stride v_stride block_size heads kv_heads head_dim",
     "scale",
 )
+_CHOOSE = _struct("Choose", "logits scale floor top_k top_p noise tokens largest", "stride rows vocab")
+_LIKELY = _struct(
+    "Likely", "logits rows chosen wanted largest own values totals ranks ids", "stride count vocab width", "scale"
+)
 _KERNELS: dict[str, type[Args]] = {
+    "choose": _CHOOSE,
+    "likely": _LIKELY,
     "linear_bf16": _LINEAR,
     "linear_int4": _INT4,
     "linear_int4_int8": _INT4,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from trifocal.kernels.base import Kernels
+from trifocal.kernels.base import Draws, Kernels, Likely
 from trifocal.kernels.cpu.library import SUFFIX, Kernel, Library
 from trifocal.kernels.int4 import Int4Weight
 
@@ -26,6 +29,7 @@ class CpuKernels(Kernels):
         }
         self._linear_int4 = library.kernels["linear_int4"]
         self._linear_int4_int8 = library.kernels["linear_int4_int8"]
+        self._choose, self._likely = library.kernels["choose"], library.kernels["likely"]
         self._segments = {dtype: library.kernels[f"segments_{suffix}"] for dtype, suffix in SUFFIX.items()}
         self._norm, self._silu, self._rotate, self._linear_int8 = (
             {dtype: library.kernels[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
@@ -148,6 +152,50 @@ class CpuKernels(Kernels):
             q.stride(0), k.stride(0), v.stride(0), len(lengths), heads, size, size**-0.5, torch.get_num_threads(),
         )  # fmt: skip
         return out
+
+    def choose(self, logits: Tensor, vocab: int, draws: Draws | None) -> tuple[Tensor, Tensor] | None:
+        """No row is sorted or copied; several threads take a row each."""
+        if not _are_rows(logits):
+            return None
+        tokens = torch.empty(len(logits), dtype=torch.int64)
+        largest = torch.empty(len(logits))
+        how = [None] * 5 if draws is None else [draws.scale, draws.floor, draws.top_k, draws.top_p, draws.noise]
+        addresses = [None if each is None else each.data_ptr() for each in (logits, *how, tokens, largest)]
+        self._choose(*addresses, logits.stride(0), len(logits), vocab, torch.get_num_threads())
+        return tokens, largest
+
+    def likely(
+        self, logits: Tensor, vocab: int, rows: Sequence[int], chosen: Sequence[int], counts: Sequence[int]
+    ) -> list[Likely] | None:  # fmt: skip
+        """As `choose`."""
+        if not _are_rows(logits):
+            return None
+        wanted = [min(count, vocab) for count in counts]
+        given = torch.tensor([[*rows], [*chosen], wanted])
+        largest, own = torch.zeros(2, len(rows))
+        total, rank = torch.zeros(2, len(rows), dtype=torch.int64)
+        values = torch.zeros(len(rows), max(wanted))
+        ids = torch.zeros_like(values, dtype=torch.int64)
+        tensors = (logits, *given, largest, own, values, total, rank, ids)
+        self._likely(
+            *(each.data_ptr() for each in tensors), logits.stride(0), len(rows), vocab, max(wanted), math.log2(math.e),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return [
+            Likely(
+                largest=float(largest[i]),
+                total=int(total[i]),
+                own=float(own[i]),
+                rank=int(rank[i]),
+                values=values[i, :count].tolist(),
+                ids=ids[i, :count].tolist(),
+            )
+            for i, count in enumerate(wanted)
+        ]
+
+
+def _are_rows(logits: Tensor) -> bool:
+    return logits.dtype == torch.float32 and logits.device.type == "cpu" and logits.stride(1) == 1
 
 
 def _product(
