@@ -102,7 +102,7 @@ def serve(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 def test_nothing_runs_and_the_error_says_what_would(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
     for load in (Tokenizer.from_folder, LLM):
-        with pytest.raises(ConfigError, match="--trust-remote-code would run it with all your rights") as caught:
+        with pytest.raises(ConfigError, match="trust_remote_code would run it with all your rights") as caught:
             load(str(folder))
         assert "tokenization_canary.CanaryTokenizer" in str(caught.value) and "read the code first" in str(caught.value)
     assert traces(folder) == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import threading
 from concurrent.futures import CancelledError, wait
+from typing import Any
 
 import pytest
 
@@ -119,3 +121,21 @@ def test_a_dropped_loop_ends() -> None:
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_what_is_interrupted_while_it_begins_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = LoopThread()
+    begin = thread._loop.call_soon_threadsafe
+
+    def begin_and_interrupt(*call: Any) -> None:
+        monkeypatch.undo()
+        begin(*call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(thread._loop, "call_soon_threadsafe", begin_and_interrupt)
+    coroutine = asyncio.sleep(60)
+    with pytest.raises(KeyboardInterrupt):
+        thread.run(coroutine)
+    thread.run(asyncio.sleep(0))  # behind what was asked for before
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+    thread.end()

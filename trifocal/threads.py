@@ -10,12 +10,12 @@ import atexit
 import os
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import CancelledError, Executor, Future, wait
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Semaphore, Thread, current_thread
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -120,23 +120,55 @@ class LoopThread:
 
         Raises `RuntimeError` after `end`.
         """
+        job = _LoopJob(coroutine)  # before it is begun: from then on an exception at any point must find it, to drop it
         try:
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        except RuntimeError:
-            coroutine.close()
-            raise
-        try:
-            while not wait([future], _WAKE_S).done:
-                if not self._thread.is_alive() and not future.done():
+            try:
+                self._loop.call_soon_threadsafe(job.start)
+            except RuntimeError:
+                coroutine.close()
+                raise
+            while not wait([job.future], _WAKE_S).done:
+                if not self._thread.is_alive() and not job.future.done():
                     raise RuntimeError("the thread of the event loop has ended")
-            return future.result()
+            return job.future.result()
         finally:
-            future.cancel()
+            with suppress(RuntimeError):  # the loop is closed already
+                self._loop.call_soon_threadsafe(job.drop)
 
     def end(self) -> None:
         """Cancel what runs, and end the thread."""
         _stop(self._loop)
         self._thread.join()
+
+
+class _LoopJob(Generic[T]):
+    """A coroutine for the loop. `start` and `drop` are called there, in this order or in the other."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.future: Future[T] = Future()
+        self._coroutine = coroutine
+        self._task: asyncio.Task[T] | None = None
+        self._is_dropped = False
+
+    def start(self) -> None:
+        if not self._is_dropped:
+            self._task = asyncio.ensure_future(self._coroutine)
+            self._task.add_done_callback(self._deliver)
+
+    def drop(self) -> None:
+        self._is_dropped = True
+        if self._task is None:
+            self._coroutine.close()
+        else:
+            self._task.cancel()
+
+    def _deliver(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.future.set_exception(CancelledError())
+        elif (error := task.exception()) is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(task.result())
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

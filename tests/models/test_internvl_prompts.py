@@ -95,7 +95,7 @@ def test_stop_tokens(folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch
 
 
 def test_refusals(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--mm-processor-kwargs: .*'max_pixels' is not known"):
+    with pytest.raises(ConfigError, match=r"mm_processor_kwargs: .*'max_pixels' is not known"):
         LLM(str(folder), mm_processor_kwargs={"max_pixels": 1})
     with LLM(str(folder)) as llm:
         bad = {"prompt": turn("<image>"), "multi_modal_data": {"image": picture(1)}}
