@@ -101,8 +101,8 @@ def serve(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 def test_nothing_runs_and_the_error_says_what_would(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
-    for load in (Tokenizer.from_folder, LLM):
-        with pytest.raises(ConfigError, match="trust_remote_code would run it with all your rights") as caught:
+    for load, name in ((Tokenizer.from_folder, "--trust-remote-code"), (LLM, "trust_remote_code")):
+        with pytest.raises(ConfigError, match=f" {name} would run it with all your rights") as caught:
             load(str(folder))
         assert "tokenization_canary.CanaryTokenizer" in str(caught.value) and "read the code first" in str(caught.value)
     assert traces(folder) == []
