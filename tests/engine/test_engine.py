@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,6 @@ from trifocal.llm import LLM
 from trifocal.sampling_params import SamplingParams
 
 IMAGE, VIDEO = ENTRIES["qwen2_5_vl"].image, ENTRIES["qwen2_5_vl"].video
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(str(folder)) as llm:
-        yield llm
 
 
 def test_same_picture_again_is_served_from_the_caches(llm: LLM) -> None:

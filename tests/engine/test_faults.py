@@ -41,11 +41,6 @@ EVERY_KIND = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
 def config(folder: Path) -> EngineConfig:
     return resolve(EngineArgs(model=str(folder), dtype="float32", max_model_len=512))
 

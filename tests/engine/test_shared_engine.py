@@ -13,14 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import tiny
 from tests.models.engine_runs import GREEDY, is_idle, mixed_prompts, picture, tokens, turn
 from tests.models.families import ENTRIES
 from trifocal.errors import EngineDeadError, RequestError
@@ -33,17 +32,6 @@ SEEDED = SamplingParams(temperature=1.0, top_p=0.9, seed=5, max_tokens=15, ignor
 PAIR = SamplingParams(n=2, temperature=0.8, seed=9, max_tokens=9, ignore_eos=True)
 ENDLESS = SamplingParams(temperature=0, max_tokens=3500, ignore_eos=True)
 TIMEOUT_S = 60
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny") / "model")
-
-
-@pytest.fixture(scope="module")
-def llm(folder: Path) -> Iterator[LLM]:
-    with LLM(str(folder)) as llm:
-        yield llm
 
 
 class InThread(threading.Thread):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import isa
 from trifocal.kernels.base import TORCH
 from trifocal.kernels.blocks import empty_blocks, store_rows
 from trifocal.kernels.cpu.ops import CpuKernels
@@ -14,15 +13,7 @@ from trifocal.kernels.cpu.ops import CpuKernels
 HALF, FULL = torch.bfloat16, torch.float32
 
 
-@pytest.fixture(scope="module", params=isa.NAMES)
-def kernels(request: pytest.FixtureRequest) -> CpuKernels:
-    return CpuKernels(isa.library(request.param))
-
-
-@pytest.fixture(autouse=True, params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> None:
-    torch.set_num_threads(request.param)
-    request.addfinalizer(lambda: torch.set_num_threads(1))
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def normal(*shape: int, dtype: torch.dtype = HALF, seed: int = 0) -> Tensor:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import isa
 from trifocal.kernels.base import TORCH
 from trifocal.kernels.blocks import empty_blocks, store_rows, words_of_int8
 from trifocal.kernels.cpu.ops import CpuKernels
@@ -14,11 +13,6 @@ from trifocal.kernels.int4 import Int4Weight
 
 HALF, FULL = torch.bfloat16, torch.float32
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 23, 33, 50)  # on both sides of where kernels take another way
-
-
-@pytest.fixture(scope="module", params=isa.NAMES)
-def kernels(request: pytest.FixtureRequest) -> CpuKernels:
-    return CpuKernels(isa.library(request.param))
 
 
 @pytest.fixture(autouse=True)

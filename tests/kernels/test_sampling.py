@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import isa
 from tests.worker.test_sampler import state
 from trifocal.kernels.base import Draws
 from trifocal.kernels.cpu.ops import CpuKernels
@@ -22,15 +21,7 @@ from trifocal.worker.sampler import Sampled, Sampler
 SIZES = [1, 2, 7, 15, 16, 17, 33, 128, 333, 1023, 1025, 5000]
 
 
-@pytest.fixture(scope="module", params=isa.NAMES)
-def kernels(request: pytest.FixtureRequest) -> CpuKernels:
-    return CpuKernels(isa.library(request.param))
-
-
-@pytest.fixture(autouse=True, params=[1, 3])
-def threads(request: pytest.FixtureRequest) -> None:
-    torch.set_num_threads(request.param)
-    request.addfinalizer(lambda: torch.set_num_threads(1))
+pytestmark = pytest.mark.usefixtures("threads")
 
 
 def logits_of(rng: np.random.Generator, kind: str, rows: int, vocab: int) -> Tensor:
