@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -33,6 +37,14 @@ def sandbox() -> Any:
 
 def pids(sandbox: Sandbox) -> list[int]:
     return [process.pid for process in sandbox._idle]
+
+
+def num_waiting(process: subprocess.Popen[bytes]) -> int:
+    """Bytes that it has been sent and has not read."""
+    assert process.stdin is not None
+    count = array.array("i", [0])
+    fcntl.ioctl(process.stdin, termios.FIONREAD, count)
+    return count[0]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +143,10 @@ def test_a_process_that_dies_while_it_renders(sandbox: Sandbox) -> None:
         sandbox.render("a", {}, max_chars=9)
         [pid] = pids(sandbox)
         os.kill(pid, signal.SIGSTOP)  # so that the rendering is under way when it dies
+        [process] = sandbox._idle
         rendering = pool.submit(sandbox.render, "b", {}, 9)
-        while pids(sandbox):
-            pass
+        while not num_waiting(process):  # until then it may still be found dead, and replaced
+            sleep(0.001)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(RequestError, match="ended"):
             rendering.result()

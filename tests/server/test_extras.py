@@ -118,8 +118,14 @@ def test_tools_that_may_not_be_called_are_told() -> None:
         "parallel_tool_calls",
     ]
     assert told(chat_body(best_of=3, n=3)) == []
-    with pytest.raises(RequestError, match="best_of"):
-        judge(chat_body(best_of=3))
+    for value in (3, True):  # though Python says that True is 1
+        with pytest.raises(RequestError, match="best_of"):
+            judge(chat_body(best_of=value))
+    for name, value in (("priority", 0.0), ("length_penalty", 1), ("best_of", 1.0)):
+        assert told(chat_body(**{name: value})) == []
+    for name, value in (("length_penalty", True), ("thinking_token_budget", -2), ("suffix", 0)):
+        with pytest.raises(RequestError, match=name):
+            judge(chat_body(**{name: value}))
 
 
 def test_known_fields_without_effect_are_told() -> None:

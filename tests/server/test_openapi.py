@@ -47,7 +47,15 @@ GENERATED = settings(
     max_examples=15, phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
 # Refusals that a schema cannot foresee: two fields that must fit each other.
-BETWEEN_FIELDS = ("stream_options", "top_logprobs", "continue_final_message", "min_tokens", "tools", "functions")
+BETWEEN_FIELDS = (
+    "stream_options",
+    "top_logprobs",
+    "continue_final_message",
+    "min_tokens",
+    "tools",
+    "functions",
+    "best_of",
+)
 
 
 def strategy(path: str, mode: GenerationMode = GenerationMode.POSITIVE) -> Any:

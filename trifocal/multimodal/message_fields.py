@@ -26,7 +26,7 @@ class Refused:
 
     def allows(self, value: Any) -> bool:
         """Whether `value` asks for what happens anyway."""
-        return value is None or value is False or without_nulls(value) in self._values
+        return value is None or value is False or any(is_same(without_nulls(value), each) for each in self._values)
 
     @property
     def _values(self) -> tuple[Any, ...]:
@@ -38,6 +38,15 @@ class Refused:
         objects = [_with_nulls(value) for value in self._values if isinstance(value, Mapping)]
         description = f"not available ({self.what}); refused with any other value"
         return {"description": description, "anyOf": [{"enum": [None, False, *plain]}, *objects]}
+
+
+def is_same(value: Any, other: Any) -> bool:
+    """Whether two JSON values are equal: 1 is 1.0, but no number is true or false, which Python says of 1 and 0."""
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(is_same, value, other))
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
+        return value.keys() == other.keys() and all(is_same(value[name], other[name]) for name in value)
+    return isinstance(value, bool) is isinstance(other, bool) and bool(value == other)
 
 
 def _with_nulls(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from trifocal.multimodal.ignored_fields import Ignored, IgnoredFields, judge_messages, judge_object
-from trifocal.multimodal.message_fields import Scope
+from trifocal.multimodal.message_fields import Scope, is_same
 from trifocal.server.fields import BODY, COMPANIONS, STREAM_OPTIONS
 
 HEADER = "x-ignored-fields"
@@ -24,6 +24,10 @@ def extras_schema() -> dict[str, dict[str, Any]]:
     return {
         **{name: {"description": f"has no effect: {why}"} for name, why in BODY.hints.items()},
         **{name: refused.schema() for name, refused in BODY.refused.items()},
+        "best_of": {
+            "description": "as many as n",
+            "anyOf": [BODY.refused["best_of"].schema(), {"type": "integer", "minimum": 1}],
+        },
     }
 
 
@@ -74,6 +78,6 @@ def _judge_body(extras: Mapping[str, Any], scope: Scope, n: int | None, found: I
         if extras.get(name) and extras.get(companion) == "none":
             found.hint(name)
             extras = {each: value for each, value in extras.items() if each != name}
-    if extras.get("best_of") == (n or 1):
+    if is_same(extras.get("best_of"), n or 1):
         extras = {name: value for name, value in extras.items() if name != "best_of"}
     judge_object(extras, scope, "", "", found)
