@@ -32,8 +32,8 @@ from unittest.mock import patch
 
 import httpx
 
+from trifocal.cli.client import media_part
 from trifocal.cli.local_server import LocalServer
-from trifocal.client import media_part
 
 DEMO = Path(__file__).parents[1] / "trifocal" / "demo"
 _VARIES = re.compile(rb'"(id|created)":("[^"]*"|\d+),|"prompt_tokens_details":\{[^}]*\}')

@@ -19,9 +19,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from trifocal.multimodal.image import TargetSize, load_image, open_image
-from trifocal.multimodal.limits import MediaLimits
-from trifocal.multimodal.reader import MediaReader
+from trifocal.media.decode.image import TargetSize, load_image, open_image
+from trifocal.media.limits import MediaLimits
+from trifocal.media.reader import MediaReader
 
 LIMITS = MediaLimits(128_000_000, 4_000_000_000, 2048, 30.0, 120.0, 2 << 30)
 

@@ -22,12 +22,12 @@ from collections import defaultdict
 from pathlib import Path
 
 from benchmarks.decoding import picture
+from trifocal.api.openai.schemas import ChatBody
 from trifocal.bench.workload import Shape, make_questions
-from trifocal.client import bytes_part
-from trifocal.config import EngineArgs, resolve
+from trifocal.cli.client import bytes_part
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.media_store import MediaStore
-from trifocal.multimodal.chat import PromptBuilder
-from trifocal.server.schemas import ChatBody
+from trifocal.prompt.builder import PromptBuilder
 
 BUILT_IN = Path(__file__).parents[1] / "trifocal" / "demo" / "model"
 BOUND_MS = 40.0

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tools.demo_model.items import held_out_items
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.int4 import Int4Weight
 from trifocal.models.base import Model

@@ -40,8 +40,8 @@ import numpy as np
 
 from benchmarks.overload import BUILT_IN, memory
 from trifocal.bench.workload import Shape, make_questions
+from trifocal.cli.client import bytes_part
 from trifocal.cli.local_server import LocalServer
-from trifocal.client import bytes_part
 
 CHAT = "/v1/chat/completions"
 EVERY_S = 2.0

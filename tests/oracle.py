@@ -13,13 +13,13 @@ from torch import Tensor
 
 from trifocal.attention.base import AttentionBatch, KVCache
 from trifocal.attention.reference import ReferenceAttention
+from trifocal.families import PROCESSORS
+from trifocal.media.media import Image, Media, Video
 from trifocal.model_spec import ModelSpec, TextConfig
 from trifocal.models.base import Model
 from trifocal.models.loader import load_model
-from trifocal.models.registry import PROCESSORS
-from trifocal.multimodal.media import Image, Media, Video
-from trifocal.multimodal.processor import Processor
-from trifocal.tokenizer import Tokenizer
+from trifocal.prompt.processor import Processor
+from trifocal.tokenizer import load_tokenizer
 from trifocal.types import Prompt
 
 TOLERANCE = 1e-4
@@ -39,7 +39,7 @@ def load_ours(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
 def load_processor(folder: Path) -> Processor:
     """Our processor of a folder."""
     spec = load_spec(folder)
-    return PROCESSORS.get(spec.architecture)(spec, Tokenizer.from_folder(str(folder)))
+    return PROCESSORS.get(spec.architecture)(spec, load_tokenizer(str(folder)))
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:

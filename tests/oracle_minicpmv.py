@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tests import tiny_minicpmv as tiny
 from tests.oracle import Reference, Sample
-from trifocal.multimodal.media import Image, Media
+from trifocal.media.media import Image, Media
 
 Weights = dict[str, Tensor]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.helpers import Server, free_port
+from tests.api.helpers import Server, free_port
 from trifocal.demo.run import MODEL, SAMPLES
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.quantize import ROOT, compare, held_out, rounded_while_loading
+from tests.api.helpers import ask, clip, image_part, picture, video_part
 from tests.oracle import TOLERANCE, Runner, Sample, load_ours, relative_error
-from tests.server.helpers import ask, clip, image_part, picture, video_part
 from tools.smollm2.__main__ import CACHE
 from tools.smollm2.checkpoint import write_checkpoint
 from tools.smollm2.package import DownloadError, download
@@ -27,7 +27,7 @@ from trifocal.cli.local_server import LocalServer, choose_port
 from trifocal.llm import LLM
 from trifocal.model_spec import ModelSpec, read_json
 from trifocal.sampling_params import SamplingParams
-from trifocal.tokenizer import Tokenizer
+from trifocal.tokenizer import load_tokenizer
 from trifocal.types import Prompt
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def test_pictures_and_clips_pass_through(client: openai.OpenAI) -> None:
 def test_logits_are_those_of_transformers(folder: Path) -> None:
     """In float32, whole and in chunks through the cache."""
     text = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\nThe capital of France is Paris. In 1789,"
-    token_ids = Tokenizer.from_folder(str(folder)).encode(text)
+    token_ids = load_tokenizer(str(folder)).encode(text)
     expected = reference_logits(folder, token_ids)
     runner, sample = Runner(load_ours(folder)), Sample(Prompt(token_ids))
     for chunk in (len(token_ids), 7):
@@ -170,7 +170,7 @@ def test_tokenizer_is_the_one_in_the_file(gguf: Path, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    ours = Tokenizer.from_folder(str(folder))
+    ours = load_tokenizer(str(folder))
     texts = [
         "It's 3.14, isn't it?   Not 1789!\n\n\tWe'll see", "Ünïcode, 日本語, 🙂 and  spaces ", "x=10**25;y[0]-=7",
         f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|endoftext|><repo_name>", "<|im_end", "",

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from tests.server.helpers import image_part, picture
-from trifocal.config import EngineArgs, resolve
+from tests.api.helpers import image_part, picture
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError, RequestError
 from trifocal.llm import LLM
-from trifocal.multimodal.chat import PromptBuilder
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
-from trifocal.tokenizer import Tokenizer
+from trifocal.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 TRACE = "from pathlib import Path\nPath({folder!r}, 'ran-' + {name!r}).touch()\n"
@@ -101,7 +101,7 @@ def serve(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 def test_nothing_runs_and_the_error_says_what_would(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path)
-    for load, name in ((Tokenizer.from_folder, "--trust-remote-code"), (LLM, "trust_remote_code")):
+    for load, name in ((load_tokenizer, "--trust-remote-code"), (LLM, "trust_remote_code")):
         with pytest.raises(ConfigError, match=f" {name} would run it with all your rights") as caught:
             load(str(folder))
         assert "tokenization_canary.CanaryTokenizer" in str(caught.value) and "read the code first" in str(caught.value)
@@ -131,7 +131,7 @@ def test_a_folder_without_any_tokenizer(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, None, tokenizer_class="LlamaTokenizer")
     for is_trusted in (False, True):
         with pytest.raises(ConfigError, match=r"tokenizer\.json is missing \(and nothing else that makes a Llama"):
-            Tokenizer.from_folder(str(folder), trust_remote_code=is_trusted)
+            load_tokenizer(str(folder), trust_remote_code=is_trusted)
 
 
 # ----------------------------------------------------------------------------------------------- with the flag
@@ -144,7 +144,7 @@ def trusted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer(trusted: Path) -> Tokenizer:
-    return Tokenizer.from_folder(str(trusted), trust_remote_code=True)
+    return load_tokenizer(str(trusted), trust_remote_code=True)
 
 
 def test_the_tokenizer_runs_and_nothing_else(tokenizer: Tokenizer, trusted: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_fast_tokenizer_in_python(tmp_path: Path) -> None:
     file = tmp_path / "elsewhere.json"
     file.write_text(tiny.tokenizer_json(), encoding="utf-8")
     (folder / "fast_canary.py").write_text(FAST.format(file=str(file)), encoding="utf-8")
-    tokenizer = Tokenizer.from_folder(str(folder), trust_remote_code=True)
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=True)
     assert tokenizer.encode("the quick<|im_end|>") == tokenizer.backend.encode("the quick<|im_end|>").ids
     assert traces(folder) == []
 
@@ -217,7 +217,7 @@ def test_code_that_fails_or_lies_elsewhere(tmp_path: Path) -> None:
         folder = checkpoint(tmp_path / str(index), [reference, None])
         (folder / "broken.py").write_text("raise RuntimeError('boom')", encoding="utf-8")
         with pytest.raises(ConfigError, match=rf"the tokenizer .* failed: .*{what}"):
-            Tokenizer.from_folder(str(folder), trust_remote_code=True)
+            load_tokenizer(str(folder), trust_remote_code=True)
 
 
 def test_the_server_passes_the_flag_on(trusted: Path) -> None:

@@ -7,12 +7,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-from trifocal import envs
-from trifocal.arguments import without_none
 from trifocal.cli.flags import SHORT, flag_of
-from trifocal.config import EngineArgs
-from trifocal.server.args import ServerArgs
-from trifocal.vllm_options import OPTIONS, PYTHON_OPTIONS, VllmOption
+from trifocal.config.arguments import without_none
+from trifocal.config.engine import EngineArgs, envs
+from trifocal.config.server import ServerArgs
+from trifocal.config.vllm_options import OPTIONS, PYTHON_OPTIONS, VllmOption
 
 PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
 OPENING = """# Configuration

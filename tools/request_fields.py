@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from trifocal.multimodal.message_fields import ITEM_OPTIONS, MESSAGE, PARTS, SOURCE, Refused, Scope
-from trifocal.server.fields import BODY, COMPANIONS, STREAM_OPTIONS
-from trifocal.server.schemas import ChatBody, CompletionBody, DetokenizeBody, StreamOptions, TokenizeBody
+from trifocal.api.openai.fields import BODY, COMPANIONS, STREAM_OPTIONS
+from trifocal.api.openai.schemas import ChatBody, CompletionBody, DetokenizeBody, StreamOptions, TokenizeBody
+from trifocal.prompt.message_fields import ITEM_OPTIONS, MESSAGE, PARTS, SOURCE, Refused, Scope
 
 PAGE = Path(__file__).parents[1] / "docs" / "request-fields.md"
 ROUTES = {
@@ -19,8 +19,8 @@ ROUTES = {
 }
 OPENING = """# Request fields
 
-This page is written by `python -m tools.request_fields` from the code; edit `trifocal/server/fields.py` and
-`trifocal/multimodal/message_fields.py`.
+This page is written by `python -m tools.request_fields` from the code; edit `trifocal/api/openai/fields.py` and
+`trifocal/prompt/message_fields.py`.
 
 A body is JSON, sent with `Content-Type: application/json` (`curl -d` alone says a form: that is a 415). `null` means
 the default everywhere. An integer may be written `32.0`, a boolean of the body itself as 0 or 1. `model` may be left

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trifocal.config import EngineArgs
+    from trifocal.config.engine import EngineArgs
     from trifocal.llm import LLM
     from trifocal.sampling_params import SamplingParams
     from trifocal.types import CompletionOutput, RequestOutput
@@ -19,7 +19,7 @@ __all__ = ["LLM", "CompletionOutput", "EngineArgs", "RequestOutput", "SamplingPa
 
 _HOME = {
     "LLM": "trifocal.llm",
-    "EngineArgs": "trifocal.config",
+    "EngineArgs": "trifocal.config.engine",
     "SamplingParams": "trifocal.sampling_params",
     "RequestOutput": "trifocal.types",
     "CompletionOutput": "trifocal.types",

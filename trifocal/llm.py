@@ -14,13 +14,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trifocal.config import EngineArgs, errors_in_keywords, resolve
+from trifocal.config.engine import EngineArgs, errors_in_keywords, resolve
 from trifocal.engine.shared_engine import Call, SharedEngine
 from trifocal.errors import RequestError
-from trifocal.multimodal.chat import PromptBuilder
-from trifocal.multimodal.fetch_policy import FetchPolicy
-from trifocal.multimodal.given import images_of, videos_of
-from trifocal.multimodal.ignored_fields import IgnoredFields, judge_messages
+from trifocal.media.fetch.policy import FetchPolicy
+from trifocal.media.given import images_of, videos_of
+from trifocal.prompt.builder import PromptBuilder
+from trifocal.prompt.ignored_fields import IgnoredFields, judge_messages
 from trifocal.sampling_params import Flag, SamplingParams, refuse_unavailable, wrong
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import EngineStats, Prompt, RequestMetrics, RequestOutput

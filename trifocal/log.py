@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from types import TracebackType
 
-from trifocal import envs
+from trifocal.config import envs
 
 _DATE = "%m-%d %H:%M:%S"
 _FORMAT = "%(levelname)s %(asctime)s [%(name)s] %(message)s"
@@ -67,7 +67,7 @@ def discreet(text: str) -> str:
 
 
 def outline(error: BaseException) -> str:
-    """Type and way of an exception without its text: `ValueError in trifocal.server.chat:42 < trifocal.app:7`."""
+    """Type and way of an exception without its text: `ValueError in trifocal.api.openai.chat:42 < trifocal.app:7`."""
     places = [f"{module}:{line}" for module, line in _places(error.__traceback__)][::-1]
     cut = " < …" if len(places) > _MAX_PLACES else ""
     way = " < ".join(places[:_MAX_PLACES]) + cut

@@ -206,6 +206,15 @@ class TokenOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the workers found room for."""
+
+    num_blocks: int
+    max_model_len: int
+    bytes_per_embed: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """State of the engine after a step; counters are totals since the engine started, or started over.
 

@@ -16,7 +16,7 @@ import httpx
 from benchmarks.peers.process import ContenderError, ProcessTree, free_port
 from trifocal.bench.load import Measured, Target, run_load
 from trifocal.bench.workload import Question
-from trifocal.client import Client
+from trifocal.cli.client import Client
 
 Precision = Literal["bf16", "int8", "int4"]
 _START_SECONDS = 600.0

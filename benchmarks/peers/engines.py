@@ -16,7 +16,7 @@ import trifocal
 from benchmarks.peers import llamacpp, openvino
 from benchmarks.peers.contender import Contender, Precision, server, worker
 from benchmarks.peers.process import ContenderError
-from trifocal.parent import python_module, python_path
+from trifocal.subprocesses import python_module, python_path
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from trifocal.parent import end_with_parent
+from trifocal.subprocesses import end_with_parent
 
 _STOP_SECONDS = 20.0
 _SAMPLE_SECONDS = 0.2

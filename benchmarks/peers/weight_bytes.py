@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.models.decoder import Decoder
 from trifocal.models.loader import empty_model
 from trifocal.quant.choose import quantize_layers

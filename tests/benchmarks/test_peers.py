@@ -24,7 +24,7 @@ from benchmarks.peers.workloads import figures, long_prompts, same_picture
 from trifocal.bench.load import Measured
 from trifocal.bench.workload import Question, Shape, make_questions
 from trifocal.demo.run import MODEL
-from trifocal.parent import python_module, python_path
+from trifocal.subprocesses import python_module, python_path
 
 RATES = {"read": 30e9, "gemm_bf16": 400e9, "gemm_int8": 800e9}
 PYTHON = sys.executable

@@ -9,7 +9,7 @@ import pytest
 
 from trifocal.cli import main
 from trifocal.cli.chat import Conversation
-from trifocal.client import ServerError
+from trifocal.cli.client import ServerError
 from trifocal.demo.run import SAMPLES
 
 

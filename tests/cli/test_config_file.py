@@ -11,8 +11,8 @@ from trifocal.cli import main
 from trifocal.cli import serve as serve_command
 from trifocal.cli.flags import Parser, build
 from trifocal.cli.ignored import notes
-from trifocal.config import EngineArgs
-from trifocal.server.args import ServerArgs
+from trifocal.config.engine import EngineArgs
+from trifocal.config.server import ServerArgs
 
 FILE = """
 # as vLLM's documentation has it

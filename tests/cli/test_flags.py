@@ -15,10 +15,10 @@ from trifocal.cli import COMMANDS, main
 from trifocal.cli import serve as serve_command
 from trifocal.cli.flags import Parser, build, to_words
 from trifocal.cli.ignored import notes
-from trifocal.config import EngineArgs
+from trifocal.config.engine import EngineArgs
+from trifocal.config.server import ServerArgs
+from trifocal.config.vllm_options import OPTIONS, PYTHON_OPTIONS
 from trifocal.errors import NotAvailableYetError
-from trifocal.server.args import ServerArgs
-from trifocal.vllm_options import OPTIONS, PYTHON_OPTIONS
 
 
 def parse(*words: str) -> argparse.Namespace:

@@ -13,9 +13,9 @@ import pytest
 from tests import tiny
 from trifocal.cli import main
 from trifocal.cli.models import catalogue
-from trifocal.config import DTYPES, EngineArgs, resolve
+from trifocal.config.engine import DTYPES, EngineArgs, resolve
 from trifocal.errors import ConfigError
-from trifocal.models.registry import FAMILIES, MODELS, PROCESSORS, Check, check_architecture
+from trifocal.families import FAMILIES, MODELS, PROCESSORS, Check, check_architecture
 
 ROOT = Path(__file__).parents[2]
 CHECKS = [check for family in FAMILIES for check in family.checks]

@@ -11,7 +11,7 @@ from functools import partial
 import httpx
 import pytest
 
-from tests.server.helpers import free_port
+from tests.api.helpers import free_port
 from trifocal.demo.run import is_right, load_samples
 
 

@@ -13,11 +13,11 @@ import pytest_asyncio
 
 from tests import tiny
 from tests.engine.processes import is_running, open_memory
-from trifocal.config import EngineArgs, EngineConfig, resolve
+from trifocal.config.engine import EngineArgs, EngineConfig, resolve
 from trifocal.engine.async_engine import AsyncEngine
 from trifocal.errors import ConfigError, EngineDeadError, RequestError
 from trifocal.llm import LLM
-from trifocal.multimodal.chat import PromptBuilder
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import Prompt
 

@@ -8,14 +8,14 @@ import pytest
 
 from tests import tiny
 from trifocal.engine.detokenizer import Detokenizer
-from trifocal.tokenizer import Tokenizer
+from trifocal.tokenizer import Tokenizer, load_tokenizer
 
 _ALPHABET = ["the ", "dog", "\n\n", " ", "é", "日本", "👍🏽", "👩‍👩‍👧", "\u0301", "ﷺ", "a", "\ufffd", "𝒳", "\t"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer.from_folder(str(tiny.write_checkpoint(tmp_path_factory.mktemp("model"))))
+    return load_tokenizer(str(tiny.write_checkpoint(tmp_path_factory.mktemp("model"))))
 
 
 def pieces(tokenizer: Tokenizer, ids: list[int], prompt: list[int], *, skip: bool = True) -> list[str]:

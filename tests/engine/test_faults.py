@@ -18,10 +18,10 @@ import pytest_asyncio
 
 from tests import tiny
 from tests.engine.processes import is_gone_soon, is_running, open_memory
-from trifocal.config import EngineArgs, EngineConfig, resolve
+from trifocal.config.engine import EngineArgs, EngineConfig, resolve
 from trifocal.engine.async_engine import AsyncEngine
 from trifocal.errors import ConfigError, EngineDeadError, RequestError
-from trifocal.multimodal.chat import PromptBuilder
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import Delta, Prompt
 
@@ -476,9 +476,9 @@ def _children() -> set[int]:
 
 _SERVER = """
 import asyncio, sys
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.async_engine import AsyncEngine
-from trifocal.multimodal.chat import PromptBuilder
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 
 async def main():

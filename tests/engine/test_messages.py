@@ -11,7 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.engine.fake_worker import make_limits
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine import messages
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import EngineStats, MediaItem, Prompt, Request, SharedPixels, Span, TokenLogprobs, TokenOutput

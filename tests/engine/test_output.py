@@ -10,13 +10,13 @@ from tests import tiny
 from trifocal.engine.output import Choice, expand
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
-from trifocal.tokenizer import Tokenizer
+from trifocal.tokenizer import Tokenizer, load_tokenizer
 from trifocal.types import Delta, Prompt, Request, TokenLogprobs, TokenOutput
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer.from_folder(str(tiny.write_checkpoint(tmp_path_factory.mktemp("model"))))
+    return load_tokenizer(str(tiny.write_checkpoint(tmp_path_factory.mktemp("model"))))
 
 
 def choice(tokenizer: Tokenizer, **params: object) -> Choice:

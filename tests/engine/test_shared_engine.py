@@ -204,7 +204,7 @@ def test_an_interrupted_chat_drops_what_it_builds(llm: LLM, monkeypatch: pytest.
             raise
         return []
 
-    monkeypatch.setattr("trifocal.multimodal.chat.fetch_all", fetch_for_ever)
+    monkeypatch.setattr("trifocal.prompt.builder.fetch_all", fetch_for_ever)
     part = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/x.png"}}
     InThread(lambda: (entered.wait(TIMEOUT_S), signal.raise_signal(signal.SIGINT)))
     with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from trifocal.config import EngineConfig
+from trifocal.config.engine import EngineConfig
 from trifocal.engine import child, messages, supervisor
 from trifocal.engine.child import Death, EngineChild, VanishedError
 from trifocal.engine.supervisor import State, Supervisor

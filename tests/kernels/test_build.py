@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels import isa
-from trifocal import envs
+from trifocal.config import envs
 from trifocal.kernels.base import TORCH
 from trifocal.kernels.cpu import build as building
 from trifocal.kernels.cpu import library as loading

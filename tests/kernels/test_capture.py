@@ -18,13 +18,12 @@ from trifocal.kernels.cpu.capture import CapturedSteps, _share
 from trifocal.kernels.cpu.library import Library
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.layers.base import use_kernels
-from trifocal.layers.linear import Linear
+from trifocal.layers.linear import PLAIN, Linear, LinearMethod
 from trifocal.llm import LLM
 from trifocal.model_spec import RopeConfig, TextConfig
 from trifocal.models.decoder import Decoder
 from trifocal.models.qwen2 import Qwen2Decoder
 from trifocal.models.qwen3 import Qwen3Decoder
-from trifocal.quant.base import PLAIN, LinearMethod
 from trifocal.quant.blocks import BLOCKS, INT8_BLOCKS
 from trifocal.quant.int4 import Int4Linear
 from trifocal.sampling_params import SamplingParams

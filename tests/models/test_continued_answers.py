@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.models.families import ENTRIES
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import RequestError
-from trifocal.multimodal.chat import PromptBuilder, Rendered
+from trifocal.prompt.builder import PromptBuilder, Rendered
 
 # One of each template.
 FOLDERS = {

@@ -14,10 +14,10 @@ import pytest
 from tests.models.engine_runs import GREEDY, Outcome, mixed_prompts, picture, run_alone, run_together, tokens
 from tests.models.families import ENTRIES, Entry
 from tests.oracle import Sample
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.llm import LLM
-from trifocal.multimodal.chat import PromptBuilder
-from trifocal.multimodal.media import Image, Media, Video
+from trifocal.media.media import Image, Media, Video
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.types import Prompt
 
 BLOCK = 16

@@ -12,7 +12,7 @@ import torch
 from tests import tiny_internvl as tiny
 from tests.oracle import TOLERANCE, Runner, load_ours, load_processor, make_sample, relative_error
 from tests.oracle_internvl import InternVLReference, reference, tiles_of
-from trifocal.multimodal.patches import PatchLayout
+from trifocal.media.patches import PatchLayout
 from trifocal.types import MediaItem, Span
 
 

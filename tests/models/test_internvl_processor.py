@@ -13,13 +13,13 @@ import torch
 
 from tests import tiny_internvl as tiny
 from trifocal.errors import ConfigError, RequestError
+from trifocal.media.media import Image, Video
 from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import VisionConfig
 from trifocal.models.internvl.options import MediaOptions, TileLimits
 from trifocal.models.internvl.processor import InternVLProcessor
 from trifocal.models.internvl.tiling import cut, num_tiles
-from trifocal.multimodal.media import Image, Video
-from trifocal.tokenizer import Tokenizer
+from trifocal.tokenizer import load_tokenizer
 from trifocal.types import Span
 
 RELEASED = TileLimits(1, 12, True)
@@ -33,7 +33,7 @@ def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def make(folder: Path) -> InternVLProcessor:
-    return InternVLProcessor(ModelSpec.from_checkpoint(str(folder)), Tokenizer.from_folder(str(folder)))
+    return InternVLProcessor(ModelSpec.from_checkpoint(str(folder)), load_tokenizer(str(folder)))
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_internvl as tiny
+from tests.media.samples import clip as file
+from tests.media.samples import data_url
 from tests.models.engine_runs import clip, picture, turn
-from tests.multimodal.samples import clip as file
-from tests.multimodal.samples import data_url
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError, RequestError
 from trifocal.llm import LLM
-from trifocal.multimodal.chat import PromptBuilder
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)

@@ -23,12 +23,12 @@ from tests.oracle_internvl import reference
 from trifocal.attention.base import AttentionBatch
 from trifocal.attention.cpu import CpuAttention
 from trifocal.attention.reference import ReferenceAttention
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.engine import Engine
 from trifocal.layers.rotary import RotaryEmbedding
+from trifocal.media.media import Image
 from trifocal.models.base import Model
-from trifocal.multimodal.chat import PromptBuilder
-from trifocal.multimodal.media import Image
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import EngineStats, Prompt, Request, TokenLogprobs
 

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from tests import oracle_minicpmv as oracle
 from tests import tiny_minicpmv as tiny
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.output import expand
 from trifocal.errors import ConfigError, RequestError
+from trifocal.media.media import Image, Video
 from trifocal.model_spec import ModelSpec
 from trifocal.models.minicpmv.options import MediaOptions
 from trifocal.models.minicpmv.processor import MiniCPMVProcessor
 from trifocal.models.minicpmv.slicing import Slicer
-from trifocal.multimodal.chat import PromptBuilder
-from trifocal.multimodal.media import Image, Video
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
-from trifocal.tokenizer import Tokenizer
+from trifocal.tokenizer import load_tokenizer
 
 RELEASED = Slicer(448, 14)
 IDS = tiny.token_ids()
@@ -52,7 +52,7 @@ def builder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def processor(tmp_path_factory: pytest.TempPathFactory) -> MiniCPMVProcessor:
     """Version 2.6."""
     folder = tiny.write_checkpoint(tmp_path_factory.mktemp("minicpmv"))
-    return MiniCPMVProcessor(ModelSpec.from_checkpoint(str(folder)), Tokenizer.from_folder(str(folder)))
+    return MiniCPMVProcessor(ModelSpec.from_checkpoint(str(folder)), load_tokenizer(str(folder)))
 
 
 # ------------------------------------------------------------------------------------------------- slices
@@ -314,7 +314,7 @@ def test_versions_told_by_their_fields(tmp_path: Path) -> None:
     for name in ("version", "vision_config", "query_num", "scale_resolution", "drop_vision_last_layer"):
         del settings[name]
     (folder / "config.json").write_text(json.dumps(settings))
-    config = MiniCPMVProcessor(ModelSpec.from_checkpoint(str(folder)), Tokenizer.from_folder(str(folder)))._config
+    config = MiniCPMVProcessor(ModelSpec.from_checkpoint(str(folder)), load_tokenizer(str(folder)))._config
     assert (config.version, config.use_image_id) == ((2, 0), False)
     assert (config.num_queries, config.scale_resolution) == (64, 448)
     vision = config.vision

@@ -13,10 +13,10 @@ import PIL.Image
 import pytest
 
 from tests import tiny, tiny_internvl, tiny_minicpmv
-from tests.multimodal.samples import clip, data_url, encoded, noise
-from trifocal.config import EngineArgs, resolve
+from tests.media.samples import clip, data_url, encoded, noise
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError, RequestError
-from trifocal.multimodal.chat import PromptBuilder
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.types import MediaItem, Prompt
 
 WRITERS = {

@@ -10,12 +10,12 @@ import PIL.Image
 import pytest
 
 from tests.models.families import ENTRIES
+from trifocal.families import FAMILIES, PROCESSORS
+from trifocal.media.decode.image import as_array, scaled
+from trifocal.media.media import Image, Media, Video
 from trifocal.model_spec import ModelSpec
-from trifocal.models.registry import FAMILIES, PROCESSORS
-from trifocal.multimodal.image import as_array, scaled
-from trifocal.multimodal.media import Image, Media, Video
-from trifocal.multimodal.processor import Processor
-from trifocal.tokenizer import Tokenizer
+from trifocal.prompt.processor import Processor
+from trifocal.tokenizer import load_tokenizer
 
 # A family is here with each of its ways to cut pictures; a new one must be added.
 FOLDERS = {
@@ -38,7 +38,7 @@ def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     entry, spelling = FOLDERS[request.param]
     folder = str(entry.write(tmp_path_factory.mktemp("contract") / "model", spelling))
     spec = ModelSpec.from_checkpoint(folder)
-    return PROCESSORS.get(spec.architecture)(spec, Tokenizer.from_folder(folder))
+    return PROCESSORS.get(spec.architecture)(spec, load_tokenizer(folder))
 
 
 def unknown(processor: Processor) -> set[str]:

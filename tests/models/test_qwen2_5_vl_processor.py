@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from tests import tiny
 from trifocal.errors import RequestError
+from trifocal.media.media import Image, Video
+from trifocal.media.patches import PatchLayout
 from trifocal.model_spec import ModelSpec
 from trifocal.models.qwen2_5_vl.options import MediaOptions, PixelLimits
 from trifocal.models.qwen2_5_vl.preprocess import TokenGrid, mrope_positions, smart_resize
 from trifocal.models.qwen2_5_vl.processor import Qwen2_5_VLProcessor
-from trifocal.multimodal.media import Image, Video
-from trifocal.multimodal.patches import PatchLayout
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import Span
 
@@ -469,7 +469,7 @@ def test_runs_without_torch() -> None:
     import sys
 
     code = (
-        "import sys, trifocal.multimodal.chat, trifocal.models.qwen2_5_vl.processor\n"
+        "import sys, trifocal.prompt.builder, trifocal.models.qwen2_5_vl.processor\n"
         "assert not {'torch', 'transformers', 'safetensors'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -18,13 +18,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.api.helpers import free_port
 from tests.models.families import ENTRIES
-from tests.server.helpers import free_port
 from trifocal.cli import main
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError
-from trifocal.models.registry import MODELS, PROCESSORS
-from trifocal.tokenizer import Tokenizer
+from trifocal.families import MODELS, PROCESSORS
+from trifocal.tokenizer import Tokenizer, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 FAMILIES = {f"{name}-{spelling}": (entry, spelling) for name, entry in ENTRIES.items() for spelling in entry.in_engine}
@@ -214,7 +214,7 @@ def test_who_needs_no_preprocessor_config(whole: dict[str, Path], tmp_path: Path
     folder = shutil.copytree(whole[family], tmp_path / "model")
     (folder / "preprocessor_config.json").unlink(missing_ok=True)
     (folder / "model.safetensors").unlink()
-    build(folder, Tokenizer.from_folder(str(folder)))
+    build(folder, load_tokenizer(str(folder)))
 
 
 @pytest.mark.parametrize("path", ["nothing/here", "file"], ids=["no such folder", "a file"])
@@ -282,7 +282,7 @@ def test_a_wrong_value_anywhere(whole: dict[str, Path], tmp_path: Path, family: 
         pytest.skip("this family has no such file")
     folder = shutil.copytree(whole[family], tmp_path / "model")
     (folder / "model.safetensors").unlink()
-    tokenizer = Tokenizer.from_folder(str(folder))
+    tokenizer = load_tokenizer(str(folder))
     text = (folder / file).read_text()
     rng, num_refused = random.Random(f"{family}{file}"), 0
     for path in leaves(json.loads(text)):

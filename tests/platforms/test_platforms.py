@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from tests.logged import messages
-from trifocal import platforms
 from trifocal.attention.registry import ATTENTION
+from trifocal.config import devices
+from trifocal.config.devices import PLATFORMS, detect_device, load_plugins
 from trifocal.errors import ConfigError
-from trifocal.platforms import PLATFORMS, cpu, detect_device, get_platform, load_plugins
+from trifocal.platforms import cpu, get_platform
 from trifocal.platforms.cpu import CpuPlatform
 from trifocal.registry import Registry
 
@@ -53,13 +54,13 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], 
     def entry_points(*, group: str) -> list[EntryPoint]:
         return [Point(name, f"plugin:{function.__name__}", group) for name, function in functions.items()]
 
-    monkeypatch.setattr(platforms, "entry_points", entry_points)
-    monkeypatch.setattr(platforms, "PLATFORMS", Registry("device", PLATFORMS._entries))
-    monkeypatch.setattr(platforms.os.path, "exists", lambda path: False)
+    monkeypatch.setattr(devices, "entry_points", entry_points)
+    monkeypatch.setattr(devices, "PLATFORMS", Registry("device", PLATFORMS._entries))
+    monkeypatch.setattr(devices.os.path, "exists", lambda path: False)
     monkeypatch.delenv("TRIFOCAL_PLUGINS", raising=False)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     load_plugins.cache_clear()
-    platforms._warn.cache_clear()
+    devices._warn.cache_clear()
     yield functions
     load_plugins.cache_clear()
 
@@ -73,7 +74,7 @@ def test_auto_without_anything_is_the_cpu(plugins: Plugins) -> None:
 
 def test_auto_takes_an_nvidia_device(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins["ascend_vllm"] = npu_platforms
-    monkeypatch.setattr(platforms.os.path, "exists", lambda path: True)
+    monkeypatch.setattr(devices.os.path, "exists", lambda path: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert detect_device("auto") == "cuda"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

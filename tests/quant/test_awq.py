@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.quantize import load
 from tests import tiny, tiny_internvl
 from tests.oracle import Runner, load_processor, make_sample
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.kernels.base import TORCH
 from trifocal.layers.linear import Linear

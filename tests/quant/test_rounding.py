@@ -10,12 +10,11 @@ import torch
 from tests import tiny
 from tests.oracle import Runner, load_ours, load_processor, make_sample
 from trifocal.kernels.base import TORCH
-from trifocal.layers.linear import Linear
+from trifocal.layers.linear import PLAIN, Linear
 from trifocal.llm import LLM
 from trifocal.model_spec import ModelSpec, Quantization
 from trifocal.models.base import Model
 from trifocal.models.loader import load_model
-from trifocal.quant.base import PLAIN
 from trifocal.quant.int4 import Int4Linear, round_to_int4, weight_of
 from trifocal.quant.int8 import INT8
 from trifocal.sampling_params import SamplingParams

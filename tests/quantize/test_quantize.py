@@ -20,7 +20,7 @@ from tests.quantize.formula import all_tensors, unpacked, write_dequantized
 from trifocal.cli import main
 from trifocal.cli.flags import Parser
 from trifocal.cli.quantize import configure_parser
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.llm import LLM
 from trifocal.models.loader import empty_model
 from trifocal.quantize import awq, scales

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError
 from trifocal.quantize.drawing import drawn_pictures
 from trifocal.quantize.inputs import build_prompts

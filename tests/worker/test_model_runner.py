@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.engine import Engine
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import Prompt, Request, TokenLogprobs, TokenOutput

@@ -11,7 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.logged import messages
-from trifocal.config import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError
 from trifocal.platforms.cpu import CpuPlatform
 from trifocal.platforms.interface import MemoryInfo

@@ -33,7 +33,7 @@ ANSWER_S = 60.0  # for any answer: several decoder jobs and their turn in the qu
 AT_ONCE = 4
 _WARM_UP_SHARE = 5  # one of so many cases is sent before memory is looked at: each path has been taken then
 _SETTLE_S = 20.0
-ENGINE, DECODER = b"trifocal.engine.process", b"trifocal.multimodal.decoder"
+ENGINE, DECODER = b"trifocal.engine.process", b"trifocal.media.decode.process"
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from trifocal.bench.workload import Question
-from trifocal.client import ServerError, is_loopback, normalise_url, parse_event
+from trifocal.cli.client import ServerError, is_loopback, normalise_url, parse_event
 
 
 @dataclass(frozen=True)

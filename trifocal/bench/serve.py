@@ -18,9 +18,9 @@ from trifocal import __version__
 from trifocal.bench.load import Target, run_load
 from trifocal.bench.report import render, summarise
 from trifocal.bench.workload import PRESETS, Shape, make_questions, parse_size
+from trifocal.cli.client import Client, ServerError
 from trifocal.cli.flags import Parser
 from trifocal.cli.local_server import LocalServer
-from trifocal.client import Client, ServerError
 from trifocal.errors import ConfigError
 
 DESCRIPTION = "Measure a server under load: time to first token, time per token, throughput."

@@ -12,7 +12,7 @@ from pathlib import Path
 from trifocal import __version__
 from trifocal.bench.workload import Shape, make_questions, parse_size
 from trifocal.cli.flags import Parser, add_flags, build
-from trifocal.config import EngineArgs
+from trifocal.config.engine import EngineArgs
 from trifocal.errors import ConfigError
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import RequestOutput

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
-from trifocal import __version__, envs
+from trifocal import __version__
 from trifocal.cli.flags import Parser
+from trifocal.config import envs
 from trifocal.errors import ConfigError
-from trifocal.memory import system_allocator
+from trifocal.malloc import system_allocator
 
 
 @dataclass(frozen=True)

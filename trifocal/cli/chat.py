@@ -6,11 +6,11 @@ import argparse
 from contextlib import ExitStack, suppress
 from typing import Any
 
+from trifocal.cli.client import Client, ServerError, media_part
 from trifocal.cli.flags import Parser, add_flags, to_words
 from trifocal.cli.local_server import DEFAULT_PORT, HOST, LocalServer
 from trifocal.cli.serve import add_model, engine_args
-from trifocal.client import Client, ServerError, media_part
-from trifocal.config import EngineArgs
+from trifocal.config.engine import EngineArgs
 from trifocal.errors import ConfigError
 
 DESCRIPTION = (

@@ -18,8 +18,8 @@ from difflib import get_close_matches
 from shutil import get_terminal_size
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
-from trifocal.arguments import hints_of, may_be_none, without_none
 from trifocal.cli.config_file import read_flags
+from trifocal.config.arguments import hints_of, may_be_none, without_none
 from trifocal.errors import ConfigError
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """vLLM flags that Trifocal does not have, on the command line: accepted with a note, or refused by name.
 
-Which they are, and why: `trifocal.vllm_options`. The help shows none of them.
+Which they are, and why: `trifocal.config.vllm_options`. The help shows none of them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 from typing import Any
 
 from trifocal.cli.flags import SHORT, flag_of, kind_options, or_none
-from trifocal.vllm_options import OPTIONS, UNUSED_FIELDS, VllmOption
+from trifocal.config.vllm_options import OPTIONS, UNUSED_FIELDS, VllmOption
 
 
 def add_ignored_flags(parser: argparse.ArgumentParser) -> None:

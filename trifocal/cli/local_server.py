@@ -13,9 +13,9 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from trifocal.client import Client
+from trifocal.cli.client import Client
 from trifocal.errors import ConfigError
-from trifocal.parent import end_with_parent, python_module, python_path
+from trifocal.subprocesses import end_with_parent, python_module, python_path
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8000

@@ -14,9 +14,9 @@ from typing import Any
 
 from trifocal import __version__
 from trifocal.cli.flags import Parser
-from trifocal.config import DTYPES, QUANTIZATIONS
+from trifocal.config.engine import DTYPES, QUANTIZATIONS
+from trifocal.families import FAMILIES, Family
 from trifocal.model_spec import ROPE_TYPES
-from trifocal.models.registry import FAMILIES, Family
 
 DESCRIPTION = "List the models that can be served: architectures, formats, language models, and what was verified."
 _LABEL = 17  # columns

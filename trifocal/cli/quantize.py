@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trifocal.cli.flags import Parser, add_flags, build
-from trifocal.config import EngineArgs
+from trifocal.config.engine import EngineArgs
 from trifocal.errors import ConfigError
 
 DESCRIPTION = (

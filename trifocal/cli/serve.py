@@ -7,12 +7,13 @@ import asyncio
 import sys
 from dataclasses import replace
 
-from trifocal import envs, log
+from trifocal import log
 from trifocal.cli.flags import Parser, add_flags, build
 from trifocal.cli.ignored import add_ignored_flags, notes
-from trifocal.config import EngineArgs, resolve
+from trifocal.config import envs
+from trifocal.config.engine import EngineArgs, resolve
+from trifocal.config.server import ServerArgs
 from trifocal.errors import ConfigError
-from trifocal.server.args import ServerArgs
 
 DESCRIPTION = "Serve a model folder over the OpenAI API: images, video and text in, text out."
 
@@ -35,7 +36,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def environment_help() -> str:
-    """The variables of `trifocal.envs`, for the end of the help text."""
+    """The variables of `trifocal.config.envs`, for the end of the help text."""
     lines = ["environment variables (TRIFOCAL_NAME, or VLLM_NAME as vLLM calls it; the first wins):"]
     for env in envs.ALL:
         lines.append(f"  {env.name:27} {env.meaning} (default: {_shown(env.default)})")
@@ -77,7 +78,7 @@ def run(namespace: argparse.Namespace) -> int:
     log.configure()
     print_notes(namespace)
     config = resolve(args)
-    from trifocal.server.app import serve
+    from trifocal.api.app import serve
 
     asyncio.run(serve(config, server_args))
     return 0

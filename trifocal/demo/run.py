@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trifocal.cli.client import Client, ServerError, media_part
 from trifocal.cli.flags import Parser
 from trifocal.cli.local_server import LocalServer
-from trifocal.client import Client, ServerError, media_part
 from trifocal.errors import ConfigError
 
 DESCRIPTION = "Start the server on the built-in model, ask it the sample questions and leave it running."

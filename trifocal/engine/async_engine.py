@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from itertools import count
 
-from trifocal.config import EngineConfig
+from trifocal.config.engine import EngineConfig
 from trifocal.engine import messages
 from trifocal.engine.admission import Limits, check, check_max_tokens
 from trifocal.engine.child import Death

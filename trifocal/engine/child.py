@@ -14,15 +14,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from trifocal import envs
-from trifocal.config import EngineConfig
+from trifocal.config import envs
+from trifocal.config.engine import EngineConfig
 from trifocal.engine import messages
 from trifocal.engine.channel import LENGTH_BYTES, frame
 from trifocal.engine.crash_trace import CrashTrace, way
 from trifocal.engine.step_note import StepNote
 from trifocal.errors import ConfigError, EngineDeadError
 from trifocal.log import get_logger
-from trifocal.parent import python_module, python_path
+from trifocal.subprocesses import python_module, python_path
 
 logger = get_logger(__name__)
 _END_GRACE_S = 1.0  # between saying that it failed and being gone

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from time import monotonic
 
-from trifocal.config import EngineConfig
+from trifocal.config.engine import EngineConfig
 from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from trifocal import envs
+from trifocal.config import envs
 from trifocal.errors import ConfigError
 from trifocal.types import ScheduledSeq, StepPlan
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from trifocal.config import EngineConfig
+from trifocal.config.engine import EngineConfig
 from trifocal.engine.admission import Limits
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import EngineStats, MediaItem, Modality, Prompt, Request, SharedPixels, Span, TokenOutput

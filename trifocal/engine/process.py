@@ -24,8 +24,8 @@ from trifocal.engine.media_store import map_pixels, num_mapped
 from trifocal.engine.step_note import StepNote
 from trifocal.errors import ConfigError, RequestError
 from trifocal.executor.base import EXECUTORS
-from trifocal.memory import few_heaps, few_primitives, give_back
-from trifocal.parent import end_with_parent
+from trifocal.malloc import few_heaps, few_primitives, give_back
+from trifocal.subprocesses import end_with_parent
 from trifocal.types import EngineStats, StepPlan, TokenOutput
 
 _IDLE_S = 1.0  # without work for so long, there is time to tidy up

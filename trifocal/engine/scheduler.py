@@ -14,10 +14,10 @@ from time import perf_counter
 
 from trifocal.engine.admission import Limits, check, clip_max_tokens
 from trifocal.engine.block_manager import BlockManager
-from trifocal.engine.draft import Draft
 from trifocal.engine.encoder_cache import EncoderCache
-from trifocal.engine.in_flight import StepsInFlight
+from trifocal.engine.plan_builder import Draft
 from trifocal.engine.sequence import Sequence
+from trifocal.engine.steps_in_flight import StepsInFlight
 from trifocal.engine.turns import Turns
 from trifocal.errors import RequestError
 from trifocal.types import (

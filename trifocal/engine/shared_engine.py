@@ -17,7 +17,7 @@ from threading import Thread, current_thread
 from time import monotonic
 from typing import TypeVar
 
-from trifocal.config import EngineConfig
+from trifocal.config.engine import EngineConfig
 from trifocal.engine.admission import check
 from trifocal.engine.child import Death
 from trifocal.engine.engine import Engine

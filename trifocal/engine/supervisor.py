@@ -14,8 +14,8 @@ from enum import Enum, auto
 from time import monotonic
 from typing import Protocol
 
-from trifocal import envs
-from trifocal.config import EngineConfig
+from trifocal.config import envs
+from trifocal.config.engine import EngineConfig
 from trifocal.engine import messages
 from trifocal.engine.child import Death, EngineChild, VanishedError
 from trifocal.errors import EngineDeadError, TrifocalError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import inf
 
-from trifocal.engine.in_flight import Planned
 from trifocal.engine.sequence import Sequence
+from trifocal.engine.steps_in_flight import Planned
 
 FREE_STEPS = 2  # a prompt fills so many steps before it takes turns
 REST = 2.5  # times as long as its step it then leaves to others: their time per token grows by less than half

@@ -5,20 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 
-from trifocal.config import EngineConfig
+from trifocal.config.engine import EngineConfig
 from trifocal.registry import Registry
-from trifocal.types import StepPlan, StepResult
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What the workers found room for."""
-
-    num_blocks: int
-    max_model_len: int
-    bytes_per_embed: int
+from trifocal.types import Capacity, StepPlan, StepResult
 
 
 class Executor(ABC):

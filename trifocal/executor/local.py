@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from trifocal.config import EngineConfig
-from trifocal.executor.base import Capacity, Executor
+from trifocal.config.engine import EngineConfig
+from trifocal.executor.base import Executor
 from trifocal.threads import Threads
-from trifocal.types import StepPlan, StepResult
+from trifocal.types import Capacity, StepPlan, StepResult
 from trifocal.worker.worker import Worker
 
 

@@ -13,19 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trifocal import envs
+from trifocal.config import envs
 from trifocal.errors import ConfigError, NotAvailableYetError
+from trifocal.families import MODELS
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.pages import empty_together, forget
 from trifocal.layers.base import use_kernels
-from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.linear import Linear, MergedLinear, Slot
 from trifocal.model_spec import ModelSpec, Quantization, read_json
 from trifocal.models.base import Model
 from trifocal.models.decoder import Decoder
 from trifocal.models.packed_cache import PackedCache
-from trifocal.models.registry import MODELS
 from trifocal.quant.awq import OUTPUTS_PER_COLUMN
-from trifocal.quant.base import Slot
 from trifocal.quant.choose import quantize_layers, quantize_towers, use_blocks
 
 _INDEX = "model.safetensors.index.json"
@@ -198,7 +197,8 @@ def _meta_device(dtype: torch.dtype) -> Iterator[None]:
 def empty_model(spec: ModelSpec, dtype: torch.dtype) -> Model:
     """The model of `spec`, its parameters without memory."""
     with _meta_device(dtype):
-        return MODELS.get(spec.architecture)(spec)
+        model: Model = MODELS.get(spec.architecture)(spec)
+    return model
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:

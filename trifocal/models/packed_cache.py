@@ -20,7 +20,7 @@ from typing import IO
 import torch
 from torch import Tensor, nn
 
-from trifocal.envs import cache_folder
+from trifocal.config.envs import cache_folder
 from trifocal.kernels.pages import forget
 from trifocal.log import get_logger
 

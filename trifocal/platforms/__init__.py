@@ -1,91 +1,17 @@
-"""Devices: what the rest of the engine asks of one is `Platform` (interface.py); which one is used is decided here.
-
-`detect_device` imports no torch: the server process decides the device before any device code is loaded.
-
-An out-of-tree package adds devices by a plug-in: an entry point of group `trifocal.platforms`, named as the plug-in
-(`ascend_vllm = "trifocal_npu:platforms"`). It points at a function without arguments that returns the package's devices
-by name, each with its `Platform` class (`{"npu": "trifocal_npu.platform:NpuPlatform"}`); none where its device is
-missing. The function must import no torch. A class is imported when its device is used; its module may then register
-attention backends of its own. `TRIFOCAL_PLUGINS` selects plug-ins by their names.
-"""
+"""Devices: what the rest of the engine asks of one is `Platform`; `config.devices` decides which one is used."""
 
 from __future__ import annotations
 
-import os
-from functools import cache
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from trifocal import envs
-from trifocal.errors import ConfigError
-from trifocal.log import get_logger
-from trifocal.registry import Registry
+from trifocal.config.devices import PLATFORMS, load_plugins
 
 if TYPE_CHECKING:
     from trifocal.platforms.interface import Platform
-
-logger = get_logger(__name__)
-_GROUP = "trifocal.platforms"
-
-PLATFORMS: Registry[type[Platform]] = Registry(
-    "device", {"cpu": "trifocal.platforms.cpu:CpuPlatform", "cuda": "trifocal.platforms.cuda:CudaPlatform"}
-)
-
-
-def detect_device(wanted: str) -> str:
-    """The device to use for `--device wanted`. Raises `ConfigError` for one that is unknown.
-
-    auto: an NVIDIA device, else the device of a plug-in (one is installed on purpose) if there is just one, else cpu.
-    What is wrong with plug-ins is told here, once a process, and not again by the engine's own.
-    """
-    devices, faults = load_plugins()
-    _warn(faults)
-    if wanted != "auto":
-        if wanted not in PLATFORMS:
-            raise ConfigError(f"--device {wanted!r} is unknown; known: auto, {', '.join(sorted(PLATFORMS))}")
-        return wanted
-    has_nvidia = os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-    if has_nvidia:
-        return "cuda"
-    return devices[0] if len(devices) == 1 else "cpu"
 
 
 def get_platform(device: str) -> Platform:
     """The platform object of a device name. Raises `ConfigError` for one that is unknown."""
     load_plugins()
-    return PLATFORMS.get(device)()
-
-
-@cache
-def load_plugins() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Register the devices of plug-ins, once. Returns their names, and a sentence for each plug-in that fails.
-
-    As in vLLM, neither a plug-in that fails nor a name in `TRIFOCAL_PLUGINS` that is not installed stops anybody: where
-    `--device` names what it would have brought, that is refused.
-    """
-    installed = {point.name: point for point in entry_points(group=_GROUP)}
-    given = envs.PLUGINS.get()
-    wanted = None if given is None else list(dict.fromkeys(given))
-    faults = [
-        f"{envs.PLUGINS.variable} names {name!r}, which is not installed; installed platform plug-ins: "
-        f"{', '.join(sorted(installed)) or 'none'}"
-        for name in wanted or ()
-        if name not in installed
-    ]
-    devices: list[str] = []
-    for name in sorted(installed) if wanted is None else [name for name in wanted if name in installed]:
-        try:
-            found = {device: str(target) for device, target in installed[name].load()().items()}
-        except Exception as error:  # whatever the code of others raises
-            faults.append(f"platform plug-in {name!r} ({installed[name].value}) fails: {type(error).__name__}: {error}")
-            continue
-        for device, target in found.items():
-            PLATFORMS.register(device, target)
-        devices += found
-    return tuple(devices), tuple(faults)
-
-
-@cache
-def _warn(faults: tuple[str, ...]) -> None:
-    for fault in faults:
-        logger.warning("%s", fault)
+    platform: Platform = PLATFORMS.get(device)()
+    return platform

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from trifocal import envs
+from trifocal.config import envs
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.cpu.library import load
 from trifocal.kernels.cpu.ops import CpuKernels

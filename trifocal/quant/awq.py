@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from trifocal.kernels.int4 import Int4Weight
-from trifocal.quant.base import Slot, in_stretches
+from trifocal.layers.linear import Linear, Slot, in_stretches
 from trifocal.quant.int4 import Int4Linear, weight_of
 
 if TYPE_CHECKING:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from trifocal.kernels.blocks import empty_blocks, int8_of_words, store_rows, take_rows, words_of_int8
-from trifocal.quant.base import LinearMethod, Slot, register
+from trifocal.layers.linear import Linear, LinearMethod, Slot, register
 from trifocal.quant.int8 import Int8Linear
-
-if TYPE_CHECKING:
-    from trifocal.layers.linear import Linear
 
 
 class BlocksLinear(LinearMethod):

@@ -9,10 +9,9 @@ from torch import nn
 
 from trifocal.errors import ConfigError
 from trifocal.layers.embedding import Embedding
-from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.linear import PLAIN, Linear, LinearMethod, MergedLinear
 from trifocal.model_spec import Quantization
 from trifocal.quant.awq import AwqLinear
-from trifocal.quant.base import PLAIN, LinearMethod
 from trifocal.quant.blocks import BLOCKS, INT8_BLOCKS
 from trifocal.quant.int4 import GROUPS, Int4Linear
 from trifocal.quant.int8 import INT8

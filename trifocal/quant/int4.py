@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trifocal.kernels.int4 import Int4Weight
-from trifocal.quant.base import LinearMethod, Slot, in_stretches, register
+from trifocal.layers.linear import Linear, LinearMethod, Slot, in_stretches, register
 
 if TYPE_CHECKING:
     from trifocal.layers.linear import Linear

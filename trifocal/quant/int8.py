@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from trifocal.quant.base import LinearMethod, Slot, in_stretches, register
-
-if TYPE_CHECKING:
-    from trifocal.layers.linear import Linear
+from trifocal.layers.linear import Linear, LinearMethod, Slot, in_stretches, register
 
 
 class Int8Linear(LinearMethod):

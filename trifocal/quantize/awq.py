@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trifocal.config import EngineArgs, EngineConfig, resolve
+from trifocal.config.engine import EngineArgs, EngineConfig, resolve
 from trifocal.errors import ConfigError
 from trifocal.layers.rotary import long_rows
 from trifocal.models.base import Model

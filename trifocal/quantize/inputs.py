@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trifocal.config import EngineConfig
+from trifocal.config.engine import EngineConfig
 from trifocal.errors import ConfigError, RequestError
+from trifocal.media.fetch.policy import FetchPolicy
 from trifocal.models.base import Model
-from trifocal.multimodal.chat import PromptBuilder
-from trifocal.multimodal.fetch_policy import FetchPolicy
+from trifocal.prompt.builder import PromptBuilder
 from trifocal.quantize.samples import Sample
 from trifocal.types import Prompt
 

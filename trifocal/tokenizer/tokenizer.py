@@ -12,12 +12,11 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from trifocal.tokenizer.folder import content_of, find_chat_template, read_backend, read_config
+from trifocal.tokenizer.folder import content_of
 from trifocal.tokenizer.guard import Guard, any_of, private_name, reveal, valid_text
 from trifocal.tokenizer.spelling import byte_level_bytes, sentencepiece_bytes
 
@@ -40,23 +39,6 @@ class Tokenizer:
         self._describe(added, config, chat_template)
         self.vocab_size = max([backend.get_vocab_size(), *(token_id + 1 for token_id in added)])
         self._build_twin(added)
-
-    @classmethod
-    def from_folder(cls, path: str, *, trust_remote_code: bool = False) -> Tokenizer:
-        """The tokenizer of a checkpoint folder, from its data files wherever those are enough.
-
-        A tokenizer that is Python code in the folder runs if `trust_remote_code` allows it and there is no other way.
-        Raises `ConfigError`.
-        """
-        folder = Path(path).expanduser().absolute()  # so that "." has a name in messages
-        config = read_config(folder)
-        template = find_chat_template(folder, config)
-        backend = read_backend(folder, config)
-        if backend is not None:
-            return cls(backend, config, template)
-        from trifocal.tokenizer.remote import load_remote
-
-        return load_remote(folder, config, template, is_trusted=trust_remote_code)
 
     # ------------------------------------------------------------------------------------------ text to ids
 

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
 from trifocal.attention.registry import ATTENTION
-from trifocal.config import EngineConfig
+from trifocal.config.engine import EngineConfig
 from trifocal.errors import ConfigError
-from trifocal.executor.base import Capacity
 from trifocal.log import get_logger
 from trifocal.models.loader import load_model
 from trifocal.platforms import get_platform
-from trifocal.types import StepPlan, StepResult
+from trifocal.types import Capacity, StepPlan, StepResult
 from trifocal.worker.model_runner import ModelRunner
 from trifocal.worker.sampler import Sampler
 

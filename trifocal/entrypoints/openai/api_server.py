@@ -3,7 +3,7 @@
 import sys
 
 from trifocal.cli import run_command
-from trifocal.memory import system_allocator
+from trifocal.malloc import system_allocator
 
 if __name__ == "__main__":
     system_allocator()

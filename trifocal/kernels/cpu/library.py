@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trifocal import envs
+from trifocal.config import envs
 from trifocal.kernels.cpu.build import BuildError, InstructionSet, build, choose, cpu_features
 from trifocal.log import get_logger
 

@@ -9,7 +9,7 @@ from typing import Any
 from trifocal.errors import ConfigError, RequestError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import NATIVE
-from trifocal.multimodal.part_options import is_rate
+from trifocal.prompt.part_options import is_rate
 
 DEFAULT_NUM_FRAMES = 32  # num_segments of `load_video` in the models' README, and vLLM's
 MOST_TILES = 128  # the models were tried with up to 40; a request must not ask for millions

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifocal.errors import RequestError
+from trifocal.media.hashing import content_hash
+from trifocal.media.media import FrameSample, Image, Media
+from trifocal.media.patches import PatchLayout, resize
 from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import NATIVE, VisionConfig
 from trifocal.models.internvl.options import MOST_TILES, MediaOptions
 from trifocal.models.internvl.tiling import choose_grid, cut, num_tiles
-from trifocal.multimodal.hashing import content_hash
-from trifocal.multimodal.media import Image, Media
-from trifocal.multimodal.patches import PatchLayout, resize
-from trifocal.multimodal.processor import FrameSample, Processor, SizeOption
+from trifocal.prompt.processor import Processor, SizeOption
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import MediaItem, Modality, Prompt, Span
 

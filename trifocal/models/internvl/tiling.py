@@ -10,8 +10,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from trifocal.media.patches import resize
 from trifocal.models.internvl.options import TileLimits
-from trifocal.multimodal.patches import resize
 
 
 @lru_cache(maxsize=64)

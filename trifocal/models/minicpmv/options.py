@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifocal.errors import RequestError
-from trifocal.multimodal.part_options import is_count, is_rate
+from trifocal.prompt.part_options import is_count, is_rate
 
 MAX_FRAMES = 64
 VIDEO_MAX_SLICES = 2

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifocal.errors import RequestError
+from trifocal.media.hashing import content_hash
+from trifocal.media.media import FrameSample, Image, Media
 from trifocal.model_spec import ModelSpec
 from trifocal.models.minicpmv.config import MiniCPMVConfig, Version
 from trifocal.models.minicpmv.options import MOST_SLICES, VIDEO_MAX_SLICES, MediaOptions
 from trifocal.models.minicpmv.slicing import SlicePlan, Slicer
-from trifocal.multimodal.hashing import content_hash
-from trifocal.multimodal.media import Image, Media
-from trifocal.multimodal.processor import FrameSample, Processor, SizeOption
+from trifocal.prompt.processor import Processor, SizeOption
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import MediaItem, Modality, Prompt, Span
 

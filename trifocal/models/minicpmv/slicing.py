@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from trifocal.multimodal.patches import PatchLayout
+from trifocal.media.patches import PatchLayout
 
 Size = tuple[int, int]  # (width, height) in pixels
 

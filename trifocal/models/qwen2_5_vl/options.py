@@ -9,7 +9,7 @@ from typing import Any
 
 from trifocal.errors import RequestError
 from trifocal.model_spec import positive_int
-from trifocal.multimodal.part_options import is_count, is_rate
+from trifocal.prompt.part_options import is_count, is_rate
 
 # Class defaults of transformers' Qwen2VLImageProcessor, for a folder that says nothing.
 DEFAULT_MIN_PIXELS = 56 * 56

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifocal.errors import ConfigError, RequestError
+from trifocal.media.hashing import content_hash
+from trifocal.media.media import FrameSample, Image, Media
+from trifocal.media.patches import PatchLayout, resize
 from trifocal.model_spec import ModelSpec
 from trifocal.models.qwen2_5_vl.config import VisionConfig
 from trifocal.models.qwen2_5_vl.options import MOST_MIN_PIXELS, MediaOptions, PixelLimits
 from trifocal.models.qwen2_5_vl.preprocess import MAX_ASPECT_RATIO, TokenGrid, mrope_positions, smart_resize
-from trifocal.multimodal.hashing import content_hash
-from trifocal.multimodal.media import Image, Media
-from trifocal.multimodal.patches import PatchLayout, resize
-from trifocal.multimodal.processor import FrameSample, Processor, SizeOption
+from trifocal.prompt.processor import Processor, SizeOption
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import MediaItem, Modality, Prompt, Span
 

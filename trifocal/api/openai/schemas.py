@@ -1,0 +1,371 @@
+"""The bodies of requests, as OpenAI and vLLM name their fields.
+
+`null` means the default everywhere. Types are strict with two exceptions: a flag may be 0 or 1, because the scripts of
+vLLM's users send `stream` that way, and an integer may be written `32.0`, as some languages write all their numbers.
+Values out of range raise from `SamplingParams`, which knows the ranges.
+
+Their JSON Schemas are the OpenAPI document's (`openapi.py`). What pydantic cannot see, because a validator or another
+module checks it, it is told: by `json_schema_input_type` beside the validator, and by `_tell`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from trifocal.api.openai.extras import extras_schema
+from trifocal.errors import RequestError
+from trifocal.prompt.item_options import media_io_schema, reading_layer
+from trifocal.prompt.message_schema import message_schema
+from trifocal.prompt.part_options import whole
+from trifocal.sampling_params import BIAS_BOUNDS, SAMPLING_BOUNDS, TOKEN_ID_BOUNDS, Bounds, SamplingParams
+
+
+def _flag(value: object) -> object:
+    return bool(value) if type(value) in (int, float) and value in (0, 1) else value
+
+
+def _whole_items(value: object) -> object:
+    """A list of numbers with the whole ones as integers; there may be a million, hence no validator for each."""
+    if isinstance(value, list) and any(type(item) is float for item in value):
+        return [whole(item) for item in value]
+    return value
+
+
+def _strings(value: object) -> object:
+    if value is None or isinstance(value, str) or _is_list_of(value, str):
+        return value
+    raise ValueError("must be a string or a list of strings")
+
+
+def _is_list_of(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+def _biases(value: object) -> object:
+    if value is None or (isinstance(value, dict) and len(value) <= _MAX_BIASES and _are_numbers(value.values())):
+        return value
+    raise ValueError("must be an object of numbers, one a token")
+
+
+def _are_numbers(values: Iterable[object]) -> bool:
+    return all(type(value) in (int, float) for value in values)
+
+
+def _media_io(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    reading_layer(value or {})
+    return value
+
+
+Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool | Literal[0, 1])]
+Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), BeforeValidator(whole)]  # what the engine's tensors hold
+Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(whole)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Text = Annotated[str, Field(min_length=1)]
+Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text | list[Text] | None)]
+# The first wrong item is enough: a complaint about each takes hundreds of bytes and as many microseconds.
+Ints = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(_whole_items)]
+Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
+Messages = Annotated[list[Message], Field(fail_fast=True)]
+MediaIo = Annotated[dict[str, Any] | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]
+_MAX_BIASES = 1 << 18  # more than any vocabulary has tokens
+_TOKEN_ID = re.compile("[0-9]{1,10}")
+
+SAMPLING_FIELDS = (
+    "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
+    "seed", "stop", "stop_token_ids", "ignore_eos", "max_tokens", "min_tokens", "skip_special_tokens",
+    "include_stop_str_in_output",
+)  # fmt: skip
+
+
+# Fields that have the bounds of `SamplingParams`' by other names, or of its items.
+_BOUNDS: Mapping[str, Bounds] = {
+    **SAMPLING_BOUNDS,
+    "max_completion_tokens": SAMPLING_BOUNDS["max_tokens"],
+    "top_logprobs": SAMPLING_BOUNDS["logprobs"],
+    "stop_token_ids": TOKEN_ID_BOUNDS,
+    "logit_bias": BIAS_BOUNDS,
+}
+
+
+def _tell(schema: dict[str, Any]) -> None:
+    """Tell a model's schema what `SamplingParams` and `judge` will say."""
+    properties = schema["properties"]
+    for name, bounds in _BOUNDS.items():
+        for kind in properties.get(name, {}).get("anyOf", []):
+            _tell_bounds(kind, bounds)
+    schema["properties"] = {
+        **properties,
+        **{name: told for name, told in extras_schema().items() if name not in properties},
+    }
+
+
+def _tell_bounds(schema: dict[str, Any], bounds: Bounds) -> None:
+    """Narrow the schema of a number, of a list of them or of an object with them."""
+    if schema["type"] in ("array", "object"):
+        _tell_bounds(schema["items" if schema["type"] == "array" else "additionalProperties"], bounds)
+    elif schema["type"] in ("integer", "number"):
+        schema.pop("minimum", None)
+        schema["exclusiveMinimum" if bounds.is_open else "minimum"] = bounds.low
+        if bounds.high is not None:
+            schema.pop("exclusiveMaximum", None)
+            schema["maximum"] = bounds.high
+
+
+class Body(BaseModel):
+    """What every request may carry. Fields beyond the declared ones land in `model_extra`; `extras` judges them."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=_tell)
+
+    of_others: ClassVar[frozenset[str]] = frozenset()
+    """Fields of other routes that cannot change the answer of this one."""
+
+    model: str | None = None
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Fields that were given and are known, but change nothing beside the others."""
+        return []
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`: a last chunk with the usage, or the usage so far in every chunk."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    include_usage: Flag | None = None
+    continuous_usage_stats: Flag | None = None
+
+
+class GenerationBody(Body):
+    """Fields that chat and completions share."""
+
+    n: Int32 | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Int32 | None = None
+    min_p: float | None = None
+    seed: Int64 | None = None
+    stop: Strings = None
+    stop_token_ids: Ints | None = None
+    ignore_eos: Flag | None = None
+    max_tokens: Int32 | None = None
+    min_tokens: Int32 | None = None
+    logit_bias: Annotated[
+        dict[str, float] | None,
+        BeforeValidator(_biases),
+        Field(json_schema_extra={"propertyNames": {"pattern": f"^{_TOKEN_ID.pattern}$"}}),
+    ] = None
+    skip_special_tokens: Flag | None = None
+    include_stop_str_in_output: Flag | None = None
+    stream: Flag | None = None
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> GenerationBody:
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream to be true", param="stream_options")
+        return self
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Usage so far is a part of usage."""
+        options = self.stream_options
+        is_alone = options is not None and options.continuous_usage_stats and not options.include_usage
+        return ["stream_options.continuous_usage_stats"] if is_alone else []
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Fields of `SamplingParams` that have other names here."""
+        return {}
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def force_usage(self) -> None:
+        """Let a stream end with a chunk of usage, whatever the client said of it."""
+        if self.stream:
+            self.stream_options = self.stream_options or StreamOptions()
+            self.stream_options.include_usage = True
+
+    @property
+    def has_running_usage(self) -> bool:
+        """Whether every chunk of a stream tells the usage so far."""
+        return self.includes_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    def sampling(self, defaults: Mapping[str, Any], *, logprobs: int | None) -> SamplingParams:
+        """These fields over `defaults` over those of `SamplingParams`, whose `RequestError` passes through."""
+        given = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
+        return SamplingParams(**{**defaults, **given}, logprobs=logprobs, logit_bias=self._token_bias())
+
+    def _token_bias(self) -> dict[int, float] | None:
+        bias = self.logit_bias or {}
+        for token in bias:
+            if not _TOKEN_ID.fullmatch(token):
+                raise RequestError(f"logit_bias: keys must be token ids, got {token[:40]!r}", param="logit_bias")
+        return {int(token): value for token, value in bias.items()} or None
+
+
+class Conversation(Body):
+    """Messages and how to render them."""
+
+    messages: Messages | None = Field(default=None, min_length=1)
+    add_generation_prompt: Flag | None = None
+    continue_final_message: Flag | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+    media_io_kwargs: MediaIo = None
+
+    @model_validator(mode="after")
+    def _check_turn(self) -> Conversation:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise RequestError(
+                "add_generation_prompt and continue_final_message exclude each other", param="continue_final_message"
+            )
+        return self
+
+
+class ChatBody(Conversation, GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: Messages = Field(min_length=1)
+    max_completion_tokens: Int32 | None = None
+    logprobs: Flag | None = None
+    top_logprobs: Int32 | None = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> ChatBody:
+        if self.top_logprobs is not None and self.top_logprobs != 0 and not self.logprobs:
+            raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        return self
+
+    def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """Sampling parameters; without any limit on tokens the answer may fill the context."""
+        limit = self.max_completion_tokens
+        body = self if limit is None else self.model_copy(update={"max_tokens": limit})
+        num_rivals = (self.top_logprobs or 0) if self.logprobs else None
+        try:
+            return body.sampling({"max_tokens": None, **defaults}, logprobs=num_rivals)
+        except RequestError as error:
+            raise with_param(error, self.renamed) from None
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Fields of `SamplingParams` by the names that this body has for them."""
+        names = {"logprobs": "top_logprobs"}
+        return names if self.max_completion_tokens is None else {**names, "max_tokens": "max_completion_tokens"}
+
+
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Prompts = Text | TokenIds | Annotated[list[Text | TokenIds], Field(min_length=1)]
+_MAX_TOKEN_ID = (1 << 31) - 1
+
+
+def _is_prompt(value: object) -> bool:
+    """Whether `value` is a text or a list of token ids, and not empty. Those that no vocabulary has are none."""
+    if not isinstance(value, list) or not value:
+        return isinstance(value, str) and value != ""
+    return _is_list_of(value, int) and min(value) >= 0 and max(value) <= _MAX_TOKEN_ID
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions. `prompt` is one text, one list of token ids, or a list of either."""
+
+    prompt: Any
+    logprobs: Int32 | None = None
+    echo: Flag | None = None
+    add_special_tokens: Flag | None = None
+
+    @field_validator("prompt", mode="before", json_schema_input_type=Prompts)
+    @classmethod
+    def _check_prompt(cls, value: object) -> object:
+        value = _whole_items(value)
+        if _is_prompt(value):
+            return value
+        prompts = [_whole_items(item) for item in value] if isinstance(value, list) else []
+        if not prompts or not all(map(_is_prompt, prompts)):
+            raise ValueError("must be a text, a list of token ids, or a list of either, and none may be empty")
+        return prompts
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """`prompt` as the list that it stands for."""
+        return [self.prompt] if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else self.prompt
+
+    def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """Sampling parameters; 16 tokens where no one says otherwise."""
+        return self.sampling(defaults, logprobs=self.logprobs)
+
+
+_OF_GENERATION = frozenset(ChatBody.model_fields.keys() | CompletionBody.model_fields.keys())
+
+
+def _tell_source(schema: dict[str, Any]) -> None:
+    _tell(schema)
+    null, no = {"type": "null"}, {"enum": [None, False, 0]}
+    given = {"messages": {"type": "array"}, "prompt": null, "add_special_tokens": no}
+    schema["oneOf"] = [
+        {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": null}},
+        {"required": ["messages"], "properties": given},
+    ]
+
+
+class TokenizeBody(Conversation):
+    """POST /tokenize: either a prompt or messages."""
+
+    model_config = ConfigDict(json_schema_extra=_tell_source)
+    of_others = _OF_GENERATION
+
+    prompt: str | None = None
+    add_special_tokens: Flag | None = None
+    return_token_strs: Flag | None = None
+
+    @model_validator(mode="after")
+    def _check_source(self) -> TokenizeBody:
+        if (self.prompt is None) == (self.messages is None):
+            raise RequestError("give either prompt or messages", param="prompt")
+        if self.messages is not None and self.add_special_tokens:
+            raise RequestError("not available yet: add_special_tokens with messages; their template has them",
+                               param="add_special_tokens", code="unsupported_parameter")  # fmt: skip
+        return self
+
+    @property
+    def without_effect(self) -> list[str]:
+        """A prompt is not rendered."""
+        names = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "mm_processor_kwargs")
+        return [name for name in names if self.messages is None and getattr(self, name) is not None]
+
+
+class DetokenizeBody(Body):
+    """POST /detokenize."""
+
+    of_others = _OF_GENERATION
+
+    tokens: Ints
+
+
+def with_param(error: RequestError, renamed: Mapping[str, str]) -> RequestError:
+    """`error` naming the field as the client wrote it."""
+    old = error.param or ""
+    if old not in renamed:
+        return error
+    message = error.message.replace(old, renamed[old], 1)  # messages begin with the name of the field
+    return RequestError(message, param=renamed[old], status=error.status, code=error.code)
