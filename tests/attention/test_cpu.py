@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import torch
 
 from tests.attention.cases import STEPS, Case
 from tests.kernels import isa
+from tests.kernels.isa import Grid
 from trifocal.attention import cpu
 from trifocal.attention.cpu import CpuAttention
 from trifocal.attention.reference import ReferenceAttention
@@ -26,87 +28,77 @@ MORE_STEPS = [
 ]
 
 
-@pytest.fixture(autouse=True, params=isa.NAMES)
-def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    chosen = isa.library(request.param)
-    monkeypatch.setattr(cpu, "load", lambda: chosen)
-    torch.set_num_threads(3)
-    yield
+@pytest.fixture(autouse=True, params=isa.GRIDS)
+def grid(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Grid]:
+    """The whole grid is on three threads, else there is one."""
+    chosen: Grid = request.param
+    library = isa.library(chosen.name)
+    monkeypatch.setattr(cpu, "load", lambda: library)
+    torch.set_num_threads(3 if chosen.extent == "whole" else 1)
+    yield chosen
     torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block_size", [16, 128])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize(("contexts", "query_lens"), STEPS + MORE_STEPS)
-def test_against_a_plain_loop(
-    contexts: list[int], query_lens: list[int], kv_heads: int, block_size: int, dtype: torch.dtype
-) -> None:
-    case = Case(contexts, query_lens, kv_heads=kv_heads, block_size=block_size, dtype=dtype)
+def assert_as_expected(case: Case) -> None:
+    dtype = case.queries[0].dtype
     for ours, expected in zip(case.run(CpuAttention), case.expected(), strict=True):
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.float(), expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [8, 24, 32, 64, 72, 80, 96, 128, 256])
-@pytest.mark.parametrize("group", [1, 3, 7, 20])
-def test_head_sizes_and_groups(group: int, size: int, dtype: torch.dtype) -> None:
-    case = Case([70, 600], [9, 1], heads=2 * group, size=size, dtype=dtype)
-    for ours, expected in zip(case.run(CpuAttention), case.expected(), strict=True):
-        torch.testing.assert_close(ours.float(), expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+def test_against_a_plain_loop(grid: Grid) -> None:
+    every = list(product([1, 2, 4], [16, 128], DTYPES))
+    few = [(1, 128, torch.bfloat16), (2, 16, torch.float32), (4, 16, torch.bfloat16), (4, 128, torch.float32)]
+    for kv_heads, block_size, dtype in grid.of(whole=every, edges=few[:2], usual=few):
+        for contexts, query_lens in STEPS + MORE_STEPS:
+            assert_as_expected(Case(contexts, query_lens, kv_heads=kv_heads, block_size=block_size, dtype=dtype))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cache_dtype", CACHES)
-@pytest.mark.parametrize("size", [32, 64, 80, 96, 128])
-def test_random_steps_against_the_reference(size: int, cache_dtype: torch.dtype | None, dtype: torch.dtype) -> None:
+def test_head_sizes_and_groups(grid: Grid) -> None:
+    sizes = grid.of(whole=[8, 24, 32, 64, 72, 80, 96, 128, 256], edges=[8, 24, 80, 256])
+    for group, size, dtype in product(grid.of(whole=[1, 3, 7, 20], edges=[1, 7], usual=[1, 7, 20]), sizes, DTYPES):
+        assert_as_expected(Case([70, 600], [9, 1], heads=2 * group, size=size, dtype=dtype))
+
+
+def test_random_steps_against_the_reference(grid: Grid) -> None:
     """Decoding, chunks and whole prompts in one step, contexts of 1 to 9000 tokens; what is written is the same."""
-    chance = random.Random(size)
-    for _ in range(3):
-        contexts = [int(9000 ** chance.random()) for _ in range(chance.randint(1, 5))]
-        query_lens = [min(context, chance.choice([1, 1, 2, 17, 130, context])) for context in contexts]
-        group, block_size = chance.choice([1, 3, 5, 7]), chance.choice([16, 32, 64, 128])
-        ours, theirs = (
-            Case(contexts, query_lens, heads=2 * group, size=size, block_size=block_size, dtype=dtype,
-                 cache_dtype=cache_dtype)
-            for _ in range(2)
-        )  # fmt: skip
-        for one, other in zip(ours.run(CpuAttention), theirs.run(ReferenceAttention), strict=True):
-            torch.testing.assert_close(one, other, rtol=DTYPES[dtype], atol=DTYPES[dtype])
-        assert_same_cache(ours, theirs)
+    for size, cache_dtype, dtype in product(grid.of(whole=[32, 64, 80, 96, 128], edges=[80]), CACHES, DTYPES):
+        chance = random.Random(size)
+        for _ in range(grid.of(whole=3, edges=1)):
+            longest = grid.of(whole=9000, edges=2000, usual=4000)
+            contexts = [int(longest ** chance.random()) for _ in range(chance.randint(1, 5))]
+            query_lens = [min(context, chance.choice([1, 1, 2, 17, 130, context])) for context in contexts]
+            group, block_size = chance.choice([1, 3, 5, 7]), chance.choice([16, 32, 64, 128])
+            ours, theirs = (
+                Case(contexts, query_lens, heads=2 * group, size=size, block_size=block_size, dtype=dtype,
+                     cache_dtype=cache_dtype)
+                for _ in range(2)
+            )  # fmt: skip
+            for one, other in zip(ours.run(CpuAttention), theirs.run(ReferenceAttention), strict=True):
+                torch.testing.assert_close(one, other, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+            assert_same_cache(ours, theirs)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("contexts", "query_lens"), STEPS + MORE_STEPS)
-def test_int8_against_a_plain_loop(contexts: list[int], query_lens: list[int], dtype: torch.dtype) -> None:
-    case = Case(contexts, query_lens, size=32, dtype=dtype, cache_dtype=torch.int8)
-    for ours, expected in zip(case.run(CpuAttention), case.expected(), strict=True):
-        torch.testing.assert_close(ours.float(), expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+def test_int8_against_a_plain_loop() -> None:
+    for (contexts, query_lens), dtype in product(STEPS + MORE_STEPS, DTYPES):
+        assert_as_expected(Case(contexts, query_lens, size=32, dtype=dtype, cache_dtype=torch.int8))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cache_dtype", CACHES)
-@pytest.mark.parametrize("group", [1, 2, 7])
-def test_a_token_gets_the_same_however_its_prompt_is_cut(
-    group: int, cache_dtype: torch.dtype | None, dtype: torch.dtype
-) -> None:
+def test_a_token_gets_the_same_however_its_prompt_is_cut(grid: Grid) -> None:
     """Bit for bit: in one piece, in chunks, token by token, beside others, on other numbers of threads."""
     length = 1200
-
-    def case() -> Case:
-        return Case([length], [length], heads=2 * group, size=48, dtype=dtype, cache_dtype=cache_dtype)
-
-    expected = case().run(CpuAttention)[0]
-    for end, count in ((length, 1), (513, 1), (512, 512), (1025, 3), (700, 211), (64, 64), (1, 1)):
-        part = case()
-        part.run(CpuAttention)  # fills the cache
-        part.batch = type(part.batch)(part.batch.slots[end - count : end], part.batch.block_tables, [count], [end])
-        part.queries = [part.queries[0][end - count : end]]
-        part.keys, part.values = [part.keys[0][:end]], [part.values[0][:end]]
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            assert torch.equal(part.run(CpuAttention)[0], expected[end - count : end]), (end, count)
+    few = [(1, None, torch.bfloat16), (7, torch.int8, torch.bfloat16), (2, None, torch.float32)]
+    usual = [*few, (7, None, torch.bfloat16), (7, torch.int8, torch.float32)]
+    for group, cache_dtype, dtype in grid.of(whole=list(product([1, 2, 7], CACHES, DTYPES)), edges=few, usual=usual):
+        part = Case([length], [length], heads=2 * group, size=48, dtype=dtype, cache_dtype=cache_dtype)
+        (queries,), (keys,), (values,), slots = part.queries, part.keys, part.values, part.batch.slots
+        expected = part.run(CpuAttention)[0]  # and fills the cache
+        for end, count in ((length, 1), (513, 1), (512, 512), (1025, 3), (700, 211), (64, 64), (1, 1)):
+            part.batch = type(part.batch)(slots[end - count : end], part.batch.block_tables, [count], [end])
+            part.queries, part.keys, part.values = [queries[end - count : end]], [keys[:end]], [values[:end]]
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                assert torch.equal(part.run(CpuAttention)[0], expected[end - count : end]), (end, count)
 
 
 def test_reads_what_another_sequence_writes_in_the_same_step() -> None:
@@ -124,27 +116,23 @@ def assert_same_cache(ours: Case, theirs: Case) -> None:
             torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("cache_dtype", CACHES)
-def test_writes_what_the_reference_writes(cache_dtype: torch.dtype | None) -> None:
-    ours, theirs = (Case([70, 33], [70, 1], size=16, dtype=torch.bfloat16, cache_dtype=cache_dtype) for _ in range(2))
-    for case in (ours, theirs):
-        case.keys[0][60] = 0  # nothing to scale by
-    ours.run(CpuAttention)
-    theirs.run(ReferenceAttention)
-    assert_same_cache(ours, theirs)
+def test_writes_what_the_reference_writes() -> None:
+    for cache in CACHES:
+        ours, theirs = (Case([70, 33], [70, 1], size=16, dtype=torch.bfloat16, cache_dtype=cache) for _ in range(2))
+        for case in (ours, theirs):
+            case.keys[0][60] = 0  # nothing to scale by
+        ours.run(CpuAttention)
+        theirs.run(ReferenceAttention)
+        assert_same_cache(ours, theirs)
 
 
-@pytest.mark.parametrize("backend", [CpuAttention, ReferenceAttention])
-@pytest.mark.parametrize("cache_dtype", CACHES)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_a_number_is_seen(
-    bad: float, cache_dtype: torch.dtype | None, backend: type[CpuAttention]
-) -> None:  # fmt: skip
+def test_what_is_not_a_number_is_seen() -> None:
     """By all that attend to it: the sampler looks for it, and must not be told a number."""
-    case = Case([20], [20], size=16, dtype=torch.bfloat16, cache_dtype=cache_dtype)
-    case.values[0][7, 1, 3] = bad
-    out = case.run(backend)[0]
-    assert not out[7:, 2:, 3].isfinite().any() and out[:, :2].isfinite().all()
+    for backend, cache_dtype, bad in product([CpuAttention, ReferenceAttention], CACHES, [float("nan"), float("inf")]):
+        case = Case([20], [20], size=16, dtype=torch.bfloat16, cache_dtype=cache_dtype)
+        case.values[0][7, 1, 3] = bad
+        out = case.run(backend)[0]
+        assert not out[7:, 2:, 3].isfinite().any() and out[:, :2].isfinite().all()
 
 
 def test_parts_of_one_product_are_taken_as_they_lie() -> None:
@@ -170,11 +158,9 @@ def test_caches_that_the_kernel_cannot_read_go_to_the_reference() -> None:
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("heads", [65, 300])  # 300: more than one packing of keys serves
-def test_many_query_heads_of_one_kv_head(heads: int) -> None:
-    case = Case([70, 9], [2, 1], heads=heads, kv_heads=1)
-    for ours, expected in zip(case.run(CpuAttention), case.expected(), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=2e-5, atol=2e-5)
+def test_many_query_heads_of_one_kv_head() -> None:
+    for heads in (65, 300):  # 300: more than one packing of keys serves
+        assert_as_expected(Case([70, 9], [2, 1], heads=heads, kv_heads=1))
 
 
 def test_no_kernels_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

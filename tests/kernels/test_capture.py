@@ -41,7 +41,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=isa.NAMES)
+@pytest.fixture(params=isa.EACH_BUT_NEWEST_SLOW)
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Library:
     chosen = isa.library(request.param)
     monkeypatch.setattr("trifocal.attention.cpu.load", lambda: chosen)

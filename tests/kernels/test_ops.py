@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import product
+
 import torch
 from torch import Tensor
 
+from tests.kernels.isa import Grid
 from trifocal.kernels.base import TORCH
 from trifocal.kernels.blocks import empty_blocks, store_rows
 from trifocal.kernels.cpu.ops import CpuKernels
 
 HALF, FULL = torch.bfloat16, torch.float32
-
-
-pytestmark = pytest.mark.usefixtures("threads")
 
 
 def normal(*shape: int, dtype: torch.dtype = HALF, seed: int = 0) -> Tensor:
@@ -36,40 +35,62 @@ def in_blocks(weight: Tensor) -> Tensor:
     return blocks
 
 
-@pytest.mark.parametrize("size", [6, 8, 64, 520, 896, 1030, 4864])
-@pytest.mark.parametrize("features", [1, 15, 16, 33, 500])
-def test_linear(kernels: CpuKernels, size: int, features: int) -> None:
-    weight, bias = normal(features, size, seed=1) / size**0.5, normal(features, seed=2)
-    blocks = in_blocks(weight)
-    for rows in (*range(1, 24), 32, 41, 64, 65):
-        x = normal(rows, size, seed=rows)
-        for b in (None, bias):
-            expected = TORCH.linear(x, weight, b)
-            assert_rounded_alike(kernels.linear_blocks(x, blocks, features, b), expected)
-    assert torch.equal(TORCH.linear_blocks(x, blocks, features, bias), expected)
+def test_linear(grid: Grid, kernels: CpuKernels) -> None:
+    few, many = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 23, 33, 65), (*range(1, 24), 32, 41, 64, 65)
+    for size in grid.of(whole=[6, 8, 64, 520, 896, 1030, 4864], edges=[6, 520, 1030]):
+        for features in grid.of(whole=[1, 15, 16, 33, 500], edges=[15, 33], usual=[1, 15, 16, 33, 100]):
+            weight, bias = normal(features, size, seed=1) / size**0.5, normal(features, seed=2)
+            blocks, x = in_blocks(weight), normal(65, size, seed=3)
+            for b in (None, bias):
+                expected = TORCH.linear(x, weight, b)
+                for rows in grid.of(whole=many, edges=few):
+                    assert_rounded_alike(kernels.linear_blocks(x[:rows], blocks, features, b), expected[:rows])
+            assert torch.equal(TORCH.linear_blocks(x, blocks, features, bias), expected)
 
 
-@pytest.mark.parametrize("size", [64, 200, 896, 1030])
-@pytest.mark.parametrize("features", [6, 32, 96, 608])
-def test_gated_linear(kernels: CpuKernels, size: int, features: int) -> None:
+def test_gated_linear(grid: Grid, kernels: CpuKernels) -> None:
     """The same as its two steps, bit for bit, however many rows."""
-    weight, bias = in_blocks(normal(features, size, seed=1) / size**0.5), normal(features, seed=2)
-    for rows in (1, 16, 17, 33, 64, 300):
-        x = normal(rows, size, seed=rows)
-        for b in (None, bias):
-            whole = kernels.silu_and_mul(kernels.linear_blocks(x, weight, features, b))
-            assert torch.equal(kernels.gated_linear_blocks(x, weight, features, b), whole)
+    for size in grid.of(whole=[64, 200, 896, 1030], edges=[200, 1030]):
+        for features in grid.of(whole=[6, 32, 96, 608], edges=[6, 96], usual=[6, 32, 96]):
+            weight, bias = in_blocks(normal(features, size, seed=1) / size**0.5), normal(features, seed=2)
+            for rows in (1, 16, 17, 33, 64, 300):
+                x = normal(rows, size, seed=rows)
+                for b in (None, bias):
+                    whole = kernels.silu_and_mul(kernels.linear_blocks(x, weight, features, b))
+                    assert torch.equal(kernels.gated_linear_blocks(x, weight, features, b), whole)
 
 
-@pytest.mark.parametrize("size", [200, 520, 1024, 1032, 2048])
-def test_a_token_gets_the_same_from_decoding_and_prefill(kernels: CpuKernels, size: int) -> None:
+def test_a_token_gets_the_same_from_decoding_and_prefill(grid: Grid, kernels: CpuKernels) -> None:
     """Bit for bit, whatever the instruction set."""
-    weight, bias = in_blocks(normal(77, size, seed=1) / size**0.5), normal(77, seed=2)
-    x = normal(72, size, seed=3)
-    whole = kernels.linear_blocks(x, weight, 77, bias)
-    for sizes in ([4, 5, 8, 17, 38], [1] * 72):
-        parts = [kernels.linear_blocks(part, weight, 77, bias) for part in torch.split(x, sizes)]
-        assert torch.equal(torch.cat(parts), whole)
+    for size in grid.of(whole=[200, 520, 1024, 1032, 2048], edges=[200, 1032]):
+        weight, bias = in_blocks(normal(77, size, seed=1) / size**0.5), normal(77, seed=2)
+        x = normal(72, size, seed=3)
+        whole = kernels.linear_blocks(x, weight, 77, bias)
+        for sizes in ([4, 5, 8, 17, 38], [1] * 72):
+            parts = [kernels.linear_blocks(part, weight, 77, bias) for part in torch.split(x, sizes)]
+            assert torch.equal(torch.cat(parts), whole)
+
+
+def test_threads_change_nothing(kernels: CpuKernels, three_threads: None) -> None:
+    """Each kernel gives on three threads what it gives on one, bit for bit, also with less work than threads."""
+    weight, gated, bias = in_blocks(normal(77, 520, seed=1)), in_blocks(normal(96, 520, seed=1)), normal(77, seed=2)
+    for rows in (1, 2, 3, 17, 65):
+        x, cos = normal(rows, 520), normal(rows, 1, 16, dtype=FULL, seed=1)
+        results = []
+        for threads in (3, 1):
+            torch.set_num_threads(threads)
+            results.append(
+                [
+                    kernels.linear_blocks(x, weight, 77, bias),
+                    kernels.gated_linear_blocks(x, gated, 96, None),
+                    kernels.rms_norm(x, x[0], 1e-6),
+                    *kernels.add_rms_norm(x, x, 0.3, x[0], 1e-6),
+                    kernels.silu_and_mul(x),
+                    kernels.rotate(normal(rows, 11, 32, dtype=FULL), cos, cos),
+                ]
+            )
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_linear_of_what_it_does_not_cover(kernels: CpuKernels) -> None:
@@ -92,17 +113,16 @@ def test_linear_keeps_leading_dimensions_and_takes_strided_rows(kernels: CpuKern
     assert torch.equal(linear(wide[:, 64:]), linear(wide[:, 64:].clone()))
 
 
-@pytest.mark.parametrize("dtype", [HALF, FULL])
-@pytest.mark.parametrize("size", [7, 16, 64, 80, 896, 1001])
-@pytest.mark.parametrize("rows", [0, 1, 5, 64])
-def test_norms(kernels: CpuKernels, rows: int, size: int, dtype: torch.dtype) -> None:
-    x, delta = normal(rows, size, dtype=dtype), normal(rows, size, dtype=dtype, seed=1)
-    weight = normal(size, dtype=dtype, seed=2)
-    assert_rounded_alike(kernels.rms_norm(x, weight, 1e-6), TORCH.rms_norm(x, weight, 1e-6))
-    for scale in (1.0, 0.3):
-        ours, expected = (each.add_rms_norm(x, delta, scale, weight, 1e-6) for each in (kernels, TORCH))
-        assert_rounded_alike(ours[0], expected[0])
-        assert_rounded_alike(ours[1], expected[1])
+def test_norms(grid: Grid, kernels: CpuKernels) -> None:
+    sizes = grid.of(whole=[7, 16, 64, 80, 896, 1001], edges=[7, 16, 1001])
+    for dtype, size, rows in product((HALF, FULL), sizes, (0, 1, 5, 64)):
+        x, delta = normal(rows, size, dtype=dtype), normal(rows, size, dtype=dtype, seed=1)
+        weight = normal(size, dtype=dtype, seed=2)
+        assert_rounded_alike(kernels.rms_norm(x, weight, 1e-6), TORCH.rms_norm(x, weight, 1e-6))
+        for scale in (1.0, 0.3):
+            ours, expected = (each.add_rms_norm(x, delta, scale, weight, 1e-6) for each in (kernels, TORCH))
+            assert_rounded_alike(ours[0], expected[0])
+            assert_rounded_alike(ours[1], expected[1])
 
 
 def test_norm_of_heads_inside_a_row(kernels: CpuKernels) -> None:
@@ -110,12 +130,11 @@ def test_norm_of_heads_inside_a_row(kernels: CpuKernels) -> None:
     assert_rounded_alike(kernels.rms_norm(x, weight, 1e-6), TORCH.rms_norm(x, weight, 1e-6))
 
 
-@pytest.mark.parametrize("dtype", [HALF, FULL])
-@pytest.mark.parametrize("size", [3, 16, 100, 4864])
-@pytest.mark.parametrize("rows", [0, 1, 17])
-def test_silu_and_mul(kernels: CpuKernels, rows: int, size: int, dtype: torch.dtype) -> None:
-    x = normal(rows, 2 * size, dtype=dtype) * 4
-    assert_rounded_alike(kernels.silu_and_mul(x), TORCH.silu_and_mul(x))
+def test_silu_and_mul(grid: Grid, kernels: CpuKernels) -> None:
+    sizes = grid.of(whole=[3, 16, 100, 4864], edges=[3, 16, 100])
+    for dtype, size, rows in product((HALF, FULL), sizes, (0, 1, 17)):
+        x = normal(rows, 2 * size, dtype=dtype) * 4
+        assert_rounded_alike(kernels.silu_and_mul(x), TORCH.silu_and_mul(x))
 
 
 def test_silu_of_extremes(kernels: CpuKernels) -> None:
@@ -124,15 +143,14 @@ def test_silu_of_extremes(kernels: CpuKernels) -> None:
     torch.testing.assert_close(kernels.silu_and_mul(x), TORCH.silu_and_mul(x), rtol=1e-6, atol=1e-35, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", [HALF, FULL])
-@pytest.mark.parametrize("size", [16, 32, 64, 80, 96, 128])
-@pytest.mark.parametrize("rows", [0, 1, 9])
-def test_rotate(kernels: CpuKernels, rows: int, size: int, dtype: torch.dtype) -> None:
-    angles = normal(rows, 1, size // 2, dtype=FULL, seed=1)
-    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    x = normal(rows, 11, size, dtype=dtype)
-    for part in (x, x[:, :7], x.transpose(0, 1).contiguous().transpose(0, 1)):
-        assert_rounded_alike(kernels.rotate(part, cos, sin), TORCH.rotate(part, cos, sin))
+def test_rotate(grid: Grid, kernels: CpuKernels) -> None:
+    sizes = grid.of(whole=[16, 32, 64, 80, 96, 128], edges=[16, 80])
+    for dtype, size, rows in product((HALF, FULL), sizes, (0, 1, 9)):
+        angles = normal(rows, 1, size // 2, dtype=FULL, seed=1)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        x = normal(rows, 11, size, dtype=dtype)
+        for part in (x, x[:, :7], x.transpose(0, 1).contiguous().transpose(0, 1)):
+            assert_rounded_alike(kernels.rotate(part, cos, sin), TORCH.rotate(part, cos, sin))
 
 
 def test_not_a_number_is_seen(kernels: CpuKernels) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from itertools import product
+
 import torch
 from torch import Tensor
 
+from tests.kernels.isa import Grid
 from trifocal.kernels.base import TORCH
 from trifocal.kernels.blocks import empty_blocks, store_rows, words_of_int8
 from trifocal.kernels.cpu.ops import CpuKernels
@@ -13,12 +15,6 @@ from trifocal.kernels.int4 import Int4Weight
 
 HALF, FULL = torch.bfloat16, torch.float32
 ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 23, 33, 50)  # on both sides of where kernels take another way
-
-
-@pytest.fixture(autouse=True)
-def threads(request: pytest.FixtureRequest) -> None:
-    torch.set_num_threads(3)
-    request.addfinalizer(lambda: torch.set_num_threads(1))
 
 
 def normal(*shape: int, dtype: torch.dtype = HALF, seed: int = 0) -> Tensor:
@@ -44,47 +40,63 @@ def in_blocks(weight: Tensor) -> Tensor:
     return blocks
 
 
-@pytest.mark.parametrize("dtype", [HALF, FULL])
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (5, 3), (15, 64), (33, 344), (66, 209), (500, 896)])
-def test_int8(kernels: CpuKernels, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+def test_int8(grid: Grid, kernels: CpuKernels) -> None:
     """Equal integers, scaled in float32: equal but where a quotient falls on the edge between two integers."""
-    weight = integers(-127, 128, outputs, inputs).to(torch.int8)
-    blocks, scale = in_blocks(weight), normal(outputs, dtype=FULL, seed=1).abs() / 100
-    for rows in ROWS:
-        x, bias = normal(rows, inputs, dtype=dtype, seed=rows), normal(outputs, dtype=dtype)
-        for b in (None, bias):
-            expected = TORCH.linear_int8(x, weight, scale, b)
-            assert torch.equal(TORCH.linear_int8_blocks(x, blocks, scale, b), expected)
-            ours = kernels.linear_int8_blocks(x, blocks, scale, b)
-            assert ours.dtype == dtype and ours.shape == expected.shape
-            allowed = 2**-7 * expected.abs() + 1e-5 * expected.abs().max()
-            assert ((ours - expected).abs() > allowed).float().mean() < 0.02
-            assert ((ours - expected).abs() <= 0.02 * expected.abs().max()).all()
+    shapes = [(1, 16), (5, 3), (15, 64), (33, 344), (66, 209), (500, 896)]
+    for (outputs, inputs), dtype in product(grid.of(whole=shapes, edges=shapes[1:-1]), (HALF, FULL)):
+        weight = integers(-127, 128, outputs, inputs).to(torch.int8)
+        blocks, scale = in_blocks(weight), normal(outputs, dtype=FULL, seed=1).abs() / 100
+        for rows in ROWS:
+            x, bias = normal(rows, inputs, dtype=dtype, seed=rows), normal(outputs, dtype=dtype)
+            for b in (None, bias):
+                expected = TORCH.linear_int8(x, weight, scale, b)
+                assert torch.equal(TORCH.linear_int8_blocks(x, blocks, scale, b), expected)
+                ours = kernels.linear_int8_blocks(x, blocks, scale, b)
+                assert ours.dtype == dtype and ours.shape == expected.shape
+                allowed = 2**-7 * expected.abs() + 1e-5 * expected.abs().max()
+                assert ((ours - expected).abs() > allowed).float().mean() < 0.02
+                assert ((ours - expected).abs() <= 0.02 * expected.abs().max()).all()
 
 
-@pytest.mark.parametrize("dtype", [HALF, FULL])
-def test_int8_of_a_token_is_the_same_among_few_and_many(kernels: CpuKernels, dtype: torch.dtype) -> None:
-    weight, scale = in_blocks(integers(-127, 128, 70, 330).to(torch.int8)), normal(70, dtype=FULL).abs()
-    x, bias = normal(50, 330, dtype=dtype), normal(70, dtype=dtype, seed=3)
-    many = kernels.linear_int8_blocks(x, weight, scale, bias)
-    few = [kernels.linear_int8_blocks(part, weight, scale, bias) for part in torch.split(x, [1, 5, 16, 28])]
-    assert torch.equal(torch.cat(few), many)
+def test_int8_of_a_token_is_the_same_among_few_and_many(kernels: CpuKernels) -> None:
+    for dtype in (HALF, FULL):
+        weight, scale = in_blocks(integers(-127, 128, 70, 330).to(torch.int8)), normal(70, dtype=FULL).abs()
+        x, bias = normal(50, 330, dtype=dtype), normal(70, dtype=dtype, seed=3)
+        many = kernels.linear_int8_blocks(x, weight, scale, bias)
+        few = [kernels.linear_int8_blocks(part, weight, scale, bias) for part in torch.split(x, [1, 5, 16, 28])]
+        assert torch.equal(torch.cat(few), many)
 
 
-@pytest.mark.parametrize("dtype", [HALF, FULL])
-@pytest.mark.parametrize("features", [6, 32, 96, 608])
-def test_int8_gated(kernels: CpuKernels, features: int, dtype: torch.dtype) -> None:
+def test_int8_gated(grid: Grid, kernels: CpuKernels) -> None:
     """The same as its two steps, bit for bit, however many rows."""
-    weight, scale = (
-        in_blocks(integers(-127, 128, features, 330).to(torch.int8)),
-        normal(features, dtype=FULL).abs() / 99,
-    )
-    bias = normal(features, dtype=dtype, seed=3)
-    for rows in (1, 16, 17, 33, 64, 300):
-        x = normal(rows, 330, dtype=dtype, seed=rows)
-        for b in (None, bias):
-            whole = kernels.silu_and_mul(kernels.linear_int8_blocks(x, weight, scale, b))
-            assert torch.equal(kernels.gated_linear_int8_blocks(x, weight, scale, b), whole)
+    for features, dtype in product(grid.of(whole=[6, 32, 96, 608], edges=[6, 96], usual=[6, 32, 96]), (HALF, FULL)):
+        weight = in_blocks(integers(-127, 128, features, 330).to(torch.int8))
+        scale, bias = normal(features, dtype=FULL).abs() / 99, normal(features, dtype=dtype, seed=3)
+        for rows in (1, 16, 17, 33, 64, 300):
+            x = normal(rows, 330, dtype=dtype, seed=rows)
+            for b in (None, bias):
+                whole = kernels.silu_and_mul(kernels.linear_int8_blocks(x, weight, scale, b))
+                assert torch.equal(kernels.gated_linear_int8_blocks(x, weight, scale, b), whole)
+
+
+def test_threads_change_nothing(kernels: CpuKernels, three_threads: None) -> None:
+    """Each kernel gives on three threads what it gives on one, bit for bit, also with less work than threads."""
+    weight, scale = in_blocks(integers(-127, 128, 96, 320).to(torch.int8)), normal(96, dtype=FULL).abs() / 99
+    int4 = int4_weight(96, 320, 32)
+    for rows in (1, 2, 3, 17, 50):
+        x, results = normal(rows, 320), []
+        for threads in (3, 1):
+            torch.set_num_threads(threads)
+            results.append(
+                [
+                    kernels.linear_int8_blocks(x, weight, scale, None),
+                    kernels.gated_linear_int8_blocks(x, weight, scale, None),
+                    kernels.linear_int4(x, int4, None),
+                    kernels.linear_int4_int8(x, int4, None),
+                ]
+            )
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_int8_of_extremes_is_exact(kernels: CpuKernels) -> None:
@@ -138,35 +150,30 @@ def test_int4_is_packed_and_unpacked() -> None:
     )
 
 
-@pytest.mark.parametrize("group", [16, 32, 64, 128])
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 128), (15, 128), (33, 384), (66, 128), (500, 896), (48, 4864)])
-def test_int4(kernels: CpuKernels, outputs: int, inputs: int, group: int) -> None:
-    weight, bias = int4_weight(outputs, inputs, group), normal(outputs)
-    wide = TORCH.expand_int4(weight, FULL)
-    for rows in ROWS:
-        x = normal(rows, inputs, seed=rows)
-        for b in (None, bias):
-            ours = kernels.linear_int4(x, weight, b)
-            expected = x.float() @ wide.t() + (0 if b is None else b.float())
-            most = float(expected.abs().max())
-            torch.testing.assert_close(ours.float(), expected, rtol=2**-8, atol=2**-8 * most)
+SHAPES = [(1, 128), (15, 128), (33, 384), (66, 128), (500, 896), (48, 4864)]
 
 
-@pytest.mark.parametrize("group", [16, 32, 64, 128])
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 128), (15, 128), (33, 384), (66, 128), (500, 896), (48, 4864)])
-def test_int4_with_int8_activations(kernels: CpuKernels, outputs: int, inputs: int, group: int) -> None:
-    """As torch's but for the last bit, and where a quotient falls on the edge between two integers; near the exact."""
-    weight, bias = int4_weight(outputs, inputs, group), normal(outputs)
-    wide = TORCH.expand_int4(weight, FULL)
-    for rows in ROWS:
-        x = normal(rows, inputs, seed=rows)
-        x[:, : inputs // 2] *= 30  # groups of their own scale
-        for b in (None, bias):
-            ours, expected = (each.linear_int4_int8(x, weight, b).float() for each in (kernels, TORCH))
-            exact = x.float() @ wide.t() + (0 if b is None else b.float())
-            most = float(exact.abs().max())
-            torch.testing.assert_close(ours, expected, rtol=2**-7, atol=2**-8 * most)
-            assert outputs == 1 or (ours - exact).norm() < 0.02 * exact.norm()
+def test_int4(grid: Grid, kernels: CpuKernels) -> None:
+    """With int8 activations: as torch's, but where a quotient falls on the edge between two integers; near the exact."""
+    groups = grid.of(whole=[16, 32, 64, 128], edges=[16, 128])
+    for (outputs, inputs), group in product(grid.of(whole=SHAPES, edges=SHAPES[1:4]), groups):
+        weight, bias = int4_weight(outputs, inputs, group), normal(outputs)
+        wide = TORCH.expand_int4(weight, FULL)
+        for rows in ROWS:
+            x = normal(rows, inputs, seed=rows)
+            of_own_scale = x.clone()
+            of_own_scale[:, : inputs // 2] *= 30
+            for b in (None, bias):
+                ours = kernels.linear_int4(x, weight, b)
+                expected = x.float() @ wide.t() + (0 if b is None else b.float())
+                most = float(expected.abs().max())
+                torch.testing.assert_close(ours.float(), expected, rtol=2**-8, atol=2**-8 * most)
+
+                ours, expected = (each.linear_int4_int8(of_own_scale, weight, b).float() for each in (kernels, TORCH))
+                exact = of_own_scale.float() @ wide.t() + (0 if b is None else b.float())
+                most = float(exact.abs().max())
+                torch.testing.assert_close(ours, expected, rtol=2**-7, atol=2**-8 * most)
+                assert outputs == 1 or (ours - exact).norm() < 0.02 * exact.norm()
 
 
 def test_int4_shows_a_broken_row(kernels: CpuKernels) -> None:

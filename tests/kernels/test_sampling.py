@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.kernels.isa import Grid
 from tests.worker.test_sampler import state
 from trifocal.kernels.base import Draws
 from trifocal.kernels.cpu.ops import CpuKernels
@@ -19,9 +21,6 @@ from trifocal.worker.input_batch import SequenceState
 from trifocal.worker.sampler import Sampled, Sampler
 
 SIZES = [1, 2, 7, 15, 16, 17, 33, 128, 333, 1023, 1025, 5000]
-
-
-pytestmark = pytest.mark.usefixtures("threads")
 
 
 def logits_of(rng: np.random.Generator, kind: str, rows: int, vocab: int) -> Tensor:
@@ -72,10 +71,10 @@ def both(kernels: CpuKernels, logits: Tensor, states: list[SequenceState], vocab
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_tokens_and_log_probabilities(kernels: CpuKernels, kind: str) -> None:
+def test_the_same_tokens_and_log_probabilities(grid: Grid, kernels: CpuKernels, kind: str) -> None:
     """Ids, ranks and values, with padding behind the vocabulary that must not be looked at."""
     rng = np.random.default_rng(KINDS.index(kind))
-    for vocab in SIZES:
+    for vocab in grid.of(whole=SIZES, edges=[1, 15, 16, 17, 1025]):
         logits = logits_of(rng, kind, int(rng.integers(1, 7)), vocab + int(rng.integers(20)))
         logits[:, vocab:] = rng.choice([0, 1e9, np.nan])
         states = [any_state(rng, f"s{row}", vocab) for row in range(len(logits))]
@@ -83,17 +82,16 @@ def test_the_same_tokens_and_log_probabilities(kernels: CpuKernels, kind: str) -
         assert ours == expected
 
 
-@pytest.mark.parametrize("kind", ["random", "equal", "peaked"])
-def test_the_same_for_a_large_vocabulary(kernels: CpuKernels, kind: str) -> None:
-    rng = np.random.default_rng(9)
-    logits = logits_of(rng, kind, 4, 151_936)
+def test_the_same_for_a_large_vocabulary(grid: Grid, kernels: CpuKernels, three_threads: None) -> None:
     settings: list[dict[str, Any]] = [
         {"top_k": 20, "top_p": 0.8, "temperature": 0.7}, {"top_p": 0.95}, {"top_k": 5000, "top_p": 0.5},
         {"min_p": 0.1, "logprobs": 5},
     ]  # fmt: skip
     states = [state(f"s{i}", seed=i, **each) for i, each in enumerate(settings)]
-    ours, expected = both(kernels, logits, states, 151_936)
-    assert ours == expected
+    for kind in grid.of(whole=["random", "equal", "peaked"], edges=["random"]):
+        logits = logits_of(np.random.default_rng(9), kind, 4, 151_936)
+        ours, expected = both(kernels, logits, states, 151_936)
+        assert ours == expected
 
 
 def test_sums_of_weights_are_the_same_to_the_last_bit(kernels: CpuKernels) -> None:
@@ -130,11 +128,10 @@ def test_of_equal_ones_the_lower_ids_are_kept(kernels: CpuKernels) -> None:
         assert every_token(how, [0.5] * 1100, 1050, 1.0, 1300) == set(range(1050))
 
 
-@pytest.mark.parametrize("num_equal", [2, 4, 8, 256])
-def test_top_p_at_an_exact_border(kernels: CpuKernels, num_equal: int) -> None:
+def test_top_p_at_an_exact_border(kernels: CpuKernels) -> None:
     """Half of equal ones have half of the probability: no more are kept, and one more if a hair is missing."""
-    row, half = [1.0] * num_equal, set(range(num_equal // 2))
-    for how in (kernels, None):
+    for how, num_equal in product((kernels, None), (2, 4, 8, 256)):
+        row, half = [1.0] * num_equal, set(range(num_equal // 2))
         assert every_token(how, row, num_equal, 0.5, 2 * num_equal) == half
         assert every_token(how, row, num_equal, float(np.nextafter(0.5, 1)), 1024) == half | {num_equal // 2}
         assert every_token(how, row, num_equal, float(np.nextafter(0.5, 0)), 2 * num_equal) == half
@@ -159,16 +156,15 @@ def test_the_draw_at_its_exact_borders(kernels: CpuKernels) -> None:
     assert found is not None and found[0].tolist() == [vocab - 1]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [0, 40, 332])
-def test_rows_without_finite_logits(kernels: CpuKernels, bad: float, place: int) -> None:
-    logits = torch.randn(3, 333, generator=torch.Generator().manual_seed(0))
-    logits[1, place] = bad
-    if bad == -math.inf:
-        logits[1] = bad
-    states = [state(f"s{i}", seed=i, top_p=0.9, logprobs=2) for i in range(3)]
-    ours, expected = both(kernels, logits, states, 333)
-    assert set(ours.errors) == {1} and ours == expected
+def test_rows_without_finite_logits(kernels: CpuKernels) -> None:
+    for bad, place in product((math.nan, math.inf, -math.inf), (0, 40, 332)):
+        logits = torch.randn(3, 333, generator=torch.Generator().manual_seed(0))
+        logits[1, place] = bad
+        if bad == -math.inf:
+            logits[1] = bad
+        states = [state(f"s{i}", seed=i, top_p=0.9, logprobs=2) for i in range(3)]
+        ours, expected = both(kernels, logits, states, 333)
+        assert set(ours.errors) == {1} and ours == expected
 
 
 def test_a_logit_that_is_no_number_is_told_though_its_token_is_forbidden(kernels: CpuKernels) -> None:

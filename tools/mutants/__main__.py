@@ -39,9 +39,9 @@ def run(records_path: Path, copy: Copy, suite: str, groups: list[str], seed: int
 
     def result(mutant: Mutant, suite: str, stage: str) -> str | None:
         for each in records:
-            if all(each[name] == getattr(mutant, name) for name in ("path", "start", "new")):
-                if (each["suite"], each["stage"]) == (suite, stage):
-                    return str(each["result"])
+            is_it = all(each[name] == getattr(mutant, name) for name in ("path", "start", "new"))
+            if is_it and (each["suite"], each["stage"]) == (suite, stage):
+                return str(each["result"])
         return None
 
     def settle(mutant: Mutant, stage: str) -> str:

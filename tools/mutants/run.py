@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -18,17 +19,15 @@ from tools.mutants.draw import Mutant
 
 # Test files that a fault in a source should fail first: the first pattern that fits the path counts.
 RELATED = (
-    (r"src/sampling", ("tests/kernels/test_sampling.py", "tests/worker", "tests/kernels")),
-    (r"src/(attention|attend|segments)", ("tests/attention", "tests/kernels", "tests/engine/test_int8_cache.py")),
-    (r"src/(int4|int8|dot|bytes)", ("tests/kernels/test_quantized.py", "tests/quant", "tests/kernels")),
-    (r"kernels/", ("tests/kernels", "tests/attention", "tests/quant", "tests/layers", "tests/platforms")),
-    (r"attention/", ("tests/attention", "tests/engine/test_int8_cache.py", "tests/worker", "tests/kernels")),
-    (
-        r"worker/",
-        ("tests/worker", "tests/kernels/test_sampling.py", "tests/test_llm.py", "tests/engine/test_engine.py"),
-    ),
-    (r"engine/", ("tests/engine/test_scheduler.py", "tests/engine/test_block_manager.py", "tests/engine")),
-    (r"models/(\w+)/", (r"tests/models/test_\1*", "tests/models", "tests/prompt")),
+    (r"src/sampling", ("kernels/test_sampling.py", "worker")),
+    (r"src/(attention|attend|segments)", ("attention", "kernels/test_capture.py", "engine/test_int8_cache.py")),
+    (r"src/(int4|int8|dot|bytes)", ("kernels/test_quantized.py", "kernels", "quant")),
+    (r"kernels/", ("kernels", "attention", "quant", "layers")),
+    (r"attention/", ("attention", "engine/test_int8_cache.py", "worker", "kernels/test_capture.py")),
+    (r"worker/", ("worker", "kernels/test_sampling.py", "test_llm.py")),
+    (r"engine/", ("engine/test_scheduler*.py", "engine/test_block_manager.py", "engine/test_engine.py", "worker")),
+    (r"models/(\w+)/", (r"models/test_\1*", "models/test_processor_contract.py", "models/test_part_options.py")),
+    (r"", ("models/test_*_processor.py", "models/test_processor_contract.py")),
 )
 CPU_SECONDS = 900  # of one process: a loop that never ends counts as noticed
 WALL_SECONDS = 5400
@@ -95,10 +94,8 @@ class Copy:
         except subprocess.TimeoutExpired:
             return "time limit"
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, 9)
-            except ProcessLookupError:
-                pass
             child.communicate()
         if child.returncode in (0, 5):  # 5: nothing was selected
             return None
@@ -113,7 +110,7 @@ def tests_of(mutant: Mutant, copy: Copy, stage: str) -> list[str]:
     assert match is not None
     related: list[Path] = []
     for folder in folders:
-        for found in sorted(copy.folder.glob(match.expand(folder))):
+        for found in sorted((copy.folder / "tests").glob(match.expand(folder))):
             files = [found] if found.is_file() else sorted(found.rglob("test_*.py"))
             related += [file for file in files if file not in related]
     if stage == "related":
