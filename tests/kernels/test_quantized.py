@@ -154,7 +154,7 @@ SHAPES = [(1, 128), (15, 128), (33, 384), (66, 128), (500, 896), (48, 4864)]
 
 
 def test_int4(grid: Grid, kernels: CpuKernels) -> None:
-    """With int8 activations: as torch's, but where a quotient falls on the edge between two integers; near the exact."""
+    """With int8 activations as torch's, but where a quotient falls on the edge between two integers; near the exact."""
     groups = grid.of(whole=[16, 32, 64, 128], edges=[16, 128])
     for (outputs, inputs), group in product(grid.of(whole=SHAPES, edges=SHAPES[1:4]), groups):
         weight, bias = int4_weight(outputs, inputs, group), normal(outputs)
