@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Callable
 from functools import cache
@@ -44,6 +45,7 @@ from trifocal.tokenizer import Guard
 
 CHAT = "/v1/chat/completions"
 ROUTES = [cast(APIRoute, route) for module in (chat, completions, tokens, status) for route in module.router.routes]
+CHANCES = pytest.mark.parametrize("chance", [5, pytest.param(None, marks=pytest.mark.slow)])
 GENERATED = settings(
     max_examples=15, phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -173,9 +175,10 @@ BODIES: list[tuple[str, type[Body]]] = [
 ]  # fmt: skip
 
 
+@CHANCES
 @pytest.mark.parametrize(("path", "model"), BODIES)
-def test_what_it_allows_is_taken(path: str, model: type[Body]) -> None:
-    run(path, GenerationMode.POSITIVE, lambda case: check(case.body, model))
+def test_what_it_allows_is_taken(path: str, model: type[Body], chance: int | None) -> None:
+    run(path, GenerationMode.POSITIVE, chance, lambda case: check(case.body, model))
 
 
 @cache
@@ -252,8 +255,9 @@ def test_it_says_what_is_checked(model: type[Body], content: Any, is_right: bool
     assert (describes(content, model), is_taken()) == (is_right, is_right)
 
 
+@CHANCES
 @pytest.mark.parametrize(("path", "model"), BODIES)
-def test_what_it_forbids_is_refused(path: str, model: type[Body]) -> None:
+def test_what_it_forbids_is_refused(path: str, model: type[Body], chance: int | None) -> None:
     refused = []
 
     def expect_refusal(case: Case) -> None:
@@ -265,12 +269,12 @@ def test_what_it_forbids_is_refused(path: str, model: type[Body]) -> None:
             else:
                 raise AssertionError(case.body)
 
-    run(path, GenerationMode.NEGATIVE, expect_refusal)
+    run(path, GenerationMode.NEGATIVE, chance, expect_refusal)
     assert len(refused) >= 2
 
 
-def run(path: str, mode: GenerationMode, judge: Callable[[Case], None]) -> None:
-    @seed(5)
+def run(path: str, mode: GenerationMode, chance: int | None, judge: Callable[[Case], None]) -> None:
+    @seed(random.getrandbits(64) if chance is None else chance)  # shown where a case fails
     @GENERATED
     @given(strategy(path, mode))
     def judged(case: Case) -> None:
