@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.mutants.draw import Mutant
+from trifocal.config.envs import cache_folder
 
 # Test files that a fault in a source should fail first: the first pattern that fits the path counts.
 RELATED = (
@@ -56,6 +57,7 @@ class Copy:
         (packages / "tree.pth").write_text("\n".join([str(self.folder), *found]) + "\n")
         self.python = self.folder / ".venv" / "bin" / "python"
         self.environ = {**os.environ, "TRIFOCAL_CACHE_ROOT": str(folder / "cache"), "OMP_WAIT_POLICY": "passive"}
+        shutil.copytree(cache_folder("kernels"), folder / "cache" / "kernels", dirs_exist_ok=True)  # saves compiling
         self.original = self.kernels()
 
     def write(self, path: str, text: str) -> None:
@@ -76,6 +78,12 @@ class Copy:
             [self.python, "-c", code], cwd=self.folder, env=self.environ, capture_output=True, text=True
         )
         return Path(done.stdout.strip()).read_bytes() if done.returncode == 0 else None
+
+    def forget_kernels(self) -> None:
+        """Remove all but those of the unchanged sources."""
+        for library in (self.folder.parent / "cache" / "kernels").glob("*.so"):
+            if library.read_bytes() != self.original:
+                library.unlink()
 
     def first_failure(self, arguments: list[str], deselected: list[str]) -> str | None:
         """Run pytest until a test fails. Returns its id, or None if all pass."""
@@ -147,9 +155,7 @@ def try_one(mutant: Mutant, copy: Copy, stage: str, options: list[str]) -> dict[
     finally:
         copy.write(mutant.path, text)
         if not mutant.path.endswith(".py"):
-            for library in (copy.folder.parent / "cache" / "kernels").glob("*.so"):
-                if library.read_bytes() != copy.original:
-                    library.unlink()
+            copy.forget_kernels()
     seconds = round(time.monotonic() - started)
     return {**asdict(mutant), "stage": stage, "result": result, "test": test, "seconds": seconds}
 
