@@ -118,7 +118,7 @@ def test_each_key_opens(https: httpx.Client, name: str) -> None:
     assert https.get("/v1/models", headers={"Authorization": f"bearer {name}"}).status_code == 200
 
 
-@pytest.mark.parametrize("variable", ["VLLM_API_KEY", "TRIFOCAL_API_KEY"])
+@pytest.mark.parametrize("variable", ["VLLM_API_KEY", pytest.param("TRIFOCAL_API_KEY", marks=pytest.mark.slow)])
 def test_a_key_from_the_environment(checkpoint: Path, tmp_path: Path, variable: str) -> None:
     with running(checkpoint, tmp_path / "log", env={variable: "from-outside"}) as server:
         assert httpx.get(f"{server.url}/v1/models").status_code == 401

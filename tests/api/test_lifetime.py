@@ -108,22 +108,7 @@ def test_stopping(start: Launch) -> None:
     assert "Traceback" not in log and log.count("ready: http://127.0.0.1:") == 1
 
 
-def test_stopping_ends_with_the_last_answer(start: Launch) -> None:
-    """A whole stream, although the server was told to stop at its beginning; then it does not wait for the time."""
-    server = start("--shutdown-timeout", "600")
-    server.wait_ready()
-    seen: list[str] = []
-    begun = threading.Event()
-    reader = threading.Thread(target=events, args=(server, seen, begun, {"max_tokens": 400, "n": 1}))
-    reader.start()
-    assert begun.wait(60)
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(60) == 0, server.log.read_text()
-    reader.join(60)
-    assert seen[-1] == "[DONE]"
-    assert sum("delta" in event for event in seen) > 50
-
-
+@pytest.mark.slow
 def test_time_for_stopping_is_limited(start: Launch) -> None:
     server = start("--shutdown-timeout", "0")
     server.wait_ready()
@@ -161,8 +146,11 @@ def accepts(port: int) -> bool:
 
 
 def test_an_engine_that_is_killed_is_replaced(start: Launch) -> None:
-    """The stream goes on, probes notice nothing, and a request that comes meanwhile waits."""
-    server = start()
+    """The stream goes on, probes notice nothing, and a request that comes meanwhile waits.
+
+    Then a whole stream, although the server is told to stop at its beginning; it does not wait for the time.
+    """
+    server = start("--shutdown-timeout", "600")
     server.wait_ready()
     seen, reader = follow(server, max_tokens=400)
     first = engine_pid(server)
@@ -180,7 +168,15 @@ def test_an_engine_that_is_killed_is_replaced(start: Launch) -> None:
     log = server.log.read_text()
     assert "SIGKILL" in log and "Traceback" not in log
 
+    seen, reader = follow(server, max_tokens=400, n=1)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0, server.log.read_text()
+    reader.join(60)
+    assert seen[-1] == "[DONE]"
+    assert sum("delta" in event for event in seen) > 50
 
+
+@pytest.mark.slow
 def test_a_poisonous_request_gets_a_500(start: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIFOCAL_FAULT_INJECT", "exit:poison")
     monkeypatch.setenv("TRIFOCAL_ALLOW_FAULT_INJECTION", "1")

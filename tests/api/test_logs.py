@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 
 from tests.api.helpers import (
     HELLO,
+    KEY,
     MODEL,
     ROOT,
     Server,
@@ -114,12 +115,15 @@ def test_a_path_cannot_forge_a_line(talkative: Server, http: httpx.Client) -> No
     assert line["path"].startswith("/v1/models/a%0Ab%22%1B%5B31m") and len(line["path"]) <= 128
 
 
-def test_the_text_form_and_none(checkpoint: Path, tmp_path: Path) -> None:
-    with running(checkpoint, tmp_path / "log") as server:
-        httpx.get(f"{server.url}/v1/models", headers={"x-request-id": "in-text"})
-        assert eventually(lambda: " id=in-text " in server.log.read_text())
-        [line] = [line for line in server.log.read_text().splitlines() if "id=in-text" in line]
-        assert re.match(r"time=\S+ id=in-text client=\S+ method=GET path=/v1/models status=200 seconds=[\d.]+ ", line)
+def test_the_text_form(server: Server) -> None:
+    httpx.get(f"{server.url}/v1/models", headers={"x-request-id": "in-text", "Authorization": f"Bearer {KEY}"})
+    assert eventually(lambda: " id=in-text " in server.log.read_text())
+    [line] = [line for line in server.log.read_text().splitlines() if "id=in-text" in line]
+    assert re.match(r"time=\S+ id=in-text client=\S+ method=GET path=/v1/models status=200 seconds=[\d.]+ ", line)
+
+
+@pytest.mark.slow  # test_what_flags_leave_out has the rest
+def test_no_lines(checkpoint: Path, tmp_path: Path) -> None:
     with running(checkpoint, tmp_path / "log", "--disable-uvicorn-access-log") as server:
         httpx.get(f"{server.url}/v1/models")
     assert "method=" not in server.log.read_text()

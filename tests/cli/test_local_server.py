@@ -58,19 +58,15 @@ def test_a_server_that_cannot_start(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_server_gives_small_objects_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
+def test_nothing_is_left_when_its_owner_is_killed(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONMALLOC", raising=False)
-    with LocalServer([str(MODEL)], choose_port(0)) as server:
-        assert b"PYTHONMALLOC=malloc" in Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_when_its_owner_is_killed(number: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         session = int(owner.stdout.readline())
         assert len(session_members(session)) >= 2  # server and engine
+        environ = Path(f"/proc/{session}/environ").read_bytes().split(b"\0")
+        assert b"PYTHONMALLOC=malloc" in environ, "a server gives the memory of small objects back"
         os.kill(owner.pid, number)
         deadline = time.monotonic() + 30
         while session_members(session) and time.monotonic() < deadline:

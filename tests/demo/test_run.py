@@ -28,6 +28,7 @@ def test_samples_cover_what_the_demo_promises() -> None:
     assert {(1, "image_url"), (2, "image_url"), (1, "video_url")} <= kinds
 
 
+@pytest.mark.slow
 def test_once() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "trifocal", "demo", "--once"], capture_output=True, text=True, timeout=120
@@ -44,11 +45,13 @@ def test_it_stays_until_ctrl_c() -> None:
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=hear) as demo:
         assert demo.stdout is not None
-        url = ""
+        url, written = "", ""
         for line in demo.stdout:
+            written += line
             url = line.split()[-1] if line.startswith("Ready") else url
             if "Any client" in line:
                 break
+        assert f"{len(load_samples())} of {len(load_samples())} answers right." in written and "✗" not in written
         assert httpx.get(f"{url}/v1/models", trust_env=False).status_code == 200
         os.kill(demo.pid, signal.SIGINT)
         assert demo.wait(30) == 0

@@ -192,6 +192,7 @@ async def test_shutdown_leaves_no_process_and_no_memory(config: EngineConfig, bu
             pass
 
 
+@pytest.mark.slow  # test_wrong_folders asks the command, which asks this
 async def test_a_broken_checkpoint_is_a_config_error(tmp_path: Path, builder: PromptBuilder) -> None:
     folder = tiny.write_checkpoint(tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"")

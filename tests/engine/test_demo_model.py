@@ -47,7 +47,7 @@ def answers(**engine_args: Any) -> tuple[list[list[int]], list[str], EngineStats
     return tokens(outputs), [output.outputs[0].text for output in outputs], stats
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def dtype(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

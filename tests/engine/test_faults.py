@@ -313,6 +313,7 @@ async def test_stops_and_limits_count_the_output_of_both_engines(
     assert {name: await task for name, task in asking.items()} == expected
 
 
+@pytest.mark.slow
 async def test_killed_at_random_moments(
     engine: AsyncEngine, builder: PromptBuilder, undisturbed: dict[str, Answer]
 ) -> None:
@@ -345,9 +346,9 @@ async def test_a_stopped_engine_is_replaced(
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        ("exit:poison", "the process ended with status 3"),
+        pytest.param("exit:poison", "the process ended with status 3", marks=pytest.mark.slow),
         ("segv:poison@25", "the process was ended by SIGSEGV in "),
-        ("raise:poison@40", "the engine died: RuntimeError in a step"),
+        pytest.param("raise:poison@40", "the engine died: RuntimeError in a step", marks=pytest.mark.slow),
     ],
 )
 async def test_a_poisonous_request_fails_alone(
@@ -433,7 +434,7 @@ async def test_a_checkpoint_that_has_gone_meanwhile(start: Start, builder: Promp
     assert engine.engine_pid is None
 
 
-@pytest.mark.parametrize("moment", ["dies", "starts again"])
+@pytest.mark.parametrize("moment", [pytest.param("dies", marks=pytest.mark.slow), "starts again"])
 async def test_shutdown_while_the_engine_is_replaced(moment: str, start: Start, builder: PromptBuilder) -> None:
     before = open_memory()
     engine = await start()
@@ -450,7 +451,7 @@ async def test_shutdown_while_the_engine_is_replaced(moment: str, start: Start, 
             pass
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 async def test_it_is_killed_or_stopped_before_it_is_up(
     number: signal.Signals, config: EngineConfig, builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,7 +496,10 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("moment", ["computing", "hanging", "stopped"])
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param("computing", marks=pytest.mark.slow), "hanging", pytest.param("stopped", marks=pytest.mark.slow)],
+)
 async def test_the_server_process_is_killed(moment: str, config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL to the server: the engine is gone at once, whatever it was doing, and no file is left in memory."""
     if moment == "hanging":

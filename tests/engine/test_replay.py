@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any, cast
 
+import pytest
+
 from tests.engine.fake_worker import request
 from trifocal.engine.child import Death
 from trifocal.engine.replay import Flights, InFlight
@@ -198,9 +200,10 @@ def test_cached_tokens_and_the_first_step_stay_those_of_the_first_engine() -> No
     assert (flights.all()[0].num_cached_tokens, flights.all()[0].scheduled_at) == (16, 5.0)
 
 
-def test_random_lives() -> None:
+@pytest.mark.parametrize("seeds", [range(60), pytest.param(range(60, 200), marks=pytest.mark.slow)])
+def test_random_lives(seeds: range) -> None:
     """Whatever happens, everybody is sent or waits, nobody twice, and with one poison only that one is guilty."""
-    for seed in range(200):
+    for seed in seeds:
         _Life(random.Random(seed)).live()
 
 

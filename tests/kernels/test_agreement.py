@@ -15,7 +15,7 @@ def test_counting() -> None:
     assert agreement([[1, 2], [5]], [[9, 2], [5]]) == (2, 3)
 
 
-@pytest.mark.parametrize("dtype", ["auto", "float32"])
+@pytest.mark.parametrize("dtype", ["auto", pytest.param("float32", marks=pytest.mark.slow)])
 def test_held_out_questions(dtype: str) -> None:
     """A few of each kind; `python -m tools.demo_model.agreement` asks them all."""
     isa.library(isa.NAMES[-1])  # or skip

@@ -43,7 +43,9 @@ def in_blocks(weight: Tensor) -> Tensor:
 def test_int8(grid: Grid, kernels: CpuKernels) -> None:
     """Equal integers, scaled in float32: equal but where a quotient falls on the edge between two integers."""
     shapes = [(1, 16), (5, 3), (15, 64), (33, 344), (66, 209), (500, 896)]
-    for (outputs, inputs), dtype in product(grid.of(whole=shapes, edges=shapes[1:-1]), (HALF, FULL)):
+    for (outputs, inputs), dtype in product(
+        grid.of(whole=shapes, edges=shapes[1:-1], usual=[*shapes[:-1], (100, 896)]), (HALF, FULL)
+    ):
         weight = integers(-127, 128, outputs, inputs).to(torch.int8)
         blocks, scale = in_blocks(weight), normal(outputs, dtype=FULL, seed=1).abs() / 100
         for rows in ROWS:
@@ -155,8 +157,8 @@ SHAPES = [(1, 128), (15, 128), (33, 384), (66, 128), (500, 896), (48, 4864)]
 
 def test_int4(grid: Grid, kernels: CpuKernels) -> None:
     """With int8 activations as torch's, but where a quotient falls on the edge between two integers; near the exact."""
-    groups = grid.of(whole=[16, 32, 64, 128], edges=[16, 128])
-    for (outputs, inputs), group in product(grid.of(whole=SHAPES, edges=SHAPES[1:4]), groups):
+    groups, usual = grid.of(whole=[16, 32, 64, 128], edges=[16, 128]), [*SHAPES[:4], (48, 1152)]
+    for (outputs, inputs), group in product(grid.of(whole=SHAPES, edges=SHAPES[1:4], usual=usual), groups):
         weight, bias = int4_weight(outputs, inputs, group), normal(outputs)
         wide = TORCH.expand_int4(weight, FULL)
         for rows in ROWS:

@@ -46,8 +46,17 @@ def peak_and_weights(folder: Path, method: str, kernels: str) -> tuple[int, int]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("kernels", ["kernels", "torch"])
-@pytest.mark.parametrize("method", ["", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("method", "kernels"),
+    [
+        ("", "kernels"),
+        ("int4", "kernels"),
+        *(
+            pytest.param(method, kernels, marks=pytest.mark.slow)
+            for method, kernels in (("int8", "kernels"), ("", "torch"), ("int8", "torch"), ("int4", "torch"))
+        ),
+    ],
+)
 def test_peak(folder: Path, method: str, kernels: str) -> None:
     """The bound of real models is 15 % and 300 MB; here the one tensor that is being copied is most of the rest."""
     peak, weights = peak_and_weights(folder, method, kernels)
@@ -56,6 +65,7 @@ def test_peak(folder: Path, method: str, kernels: str) -> None:
     assert peak < 1.15 * weights + largest + (32 << 20)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_peak_from_the_packed_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIFOCAL_PACKED_CACHE", "1")

@@ -240,7 +240,14 @@ def test_serve_refuses_a_bad_config_before_torch_is_imported(whole: dict[str, Pa
     assert len(lines) == len(folders) and all(line.startswith("trifocal serve: ") for line in lines)
 
 
-@pytest.mark.parametrize("name", ["no tokenizer", "missing shard", "wrong shape"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("no tokenizer", marks=pytest.mark.slow),
+        "missing shard",
+        pytest.param("wrong shape", marks=pytest.mark.slow),
+    ],
+)
 def test_serve_says_what_its_engine_process_found(whole: dict[str, Path], tmp_path: Path, name: str) -> None:
     folder = damaged(whole, name, FIRST, tmp_path)
     words = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(free_port())]
