@@ -383,6 +383,7 @@ async def test_a_poisonous_request_fails_alone(
     assert not [word for word in ("injected fault", 'File "', "0x0", "Traceback") if word in written]
 
 
+@pytest.mark.slow
 async def test_a_request_on_which_the_engine_hangs_fails_alone(
     start: Start, builder: PromptBuilder, undisturbed: dict[str, Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
