@@ -56,7 +56,15 @@ class Case:
         return {name: self.reference.logits(sample) for name, sample in self.samples.items()}
 
 
-@pytest.fixture(scope="module", params=ENTRIES)
+# InternVL's other pairs of language model and tower: each of both is in a pair that is not slow.
+CROSSED = {
+    "internvl-qwen2-6B", "internvl-internlm2-300M", "internvl-llama-6B", "internvl-phi3-300M", "internvl-qwen3-300M",
+}  # fmt: skip
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in CROSSED)) for name in ENTRIES]
+)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     entry = ENTRIES[request.param]
     return Case(entry, entry.write(tmp_path_factory.mktemp("entry") / "model", entry.spellings[0]))

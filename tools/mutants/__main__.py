@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tools.mutants.draw import Mutant, draw
+from tools.mutants.equivalent import reason
 from tools.mutants.run import Copy, read, try_one
 
 GROUPS = {
@@ -62,6 +64,8 @@ def run(records_path: Path, copy: Copy, suite: str, groups: list[str], seed: int
         while short := [name for name in groups if counts[name] < COUNTS.get(name, OTHERS)]:
             for name in short:
                 mutant = drawn[name].pop(0)
+                if why_equivalent(copy.tree, asdict(mutant)) is not None:
+                    continue
                 if settle(mutant, "related") in ("killed", "survived"):
                     counts[name] += 1
                     chosen.append(mutant)
@@ -83,7 +87,9 @@ def report(records: list[dict[str, Any]]) -> str:
     for each in records:
         if each["result"] in ("killed", "survived"):
             best[each["path"], each["start"], each["new"]] = each  # later stages and suites come later
-    lines, total = [], Counter[str]()
+    same = {key: why for key, each in best.items() if (why := why_equivalent(Path.cwd(), each))}
+    lines, total = [f"{key[0]}: {why}: cannot be noticed" for key, why in same.items()], Counter[str]()
+    best = {key: each for key, each in best.items() if key not in same}
     for group in GROUPS:
         counts: Counter[str] = Counter()
         for each in best.values():
@@ -102,6 +108,12 @@ def report(records: list[dict[str, Any]]) -> str:
                 f"{each['path']}:{each['line']}: {change}: {each['suite']} {each['result']} {each['test'] or ''}"
             )
     return "\n".join(lines)
+
+
+def why_equivalent(tree: Path, record: dict[str, Any]) -> str | None:
+    """Why nobody can notice a mutant, or None where somebody should."""
+    line = (tree / record["path"]).read_text().splitlines()[record["line"] - 1]
+    return reason(record["path"], line, record["old"], record["new"])
 
 
 def main() -> None:
