@@ -10,7 +10,7 @@ ARGS ?=
 help:
 	@echo "make demo [ARGS=--once]  set up, start the server on the built-in model, ask the sample questions"
 	@echo "make test                set up, lint, type-check, run the tests"
-	@echo "make test-slow           run the tests that take minutes or a download; they are no part of make test"
+	@echo "make test-slow           run the tests that take minutes or a download, all cases of all kernels among them; no part of make test"
 	@echo "make test-clients        install clients that others wrote and run their tests against the built-in model"
 	@echo "make test-prometheus     fetch Debian's prometheus, let it scrape a server, ask it all that the dashboards ask"
 	@echo "make sanitize            run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
