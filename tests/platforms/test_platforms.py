@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.logged import messages
+from trifocal import platforms
 from trifocal.attention.registry import ATTENTION
 from trifocal.config import devices
 from trifocal.config.devices import PLATFORMS, detect_device, load_plugins
@@ -56,6 +57,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], 
 
     monkeypatch.setattr(devices, "entry_points", entry_points)
     monkeypatch.setattr(devices, "PLATFORMS", Registry("device", PLATFORMS._entries))
+    monkeypatch.setattr(platforms, "PLATFORMS", devices.PLATFORMS)
     monkeypatch.setattr(devices.os.path, "exists", lambda path: False)
     monkeypatch.delenv("TRIFOCAL_PLUGINS", raising=False)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
@@ -74,6 +76,7 @@ def test_auto_without_anything_is_the_cpu(plugins: Plugins) -> None:
 
 def test_auto_takes_an_nvidia_device(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins["ascend_vllm"] = npu_platforms
+    monkeypatch.setattr(platforms, "PLATFORMS", devices.PLATFORMS)
     monkeypatch.setattr(devices.os.path, "exists", lambda path: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert detect_device("auto") == "cuda"
