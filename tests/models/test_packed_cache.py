@@ -17,6 +17,8 @@ from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.model_spec import ModelSpec, Quantization
 from trifocal.models import loader
 from trifocal.models.base import Model
+from trifocal.platforms.cpu_linear import CpuLinearMethods
+from trifocal.quant.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,7 @@ def load(folder: Path, method: str | None = None, kernels: Kernels = TORCH) -> M
     return loader.load_model(
         ModelSpec.from_checkpoint(str(folder)), dtype=torch.bfloat16, device=torch.device("cpu"), load_format="auto",
         seed=0, quantization=Quantization(method) if method else None, kernels=kernels,
+        methods=CpuLinearMethods(kernels) if isinstance(kernels, CpuKernels) else METHODS,
     )  # fmt: skip
 
 

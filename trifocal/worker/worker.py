@@ -45,6 +45,7 @@ class Worker:
             progress=True,
             quantization=config.quantization,
             kernels=self.platform.kernels(),
+            methods=self.platform.linear_methods(),
         )
         how = f", linear layers in {config.quantization.method}" if config.quantization else ""
         logger.info("weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.dtype, how, self.device)
