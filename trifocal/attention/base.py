@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,26 @@ from torch import Tensor
 from trifocal.kernels.pages import empty_together
 
 
+@dataclass(frozen=True, kw_only=True)
+class KVCacheSpec:
+    """What the KV cache of one rank holds: `num_kv_heads` are the rank's own.
+
+    dtype: of queries, and of keys and values as they come. cache_dtype: of those that are kept.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+    cache_dtype: torch.dtype
+
+
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer, each [num_layers, num_blocks, num_kv_heads, block_size, head_dim].
+    """The cache of most backends: any device's memory, and a layout that decoding reads quickly.
+
+    Keys and values of every layer, each [num_layers, num_blocks, num_kv_heads, block_size, head_dim].
 
     A head's tokens of a block lie side by side: decoding then reads long stretches of memory. In int8 each key and each
     value of a head has a float32 scale, a 127th of its largest element: [num_layers, num_blocks, num_kv_heads,
@@ -99,7 +117,27 @@ class AttentionBackend(ABC):
     another one fills in the same step.
     """
 
-    def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
+    cache: Any  # what `allocate` gave; it has a `block_size`
+
+    @classmethod
+    def validate_configuration(cls, spec: KVCacheSpec) -> list[str]:
+        """Why this backend cannot serve a cache of this kind, a reason an item; nothing where it can. vLLM's name."""
+        del spec
+        return []
+
+    @classmethod
+    def allocate(cls, spec: KVCacheSpec, num_blocks: int, device: torch.device) -> Any:
+        """An uninitialised cache of so many blocks in the layout of this backend."""
+        shape = (spec.num_layers, num_blocks, spec.num_kv_heads, spec.block_size, spec.head_dim)
+        return KVCache.allocate(shape, dtype=spec.cache_dtype, device=device)
+
+    @classmethod
+    def bytes_per_block(cls, spec: KVCacheSpec) -> int:
+        """What one block takes in all layers."""
+        per_head = KVCache.bytes_per_head(spec.head_dim, spec.cache_dtype)
+        return spec.num_layers * spec.num_kv_heads * spec.block_size * per_head
+
+    def __init__(self, cache: Any, capture_sizes: Collection[int] = ()) -> None:
         """Steps of `capture_sizes` rows may be captured, see `through`."""
         self.cache = cache
 

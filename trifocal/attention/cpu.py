@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
+from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache, KVCacheSpec
 from trifocal.attention.reference import ReferenceAttention
 from trifocal.kernels.cpu.capture import CapturedSteps
 from trifocal.kernels.cpu.library import SUFFIX, AttentionStep, load
@@ -20,6 +20,20 @@ class CpuAttention(AttentionBackend):
     Sums are float32 as the reference's, but weights are rounded to bfloat16 where the processor multiplies that type.
     Caches and queries that the kernel cannot read go to the reference.
     """
+
+    cache: KVCache
+
+    @classmethod
+    def validate_configuration(cls, spec: KVCacheSpec) -> list[str]:
+        """The kernel's types, and heads that fill vectors of 16 bytes."""
+        reasons = [] if load() is not None else ["the CPU kernels are not in use"]
+        if spec.dtype not in SUFFIX:
+            reasons.append(f"it computes in bfloat16 and float32, not in {_word(spec.dtype)}")
+        elif spec.cache_dtype not in (spec.dtype, torch.int8):
+            reasons.append(f"beside {_word(spec.dtype)} it reads a cache in int8, not in {_word(spec.cache_dtype)}")
+        if spec.head_dim * spec.cache_dtype.itemsize % 16:
+            reasons.append(f"a cached head of {spec.head_dim} {_word(spec.cache_dtype)} is no multiple of 16 bytes")
+        return reasons
 
     def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
         super().__init__(cache, capture_sizes)
@@ -95,6 +109,10 @@ class CpuAttention(AttentionBackend):
             self._reference.begin(self._batch)
             self._is_reference_ready = True
         return self._reference(layer, q, k, v)
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _heads_together(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend, AttentionBatch
+from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
 
 _CHUNK = 256  # query rows that share one mask: bounds its memory at _CHUNK * context
 _FREE_PADDING = 512  # padded tokens that cost less than one more call
@@ -39,6 +39,8 @@ class _Decode:
 
 class ReferenceAttention(AttentionBackend):
     """See `AttentionBackend`. A sequence's result depends on the rest of the step by rounding at most."""
+
+    cache: KVCache
 
     def begin(self, batch: AttentionBatch) -> None:
         """Plan the calls of a step; every layer repeats them."""
