@@ -5,6 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from trifocal.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
@@ -30,6 +32,10 @@ class Group(Protocol):
         """All ranks' `x`, joined along `dim` in order of rank."""
         ...
 
+    def gather(self, x: Tensor, dim: int) -> Tensor:
+        """As `all_gather` on rank 0. On other ranks `x` itself: what is made of it there, nobody reads."""
+        ...
+
 
 class _Solo:
     """A group of one: its sum and its whole are what the only rank has."""
@@ -43,5 +49,24 @@ class _Solo:
     def all_gather(self, x: Tensor, dim: int) -> Tensor:
         return x
 
+    def gather(self, x: Tensor, dim: int) -> Tensor:
+        return x
+
 
 SOLO: Group = _Solo()
+
+
+def share(count: int, group: Group, what: str, *, may_repeat: bool = False) -> tuple[int, int]:
+    """(first, number) of those of `count` things, e.g. heads, that this rank has: as many as any other.
+
+    may_repeat: fewer things than ranks are repeated, neighbours have the same one. Raises `ConfigError`, naming `what`,
+    where ranks cannot have equally many.
+    """
+    if count % group.size == 0:
+        number = count // group.size
+        return group.rank * number, number
+    if may_repeat and group.size % count == 0:
+        return group.rank * count // group.size, 1
+    raise ConfigError(
+        f"--tensor-parallel-size {group.size}: {count} {what} cannot be shared evenly; take a number that divides them"
+    )

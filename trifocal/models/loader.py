@@ -19,7 +19,8 @@ from trifocal.families import MODELS
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.pages import empty_together, forget
 from trifocal.layers.base import use_kernels
-from trifocal.layers.linear import Linear, MergedLinear, Slot
+from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.slots import Slot
 from trifocal.model_spec import ModelSpec, Quantization, read_json
 from trifocal.models.base import Model
 from trifocal.models.decoder import Decoder

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from trifocal.kernels.blocks import empty_blocks, int8_of_words, store_rows, take_rows, words_of_int8
 from trifocal.kernels.cpu.ops import CpuKernels
-from trifocal.layers.linear import PLAIN, Linear, LinearMethod, Slot, register
+from trifocal.layers.linear import PLAIN, Linear, LinearMethod, register
+from trifocal.layers.slots import Slot
 from trifocal.quant.int8 import Int8Linear
 from trifocal.quant.methods import LinearMethods
 

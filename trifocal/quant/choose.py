@@ -68,8 +68,11 @@ def _rounded(*, is_int4: bool, is_tied: bool, methods: LinearMethods = METHODS) 
             return methods.int8(layer) if is_tied else PLAIN
         if not is_int4 or path == "lm_head":
             return methods.int8(layer)
-        group = next((size for size in GROUPS if layer.in_features % size == 0), None)
-        return methods.int8(layer) if group is None else methods.int4(layer, group)
+        group = next((size for size in GROUPS if layer.whole_in_features % size == 0), None)
+        if group is None:
+            return methods.int8(layer)
+        _check_share(path, layer, group)
+        return methods.int4(layer, group)
 
     return choose
 
@@ -84,13 +87,24 @@ def _awq(prefix: str, quantization: Quantization, names: frozenset[str], methods
             first = f"{owner.rpartition('.')[0]}.{next(iter(layer.parts))}"
         if f"{first}.qweight" not in names:
             return PLAIN
-        group = layer.in_features if quantization.group_size == -1 else quantization.group_size
+        group = layer.whole_in_features if quantization.group_size == -1 else quantization.group_size
         sizes = layer.parts.values() if isinstance(layer, MergedLinear) else [layer.out_features]
-        if layer.in_features % group or group % 8 or any(size % 8 for size in sizes):
+        if layer.whole_in_features % group or group % 8 or any(size % 8 for size in sizes):
+            ranks = f" on each of {layer.group.size} ranks" if layer.group.size > 1 else ""
             raise ConfigError(
-                f"config.json: group_size {group} does not fit {owner} with {layer.in_features} inputs and "
-                f"{layer.out_features} outputs"
+                f"config.json: group_size {group} does not fit {owner} with {layer.whole_in_features} inputs and "
+                f"{layer.out_features} outputs{ranks}"
             )
+        _check_share(owner, layer, group)
         return methods.awq(layer, group)
 
     return choose
+
+
+def _check_share(owner: str, layer: Linear, group: int) -> None:
+    """A rank's inputs must be whole groups: one that is cut would be rounded otherwise than on one device."""
+    if layer.in_features % group:
+        raise ConfigError(
+            f"--tensor-parallel-size {layer.group.size}: {owner} has {layer.whole_in_features} inputs in groups of "
+            f"{group}, which so many ranks cannot share evenly; take fewer"
+        )

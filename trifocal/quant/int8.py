@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trifocal.layers.linear import Linear, LinearMethod, Slot, in_stretches, register
+from trifocal.layers.linear import Linear, LinearMethod, in_stretches, register
+from trifocal.layers.slots import Slot
 
 
 class Int8Linear(LinearMethod):
