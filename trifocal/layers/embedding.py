@@ -20,3 +20,15 @@ class Embedding(Linear):
     def as_head(self, hidden: Tensor) -> Tensor:
         """The table used as an output layer (tied weights): [n, size] -> [n, num_embeddings]."""
         return self.method.apply(self, hidden)
+
+
+class ScaledEmbedding(Embedding):
+    """A table whose rows are multiplied by `scale` when they are looked up, but not when they are the output layer."""
+
+    def __init__(self, num_embeddings: int, size: int, scale: float) -> None:
+        super().__init__(num_embeddings, size)
+        self.factor = scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 [n] -> [n, size]."""
+        return super().forward(ids) * self.factor
