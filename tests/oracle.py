@@ -198,7 +198,7 @@ class Runner:
             embeds = torch.cat([inputs[index][first:end] for index, end in zip(active, ends, strict=True)])
             parts = [samples[index].positions[:, first:end] for index, end in zip(active, ends, strict=True)]
             is_long = self._is_long([(samples[index], end - first) for index, end in zip(active, ends, strict=True)])
-            hidden = self.model(embeds, torch.cat(parts, dim=1), self.attention, is_long)
+            hidden = self.model((embeds,), torch.cat(parts, dim=1), self.attention, is_long)
             logits = self.model.logits(hidden)
             for index, part in zip(active, torch.split(logits, [end - first for end in ends]), strict=True):
                 outputs[index].append(part)
@@ -221,7 +221,8 @@ class Runner:
         self.attention.begin(AttentionBatch(torch.cat(slots), padded, [end - first for end in ends], ends))
 
     def _embeds(self, sample: Sample) -> Tensor:
-        embeds = self.model.embed(torch.tensor(sample.prompt.token_ids)).clone()
+        token_ids, media = torch.tensor(sample.prompt.token_ids), []
         if sample.media:
-            embeds[sample.is_embed] = torch.cat(self.model.encode(sample.prompt.media))
+            media = [(sample.is_embed.nonzero()[:, 0], torch.cat(self.model.encode(sample.prompt.media)))]
+        (embeds,) = self.model.merge(token_ids, media)
         return embeds

@@ -155,16 +155,18 @@ def test_decoder_in_equal_shares(case: Case, degree: int) -> None:
     and of the MLP's middle; what their layers put out adds up to the whole."""
     whole: Decoder = case.ours.language_model
     shares = [share(whole, rank, degree) for rank in range(degree)]
-    x, positions = case.ours.embed(torch.arange(30, 60)), torch.arange(30).expand(case.ours.position_rows, -1)
+    (x,), positions = case.ours.merge(torch.arange(30, 60)), torch.arange(30).expand(case.ours.position_rows, -1)
     expected = whole(x, positions, one_sequence(whole, len(x)))
-    cos, sin = whole.rotary(positions, x.dtype)
+    tables = whole.tables(positions, x.dtype)
     backends = [one_sequence(part, len(x)) for part in shares]
     for layers in zip(*(part.layers for part in shares), strict=True):
         y = layers[0].input_layernorm(x)
-        parts = [layer.self_attn(y, cos, sin, backend) for layer, backend in zip(layers, backends, strict=True)]
-        x = x + layers[0].residual_scale * sum(parts)
+        parts = [
+            layer.self_attn(y, tables[layer.rope], backend) for layer, backend in zip(layers, backends, strict=True)
+        ]
+        x = x + layers[0].spec.residual_scale * sum(parts)
         y = layers[0].post_attention_layernorm(x)
-        x = x + layers[0].residual_scale * sum(layer.mlp(y) for layer in layers)
+        x = x + layers[0].spec.residual_scale * sum(layer.mlp(y) for layer in layers)
     assert relative_error(shares[0].norm(x), expected) < TOLERANCE
 
 

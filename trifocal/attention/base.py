@@ -94,6 +94,29 @@ class KVCache:
         return found.view(-1, kept.shape[2], kept.shape[4])
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """How the tokens of a layer attend to those before them.
+
+    window: a token sees itself and the `window - 1` tokens before it; None: all before it.
+    scale: what products of queries and keys are multiplied by; None: head_dim ** -0.5.
+    softcap: scaled scores s become softcap * tanh(s / softcap); None: they stay.
+    is_causal_in_media: tokens of a picture do not see those of it that come after them. False is in no backend yet.
+    """
+
+    window: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    is_causal_in_media: bool = True
+
+    def scale_for(self, head_dim: int) -> float:
+        """`scale`, or what it is where none is given."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+FULL = AttentionSpec()
+
+
 @dataclass(frozen=True)
 class AttentionBatch:
     """Where the tokens of one step lie. Tokens of sequence `i` are `query_lens[i]` consecutive rows of q, k and v.
@@ -146,8 +169,8 @@ class AttentionBackend(ABC):
         """Take the layout of the step."""
 
     @abstractmethod
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]; scale head_dim ** -0.5."""
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec = FULL) -> Tensor:
+        """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]; `spec` is the layer's."""
 
     def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """`layers(*inputs)`: the layers of a decoder, which call this backend, between its embeddings and its output.

@@ -8,10 +8,12 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache, KVCacheSpec
+from trifocal.attention.base import FULL, AttentionBackend, AttentionBatch, AttentionSpec, KVCache, KVCacheSpec
 from trifocal.attention.reference import ReferenceAttention
 from trifocal.kernels.cpu.capture import CapturedSteps
 from trifocal.kernels.cpu.library import SUFFIX, AttentionStep, load
+
+_NO_WINDOW = 1 << 60  # tokens: more than any context
 
 
 class CpuAttention(AttentionBackend):
@@ -68,11 +70,11 @@ class CpuAttention(AttentionBackend):
         step.query_lens, step.context_lens = lens[0].data_ptr(), lens[1].data_ptr()
         step.num_seqs, step.num_tokens, step.table_stride = len(batch.query_lens), len(batch.slots), tables.shape[1]
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec = FULL) -> Tensor:
         """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]."""
         kernel = self._kernels.get(q.dtype)
-        if kernel is None:
-            return self._by_reference(layer, q, k, v)
+        if kernel is None or spec.softcap is not None:
+            return self._by_reference(layer, q, k, v, spec)
         q, k, v = (_heads_together(x) for x in (q, k, v))
         out = torch.empty(q.shape, dtype=q.dtype)
         cached = (self.cache.keys, self.cache.values, self.cache.key_scales, self.cache.value_scales)
@@ -80,8 +82,8 @@ class CpuAttention(AttentionBackend):
         kernel(
             ctypes.addressof(self._step), q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(),
             *(None if each is None else each.data_ptr() + layer * each.stride(0) * each.itemsize for each in cached),
-            q.stride(0), k.stride(0), v.stride(0), block_size, q.shape[1], kv_heads, head_dim, head_dim**-0.5,
-            torch.get_num_threads(),
+            q.stride(0), k.stride(0), v.stride(0), block_size, q.shape[1], kv_heads, head_dim,
+            spec.window or _NO_WINDOW, spec.scale_for(head_dim), torch.get_num_threads(),
         )  # fmt: skip
         return out
 
@@ -104,11 +106,11 @@ class CpuAttention(AttentionBackend):
                 run(size)
         self._is_capturing = False
 
-    def _by_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _by_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         if not self._is_reference_ready:
             self._reference.begin(self._batch)
             self._is_reference_ready = True
-        return self._reference(layer, q, k, v)
+        return self._reference(layer, q, k, v, spec)
 
 
 def _word(dtype: torch.dtype) -> str:

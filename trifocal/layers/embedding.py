@@ -57,3 +57,15 @@ class OutputHead(_Vocabulary):
     def forward(self, hidden: Tensor) -> Tensor:
         """[n, size] -> [n, num_tokens] on rank 0; other ranks have their own tokens' alone."""
         return self.scores(hidden)
+
+
+class ScaledEmbedding(Embedding):
+    """A table whose rows are multiplied by `scale` when they are looked up, but not when they are the output layer."""
+
+    def __init__(self, num_embeddings: int, size: int, scale: float, group: Group = SOLO) -> None:
+        super().__init__(num_embeddings, size, group)
+        self.factor = scale
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 [n] -> [n, size]."""
+        return super().forward(ids) * self.factor

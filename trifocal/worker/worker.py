@@ -166,7 +166,8 @@ class Worker:
         attention = self.backend(cache)
         item = self.model.dummy_item(num_tokens)
         with self.platform.measure_peak() as peak:
-            self.model.encode([item])
+            if item is not None:
+                self.model.encode([item])
             hidden = self._dummy_pass(attention, num_tokens)
             self.model.logits(hidden[: self.config.max_num_seqs])
         return peak.num_bytes * budget // num_tokens
@@ -177,6 +178,6 @@ class Worker:
         num_blocks = -(-num_tokens // self.config.block_size)
         tables = torch.arange(num_blocks, device=self.device)[None]
         attention.begin(AttentionBatch(tokens, tables, query_lens=[num_tokens], context_lens=[num_tokens]))
-        embeds = self.model.embed(torch.zeros_like(tokens))
-        hidden: Tensor = self.model(embeds, tokens.expand(self.model.position_rows, -1), attention)
+        inputs = self.model.merge(torch.zeros_like(tokens))
+        hidden: Tensor = self.model(inputs, tokens.expand(self.model.position_rows, -1), attention)
         return hidden
