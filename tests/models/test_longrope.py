@@ -161,7 +161,7 @@ def test_the_border_is_felt(samples: dict[str, Sample], folder: Path, builder: P
 
 def whole(model: Model, num_tokens: int) -> ReferenceAttention:
     """Attention for one sequence in one block."""
-    attention = ReferenceAttention(new_cache(model.language_model.config, 1, num_tokens))
+    attention = ReferenceAttention(new_cache(model.language_model, 1, num_tokens))
     attention.begin(AttentionBatch(torch.arange(num_tokens), torch.tensor([[0]]), [num_tokens], [num_tokens]))
     return attention
 

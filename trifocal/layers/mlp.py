@@ -9,8 +9,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trifocal.distributed import SOLO, Group
 from trifocal.errors import ConfigError
-from trifocal.layers.linear import GatedLinear, Linear, MergedLinear
+from trifocal.layers.linear import GatedLinear, Linear, MergedLinear, RowLinear
 
 # Of gates, by transformers' names; SiLU is a kernel's work (`GatedLinear`).
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -40,8 +41,9 @@ class GatedMLP(nn.Module):
     """down(activation(gate(x)) * up(x)); `activation` is silu, gelu or gelu_pytorch_tanh. Raises `ConfigError`."""
 
     def __init__(
-        self, hidden_size: int, intermediate_size: int, activation: str = "silu", *, bias: bool = False
-    ) -> None:
+        self, hidden_size: int, intermediate_size: int, activation: str = "silu", *, bias: bool = False,
+        group: Group = SOLO,
+    ) -> None:  # fmt: skip
         super().__init__()
         if activation != "silu" and activation not in _ACTIVATIONS:
             raise ConfigError(
@@ -51,8 +53,8 @@ class GatedMLP(nn.Module):
         self.activation = _ACTIVATIONS.get(activation)
         parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
         kind = GatedLinear if self.activation is None else MergedLinear
-        self.gate_up_proj = kind(hidden_size, parts, bias=bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+        self.gate_up_proj = kind(hidden_size, parts, bias=bias, group=group)
+        self.down_proj = RowLinear(intermediate_size, hidden_size, bias=bias, group=group)
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, hidden_size] -> [n, hidden_size]."""

@@ -15,7 +15,10 @@ MediaRows = tuple[slice | Tensor, Tensor]  # rows of a step (int64 where no slic
 
 
 class Model(nn.Module, ABC):
-    """A language model, with or without towers, in pieces: the worker decides when each piece runs."""
+    """A language model, with or without towers, in pieces: the worker decides when each piece runs.
+
+    Made of a `ModelSpec` and a rank's `Group`: the ranks share the language model, each has the towers whole.
+    """
 
     position_rows: int = 1  # 3 for M-RoPE
     language_model: Decoder

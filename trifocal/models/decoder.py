@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from trifocal.attention.base import AttentionBackend
+from trifocal.attention.base import AttentionBackend, KVCacheSpec
+from trifocal.distributed import SOLO, Group, share
 from trifocal.errors import ConfigError, NotAvailableYetError
-from trifocal.layers.embedding import Embedding
-from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.embedding import Embedding, OutputHead
+from trifocal.layers.linear import Heads, MergedLinear, RowLinear
 from trifocal.layers.norm import RMSNorm
 from trifocal.layers.rotary import RotaryEmbedding, Rotate
 from trifocal.model_spec import RopeConfig, TextConfig
@@ -23,15 +24,17 @@ Tables = tuple[Tensor, Tensor]  # cos and sin, [n, 1, head_dim / 2] each
 class SelfAttention(nn.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: TextConfig, index: int, spec: LayerSpec) -> None:
+    def __init__(self, config: TextConfig, index: int, spec: LayerSpec, group: Group) -> None:
         super().__init__()
         self.index, self.spec = index, spec.attention
         self.head_dim = config.head_dim
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        # Those of this rank. Key heads are repeated where ranks are more.
+        self.num_heads = share(config.num_heads, group, "attention heads")[1]
+        self.num_kv_heads = local_kv_heads(config, group)
+        heads, kv_heads = Heads(config.num_heads, config.head_dim), Heads(config.num_kv_heads, config.head_dim)
         parts = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
-        self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=spec.qkv_bias)
-        self.o_proj = Linear(heads, config.hidden_size, bias=False)
+        self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=spec.qkv_bias, group=group)
+        self.o_proj = RowLinear(config.num_heads * config.head_dim, config.hidden_size, bias=False, group=group)
         self.rotate = Rotate()
         self.q_norm = spec.norm(config.head_dim, config.rms_norm_eps) if spec.qk_norm else None
         self.k_norm = spec.norm(config.head_dim, config.rms_norm_eps) if spec.qk_norm else None
@@ -56,7 +59,7 @@ class DecoderLayer(nn.Module):
     `rope` is the number of its rotary embedding among the decoder's.
     """
 
-    def __init__(self, config: TextConfig, index: int, spec: LayerSpec, rope: int) -> None:
+    def __init__(self, config: TextConfig, index: int, spec: LayerSpec, rope: int, group: Group) -> None:
         super().__init__()
         self.spec, self.rope = spec, rope
 
@@ -64,10 +67,10 @@ class DecoderLayer(nn.Module):
             return spec.norm(config.hidden_size, config.rms_norm_eps)
 
         self.input_layernorm = norm()
-        self.self_attn = SelfAttention(config, index, spec)
+        self.self_attn = SelfAttention(config, index, spec, group)
         self.attention_output_norm = norm() if spec.has_output_norms else None
         self.post_attention_layernorm = norm()  # Llama's name of the norm before the MLP
-        self.mlp = spec.mlp(config)
+        self.mlp = spec.mlp(config, group)
         self.mlp_output_norm = norm() if spec.has_output_norms else None
 
     def forward(
@@ -89,24 +92,28 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module, ABC):
-    """Token embedding, layers, last norm and output head. `lm_head` is absent where weights are tied."""
+    """Token embedding, layers, last norm and output head. `lm_head` is absent where weights are tied.
 
-    def __init__(self, config: TextConfig) -> None:
+    Each rank of `group` has its share of every linear layer and of the heads, and all of the norms. `config` says how
+    large the whole is. Raises `ConfigError` where the ranks cannot share it.
+    """
+
+    def __init__(self, config: TextConfig, group: Group = SOLO) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.group = config, group
         self.specs = [self.layer_spec(config, index) for index in range(config.num_layers)]
         if not all(spec.attention.is_causal_in_media for spec in self.specs):
             raise NotAvailableYetError(f"attention to all of a picture at once (a language model of {type(self)})")
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, group)
         ropes: list[RopeConfig] = []
         self.layers = nn.ModuleList()
         for index, spec in enumerate(self.specs):
             if spec.rope not in ropes:
                 ropes.append(spec.rope)
-            self.layers.append(DecoderLayer(config, index, spec, ropes.index(spec.rope)))
+            self.layers.append(DecoderLayer(config, index, spec, ropes.index(spec.rope), group))
         self.norm = self.specs[-1].norm(config.hidden_size, config.rms_norm_eps)
         self.rotaries = nn.ModuleList(RotaryEmbedding(rope, config.head_dim) for rope in ropes)
-        self.lm_head = None if config.is_tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.is_tied else OutputHead(config.hidden_size, config.vocab_size, group)
 
     @abstractmethod
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
@@ -143,10 +150,26 @@ class Decoder(nn.Module, ABC):
         tables = self.tables(positions, embeds.dtype, is_long)
         return attention.through(layers, embeds, *(each for pair in tables for each in pair))
 
+    def kv_cache_spec(self, *, block_size: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> KVCacheSpec:
+        """What this rank's KV cache holds; `dtype` is that of activations."""
+        return KVCacheSpec(
+            num_layers=self.config.num_layers,
+            num_kv_heads=local_kv_heads(self.config, self.group),
+            head_dim=self.config.head_dim,
+            block_size=block_size,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+        )
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden_size] -> float32 [m, vocab_size]."""
+        """[m, hidden_size] -> float32 [m, vocab_size] on rank 0; other ranks have their own tokens' alone."""
         scores = self.embed_tokens.as_head(hidden) if self.lm_head is None else self.lm_head(hidden)
         return scores.float()
+
+
+def local_kv_heads(config: TextConfig, group: Group) -> int:
+    """How many key and value heads a rank has. Raises `ConfigError` where ranks cannot have equally many."""
+    return share(config.num_kv_heads, group, "key and value heads", may_repeat=True)[1]
 
 
 def split_rows(name: str, tensor: Tensor, sizes: Mapping[str, int]) -> Iterable[tuple[str, Tensor]]:

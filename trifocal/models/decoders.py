@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from trifocal.distributed import SOLO, Group
 from trifocal.errors import ConfigError
 from trifocal.families import DECODERS
 from trifocal.model_spec import ModelSpec
@@ -15,8 +16,8 @@ _SUFFIX = "ForCausalLM"
 _HEADS = ("lm_head.weight", "output.weight")  # Llama's name, and InternLM2's
 
 
-def make_decoder(spec: ModelSpec) -> Decoder:
-    """The decoder that the text part of config.json names by architecture, or else by model_type.
+def make_decoder(spec: ModelSpec, group: Group = SOLO) -> Decoder:
+    """This rank's share of the decoder that the text part of config.json names by architecture, or else by model_type.
 
     Raises `ConfigError` where nobody here knows it.
     """
@@ -28,7 +29,7 @@ def make_decoder(spec: ModelSpec) -> Decoder:
         raise ConfigError(
             f"config.json: a language model of kind {name!r} is not supported; supported: {', '.join(sorted(known))}"
         )
-    made: Decoder = DECODERS.get(architecture)(replace(spec.text, is_tied=is_tied(spec)))
+    made: Decoder = DECODERS.get(architecture)(replace(spec.text, is_tied=is_tied(spec)), group)
     return made
 
 

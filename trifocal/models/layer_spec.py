@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from trifocal.attention.base import FULL, AttentionSpec
+from trifocal.distributed import Group
 from trifocal.errors import ConfigError
 from trifocal.layers.mlp import GatedMLP
 from trifocal.layers.norm import RMSNorm
@@ -17,9 +18,9 @@ from trifocal.model_spec import RopeConfig, TextConfig, positive_int
 _KINDS = ("full_attention", "sliding_attention")  # transformers' words in `layer_types`
 
 
-def gated_mlp(config: TextConfig) -> nn.Module:
+def gated_mlp(config: TextConfig, group: Group) -> nn.Module:
     """The MLP of Llama and most others, with the activation that config.json names."""
-    return GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+    return GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, group=group)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LayerSpec:
     rope: the rotary embedding of its queries and keys; layers may differ in it.
     qkv_bias: whether q, k and v have biases. qk_norm: whether each head of q and k is normed before it is turned.
     norm: makes a norm of (size, eps). has_output_norms: attention and MLP also have one behind them ("sandwich").
-    mlp: makes a module [n, hidden_size] -> [n, hidden_size].
+    mlp: makes a module [n, hidden_size] -> [n, hidden_size], shared by the ranks of a group.
     residual_scale: weighs what attention and MLP add to the residual.
     """
 
@@ -39,7 +40,7 @@ class LayerSpec:
     qk_norm: bool = False
     norm: Callable[[int, float], RMSNorm] = RMSNorm
     has_output_norms: bool = False
-    mlp: Callable[[TextConfig], nn.Module] = gated_mlp
+    mlp: Callable[[TextConfig, Group], nn.Module] = gated_mlp
     residual_scale: float = 1.0
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.config import envs
+from trifocal.distributed import SOLO, Group
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.families import MODELS
 from trifocal.kernels.base import TORCH, Kernels
@@ -36,14 +37,15 @@ _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older rel
 def load_model(
     spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, load_format: str, seed: int, progress: bool = False,
     quantization: Quantization | None = None, kernels: Kernels = TORCH, methods: LinearMethods = METHODS,
+    group: Group = SOLO,
 ) -> Model:  # fmt: skip
     """Build the model of `spec` and fill it, from its folder or (`load_format="dummy"`) with seeded random numbers.
 
     The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers
-    are in the format that `quantization` asks for, as `methods` keep it, and layers compute with `kernels`. Raises
-    `ConfigError`.
+    are in the format that `quantization` asks for, as `methods` keep it, and layers compute with `kernels`. It is
+    the share of this rank of `group`; each rank reads the whole files. Raises `ConfigError`.
     """
-    model = empty_model(spec, dtype)
+    model = empty_model(spec, dtype, group)
     if quantization:
         names = frozenset[str]() if load_format == "dummy" else _packed_names(model, Path(spec.path))
         with _meta_device(dtype):
@@ -58,7 +60,7 @@ def load_model(
     if load_format == "dummy":
         _fill_randomly(model, seed)
     else:
-        wanted = (dtype, quantization, methods.name)
+        wanted = (dtype, quantization, methods.name, group.rank, group.size)
         cache = PackedCache.of(Path(spec.path), wanted, type(methods)) if envs.PACKED_CACHE.get() else None
         if cache is None or not cache.restore(model):
             load_weights(model, Path(spec.path), progress=progress)
@@ -194,10 +196,10 @@ def _meta_device(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
-def empty_model(spec: ModelSpec, dtype: torch.dtype) -> Model:
-    """The model of `spec`, its parameters without memory."""
+def empty_model(spec: ModelSpec, dtype: torch.dtype, group: Group = SOLO) -> Model:
+    """The model of `spec`, or a rank's share of it, its parameters without memory."""
     with _meta_device(dtype):
-        model: Model = MODELS.get(spec.architecture)(spec)
+        model: Model = MODELS.get(spec.architecture)(spec, group)
     return model
 
 

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from trifocal.distributed import SOLO, Group
 from trifocal.errors import ConfigError
 from trifocal.layers.embedding import ScaledEmbedding
 from trifocal.model_spec import TextConfig
@@ -20,9 +21,9 @@ class MiniCPMDecoder(Decoder):
     hidden_size / dim_model_base.
     """
 
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, _field(config, "scale_emb"))
+    def __init__(self, config: TextConfig, group: Group = SOLO) -> None:
+        super().__init__(config, group)
+        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, _field(config, "scale_emb"), group)
         self.head_divisor = config.hidden_size / _field(config, "dim_model_base")
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:

@@ -7,7 +7,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCacheSpec
+from trifocal.attention.base import AttentionBackend, AttentionBatch
 from trifocal.attention.registry import choose_backend
 from trifocal.config.engine import EngineConfig
 from trifocal.errors import ConfigError
@@ -48,21 +48,16 @@ class Worker:
         )
         how = f", linear layers in {config.quantization.method}" if config.quantization else ""
         logger.info("weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.dtype, how, self.device)
-        text = config.spec.text
-        self.cache_spec = KVCacheSpec(
-            num_layers=text.num_layers,
-            num_kv_heads=text.num_kv_heads,
-            head_dim=text.head_dim,
-            block_size=config.block_size,
-            dtype=self.dtype,
-            cache_dtype=getattr(torch, config.kv_cache_dtype),
+        cache_dtype: torch.dtype = getattr(torch, config.kv_cache_dtype)
+        self.cache_spec = self.model.language_model.kv_cache_spec(
+            block_size=config.block_size, dtype=self.dtype, cache_dtype=cache_dtype
         )
         self.backend = choose_backend(self.platform.default_attention, self.cache_spec)
         num_blocks = self._num_blocks()
         self.capacity = Capacity(
             num_blocks=num_blocks,
             max_model_len=self._max_model_len(num_blocks),
-            bytes_per_embed=text.hidden_size * self.dtype.itemsize,
+            bytes_per_embed=config.spec.text.hidden_size * self.dtype.itemsize,
         )
         cache = self.backend.allocate(self.cache_spec, num_blocks, self.device)
         attention = self.backend(cache, config.capture_sizes)

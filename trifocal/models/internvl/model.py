@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trifocal.distributed import SOLO, Group
 from trifocal.layers.linear import Linear
 from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
@@ -45,7 +46,7 @@ _WORDS = {  # of transformers' vision layers
 class InternVL(Model):
     """InternVL 2, 2.5 and 3 in the original format, and their like in transformers' native one."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, group: Group = SOLO) -> None:
         super().__init__()
         config = VisionConfig.from_spec(spec)
         merged, hidden = config.hidden_size * config.merge**2, spec.text.hidden_size
@@ -53,7 +54,7 @@ class InternVL(Model):
         self.mlp1 = nn.Sequential(
             nn.LayerNorm(merged), Linear(merged, hidden, bias=True), nn.GELU(), Linear(hidden, hidden, bias=True)
         )
-        self.language_model = make_decoder(spec)
+        self.language_model = make_decoder(spec, group)
 
     def rename(self, name: str) -> str | None:
         """Our name of a checkpoint tensor, in all three spellings; None for one that is not needed."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trifocal.distributed import SOLO, Group
 from trifocal.families import DECODERS
 from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
@@ -46,12 +47,12 @@ _TOWER_NAMES = (
 class MiniCPMV(Model):
     """Pictures as an overview and slices, clips as pictures; `num_queries` embeddings for each of them."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, group: Group = SOLO) -> None:
         super().__init__()
         self.config = MiniCPMVConfig.from_spec(spec)
         self.vpm = VisionTower(self.config.vision)
         self.resampler = Resampler(self.config)
-        self.language_model = DECODERS.get(_LANGUAGE_MODELS[self.config.version])(spec.text)
+        self.language_model = DECODERS.get(_LANGUAGE_MODELS[self.config.version])(spec.text, group)
 
     def rename(self, name: str) -> str | None:
         """Our name of a checkpoint tensor; None for one that is not needed."""

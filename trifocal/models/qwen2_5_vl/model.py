@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trifocal.distributed import SOLO, Group
 from trifocal.families import DECODERS
 from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
@@ -32,10 +33,10 @@ class Qwen2_5_VL(Model):
 
     position_rows = 3
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, group: Group = SOLO) -> None:
         super().__init__()
         self.visual = VisionTower(VisionConfig.from_spec(spec))
-        self.language_model = DECODERS.get("Qwen2ForCausalLM")(spec.text)
+        self.language_model = DECODERS.get("Qwen2ForCausalLM")(spec.text, group)
 
     def rename(self, name: str) -> str | None:
         """Our name of a checkpoint tensor; None for one that is not needed."""
