@@ -1,7 +1,8 @@
 """Which family serves which architecture; nothing of a family is imported before it is asked for.
 
 A family has two faces: a model (torch, in the worker) and a processor (no torch, in the server process). `FAMILIES` is
-the one place where a family is declared; `trifocal models` prints it.
+the one place where a family is declared; `trifocal models` prints it. `DECODERS` are the language models, which all
+families share.
 """
 
 from __future__ import annotations
@@ -49,6 +50,18 @@ class Family:
     modalities: tuple[Modality, ...] = ("image", "video")
     is_run_as_released: bool = False
 
+
+DECODERS: Registry[Any] = Registry(
+    "language model",
+    {
+        "InternLM2ForCausalLM": "trifocal.models.internlm2:InternLM2Decoder",
+        "LlamaForCausalLM": "trifocal.models.llama:LlamaDecoder",
+        "MiniCPMForCausalLM": "trifocal.models.minicpm:MiniCPMDecoder",
+        "Phi3ForCausalLM": "trifocal.models.phi3:Phi3Decoder",
+        "Qwen2ForCausalLM": "trifocal.models.qwen2:Qwen2Decoder",
+        "Qwen3ForCausalLM": "trifocal.models.qwen3:Qwen3Decoder",
+    },
+)
 
 _PARITY = "tests/models/test_parity.py::test_logits"
 _TINY = "tiny random weights"

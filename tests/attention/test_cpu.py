@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.attention.cases import STEPS, Case
 from tests.kernels import isa
+from tests.logged import messages
 from trifocal.attention import cpu
+from trifocal.attention.base import KVCacheSpec
 from trifocal.attention.cpu import CpuAttention
 from trifocal.attention.reference import ReferenceAttention
-from trifocal.attention.registry import ATTENTION
+from trifocal.attention.registry import ATTENTION, choose_backend
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 CACHES = [None, torch.int8]  # None: the type of q, k and v
@@ -157,14 +160,19 @@ def test_parts_of_one_product_are_taken_as_they_lie() -> None:
     torch.testing.assert_close(out, case.expected()[0], rtol=1e-4, atol=1e-5)
 
 
-def test_caches_that_the_kernel_cannot_read_go_to_the_reference() -> None:
-    for dtype, size, cache_dtype in (
-        (torch.float16, 32, None),
-        (torch.float16, 32, torch.int8),
-        (torch.float32, 6, None),
-        (torch.bfloat16, 12, None),
-        (torch.bfloat16, 24, torch.int8),
+def test_caches_that_the_kernel_cannot_read_go_to_the_reference(caplog: pytest.LogCaptureFixture) -> None:
+    """Whose worker asks first takes the reference at once, and its log says why."""
+    caplog.set_level("INFO")
+    for dtype, size, cache_dtype, reason in (
+        (torch.float16, 32, None, "it computes in bfloat16 and float32, not in float16"),
+        (torch.float16, 32, torch.int8, "it computes in bfloat16 and float32, not in float16"),
+        (torch.float32, 6, None, "a cached head of 6 float32 is no multiple of 16 bytes"),
+        (torch.bfloat16, 12, None, "a cached head of 12 bfloat16 is no multiple of 16 bytes"),
+        (torch.bfloat16, 24, torch.int8, "a cached head of 24 int8 is no multiple of 16 bytes"),
     ):
+        assert choose_backend("cpu", cache_spec(dtype, size, cache_dtype)) is ReferenceAttention
+        said = f"attention backend cpu is not used: {reason}; reference serves instead"
+        assert messages(caplog, "INFO").pop() == said
         ours, theirs = (Case([40, 9], [12, 1], size=size, dtype=dtype, cache_dtype=cache_dtype) for _ in range(2))
         for one, other in zip(ours.run(CpuAttention), theirs.run(ReferenceAttention), strict=True):
             assert torch.equal(one, other)
@@ -177,8 +185,29 @@ def test_many_query_heads_of_one_kv_head(heads: int) -> None:
         torch.testing.assert_close(ours, expected, rtol=2e-5, atol=2e-5)
 
 
+def cache_spec(dtype: torch.dtype, size: int, cache_dtype: torch.dtype | None = None) -> KVCacheSpec:
+    return KVCacheSpec(
+        num_layers=2, num_kv_heads=3, head_dim=size, block_size=16, dtype=dtype, cache_dtype=cache_dtype or dtype
+    )
+
+
+def test_what_the_kernel_can_read_is_served_by_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for dtype, cache_dtype in ((torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.int8)):
+        spec = cache_spec(dtype, 16, cache_dtype)
+        assert choose_backend("cpu", spec) is CpuAttention and messages(caplog, "INFO") == []
+        cache = CpuAttention.allocate(spec, 5, torch.device("cpu"))
+        assert cache.keys.shape == (2, 5, 3, 16, 16) and cache.keys.dtype == spec.cache_dtype
+        kept = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
+        total = sum(each.nbytes for each in kept if each is not None)
+        assert 5 * CpuAttention.bytes_per_block(spec) == total
+    wrong = replace(cache_spec(torch.float32, 16), cache_dtype=torch.bfloat16)
+    assert CpuAttention.validate_configuration(wrong) == ["beside float32 it reads a cache in int8, not in bfloat16"]
+
+
 def test_no_kernels_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "load", lambda: None)
+    assert choose_backend("cpu", cache_spec(torch.float32, 16)) is ReferenceAttention
     one, other = Case([40], [40]), Case([40], [40])
     assert torch.equal(one.run(CpuAttention)[0], other.run(ReferenceAttention)[0])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,8 @@ from trifocal.model_spec import RopeConfig, TextConfig
 from trifocal.models.decoder import Decoder
 from trifocal.models.qwen2 import Qwen2Decoder
 from trifocal.models.qwen3 import Qwen3Decoder
-from trifocal.quant.blocks import BLOCKS, INT8_BLOCKS
+from trifocal.platforms.cpu_linear import BlocksLinear as BLOCKS
+from trifocal.platforms.cpu_linear import Int8BlocksLinear as INT8_BLOCKS
 from trifocal.quant.int4 import Int4Linear
 from trifocal.sampling_params import SamplingParams
 
@@ -32,6 +33,8 @@ CONFIG = TextConfig(
     model_type="qwen2", hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16,
     vocab_size=40, rms_norm_eps=1e-6, max_position_embeddings=512, is_tied=True, hidden_act="silu", rope=RopeConfig(),
 )  # fmt: skip
+
+Method = LinearMethod | Callable[[CpuKernels], LinearMethod]
 
 
 @pytest.fixture(autouse=True)
@@ -53,9 +56,7 @@ def kernels(library: Library) -> CpuKernels:
     return CpuKernels(library)
 
 
-def decoder(
-    kernels: CpuKernels, dtype: torch.dtype, method: LinearMethod, kind: type[Decoder] = Qwen2Decoder
-) -> Decoder:
+def decoder(kernels: CpuKernels, dtype: torch.dtype, method: Method, kind: type[Decoder] = Qwen2Decoder) -> Decoder:
     """Random weights."""
     generator = torch.Generator().manual_seed(1)
     torch.set_default_dtype(dtype)
@@ -63,7 +64,7 @@ def decoder(
         made = kind(CONFIG)
         for module in made.modules():
             if isinstance(module, Linear):
-                module.use(method)
+                module.use(method if isinstance(method, LinearMethod) else method(kernels))
     finally:
         torch.set_default_dtype(torch.float32)
     for module in made.modules():
@@ -107,7 +108,7 @@ ROUNDS = [[1], [1, 1, 1], [1], [2, 1], [3], [1], [1, 1, 1], [40]]
     + [(torch.bfloat16, Int4Linear(32))],
 )
 @torch.inference_mode()
-def test_bit_for_bit(kernels: CpuKernels, dtype: torch.dtype, method: LinearMethod) -> None:
+def test_bit_for_bit(kernels: CpuKernels, dtype: torch.dtype, method: Method) -> None:
     made = decoder(kernels, dtype, method)
     eager, captured = Steps(made, dtype, ()), Steps(made, dtype, (1, 3))
     for seed, query_lens in enumerate(ROUNDS):

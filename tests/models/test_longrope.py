@@ -151,9 +151,9 @@ def test_the_border_is_felt(samples: dict[str, Sample], folder: Path, builder: P
     within = expected_logprobs("text of 32", (), sample, builder.tokenizer.vocab_size)
     model = load_ours(folder)
     is_long = torch.ones(BORDER, dtype=torch.bool)
-    embeds = model.embed(torch.tensor(sample.prompt.token_ids))
+    inputs = model.merge(torch.tensor(sample.prompt.token_ids))
     for flags, is_right in ((None, True), (~is_long, True), (is_long, False)):
-        hidden = model(embeds, sample.positions, whole(model, BORDER), flags)
+        hidden = model(inputs, sample.positions, whole(model, BORDER), flags)
         logprobs = model.logits(hidden)[-1, : builder.tokenizer.vocab_size].log_softmax(-1)
         assert torch.allclose(logprobs, within, atol=1e-3) is is_right
         assert is_right or (logprobs - within).abs().max() > 0.1
@@ -161,7 +161,7 @@ def test_the_border_is_felt(samples: dict[str, Sample], folder: Path, builder: P
 
 def whole(model: Model, num_tokens: int) -> ReferenceAttention:
     """Attention for one sequence in one block."""
-    attention = ReferenceAttention(new_cache(model.language_model.config, 1, num_tokens))
+    attention = ReferenceAttention(new_cache(model.language_model, 1, num_tokens))
     attention.begin(AttentionBatch(torch.arange(num_tokens), torch.tensor([[0]]), [num_tokens], [num_tokens]))
     return attention
 

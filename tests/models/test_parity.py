@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -21,14 +21,11 @@ from tests.oracle import (
     load_ours,
     load_processor,
     make_sample,
-    new_cache,
     relative_error,
 )
-from trifocal.attention.base import AttentionBatch
-from trifocal.attention.reference import ReferenceAttention
+from tests.ranks import on_ranks
+from trifocal.distributed import Group
 from trifocal.models.base import Model
-from trifocal.models.decoder import Decoder
-from trifocal.models.loader import weight_slots
 
 
 @dataclass
@@ -148,56 +145,24 @@ def test_dummy_item(case: Case, wanted: int) -> None:
 # ------------------------------------------------------------------------------------------------- shares
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("degree", [2, 4])
-def test_decoder_in_equal_shares(case: Case, degree: int) -> None:
-    """What tensor parallelism will rest on: each device gets so many of the heads, of the key heads (or a copy of one)
-    and of the MLP's middle; what their layers put out adds up to the whole."""
-    whole: Decoder = case.ours.language_model
-    shares = [share(whole, rank, degree) for rank in range(degree)]
-    x, positions = case.ours.embed(torch.arange(30, 60)), torch.arange(30).expand(case.ours.position_rows, -1)
-    expected = whole(x, positions, one_sequence(whole, len(x)))
-    cos, sin = whole.rotary(positions, x.dtype)
-    backends = [one_sequence(part, len(x)) for part in shares]
-    for layers in zip(*(part.layers for part in shares), strict=True):
-        y = layers[0].input_layernorm(x)
-        parts = [layer.self_attn(y, cos, sin, backend) for layer, backend in zip(layers, backends, strict=True)]
-        x = x + layers[0].residual_scale * sum(parts)
-        y = layers[0].post_attention_layernorm(x)
-        x = x + layers[0].residual_scale * sum(layer.mlp(y) for layer in layers)
-    assert relative_error(shares[0].norm(x), expected) < TOLERANCE
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_share_a_model(case: Case, size: int) -> None:
+    """Together they give what one gives, chunk by chunk through caches of their own heads. Each has its part of every
+    linear layer of the decoder; where key heads are fewer than ranks, neighbours have the same one."""
+    sample = case.samples["image"]
+    whole = sum(each.numel() for each in case.ours.language_model.parameters())
 
+    def run(group: Group) -> tuple[Tensor, int, int]:
+        model = load_ours(case.folder, group=group)
+        runner = Runner(model)
+        shared = sum(each.numel() for each in model.language_model.parameters())
+        return runner.logits([sample], chunk=50)[0], shared, runner.attention.cache.keys.shape[2]
 
-def share(whole: Decoder, rank: int, degree: int) -> Decoder:
-    """The decoder of one of `degree` devices: made as the whole one, of a smaller shape, and filled with its part."""
-    config = whole.config
-    kv_heads, first = max(1, config.num_kv_heads // degree), rank * config.num_kv_heads // degree
-    part = type(whole)(
-        replace(
-            config,
-            num_heads=config.num_heads // degree,
-            num_kv_heads=kv_heads,
-            intermediate_size=config.intermediate_size // degree,
-        )
-    )
-    slots = weight_slots(whole)
-    for name, slot in weight_slots(part).items():
-        values = slots[name]
-        for axis, (size, full) in enumerate(zip(slot.shape, values.shape, strict=True)):
-            if size < full:
-                is_key = "k_proj" in name or "v_proj" in name
-                values = values.narrow(axis, first * config.head_dim if is_key else rank * size, size)
-        slot.copy_(values)
-    return part
-
-
-def one_sequence(decoder: Decoder, num_tokens: int) -> ReferenceAttention:
-    """Attention of a single sequence in one step."""
-    attention = ReferenceAttention(new_cache(decoder.config, 1, num_tokens))
-    attention.begin(
-        AttentionBatch(torch.arange(num_tokens), torch.zeros(1, 1, dtype=torch.int64), [num_tokens], [num_tokens])
-    )
-    return attention
+    results = on_ranks(size, run)
+    logits, kv_heads = results[0][0], case.ours.language_model.config.num_kv_heads
+    assert relative_error(logits, case.expected["image"]) < TOLERANCE
+    assert torch.equal(logits.argmax(-1), Runner(case.ours).logits([sample])[0].argmax(-1))
+    assert all(shared < 1.2 * whole / size and heads == max(1, kv_heads // size) for _, shared, heads in results)
 
 
 # ------------------------------------------------------------------------------------------------- the tests' own worth

@@ -16,7 +16,10 @@ from trifocal.model_spec import ModelSpec, rope_config
 from trifocal.models.internlm2 import InternLM2Decoder
 from trifocal.models.llama import LlamaDecoder
 from trifocal.models.phi3 import Phi3Decoder
+from trifocal.models.qwen2 import Qwen2Decoder
 from trifocal.models.qwen3 import Qwen3Decoder
+
+WINDOWS = {"use_sliding_window": True, "sliding_window": 8}
 
 
 @pytest.mark.parametrize(
@@ -24,9 +27,12 @@ from trifocal.models.qwen3 import Qwen3Decoder
     [
         ("llama", LlamaDecoder, {"attention_bias": True}, "attention_bias in a Llama decoder"),
         ("internlm2", InternLM2Decoder, {"bias": True}, "bias in a Llama decoder"),
-        ("phi3", Phi3Decoder, {"sliding_window": 2047}, "sliding_window 2047"),
+        ("phi3", Phi3Decoder, {"sliding_window": "wide"}, "sliding_window must be an integer of at least 1"),
+        ("qwen2", Qwen2Decoder, WINDOWS | {"layer_types": ["full_attention"]}, "layer_types must be a list of 2 words"),
+        ("qwen2", Qwen2Decoder, WINDOWS | {"max_window_layers": "all"}, "max_window_layers must be an integer"),
+        ("llama", LlamaDecoder, {"hidden_act": "relu"}, "hidden_act .relu. is not supported"),
+        ("qwen3", Qwen3Decoder, {"attention_bias": True}, "attention_bias in a Qwen3 decoder"),
         ("phi3", Phi3Decoder, {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
-        ("qwen3", Qwen3Decoder, {"use_sliding_window": True}, "use_sliding_window"),
     ],
 )
 def test_refusals(tmp_path: Path, text: tiny.Text, decoder: Any, change: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
@@ -10,54 +11,55 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import tiny
 from tests.logged import messages
-from trifocal import platforms
 from trifocal.attention.registry import ATTENTION
 from trifocal.config import devices
-from trifocal.config.devices import PLATFORMS, detect_device, load_plugins
+from trifocal.config.devices import DEVICES, Device, detect_device, load_plugins
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError
 from trifocal.platforms import cpu, get_platform
 from trifocal.platforms.cpu import CpuPlatform
-from trifocal.registry import Registry
 
 _GIB = 1 << 30
+Plugins = dict[str, Callable[[], dict[str, str | Device]]]
 
 
-def npu_platforms() -> dict[str, str]:
+def npu_platforms() -> dict[str, str | Device]:
     """What the plug-in of a test brings."""
-    return {"npu": "trifocal.platforms.cpu:CpuPlatform"}
+    target = "trifocal.platforms.cpu:CpuPlatform"
+    return {"npu": Device(target, block_size=128, max_num_batched_tokens=4096, awq_dtype="float32")}
 
 
-def xpu_platforms() -> dict[str, str]:
+def xpu_platforms() -> dict[str, str | Device]:
     """Another's."""
     return {"xpu": "trifocal.platforms.cpu:CpuPlatform"}
 
 
-def missing_platforms() -> dict[str, str]:
+def missing_platforms() -> dict[str, str | Device]:
     """That of a plug-in whose device is not there."""
     return {}
 
 
-def broken_platforms() -> dict[str, str]:
+def broken_platforms() -> dict[str, str | Device]:
     """That of a plug-in with a fault."""
     raise OSError("no driver")
 
 
 @pytest.fixture
-def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], dict[str, str]]]]:
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins]:
     """Installed plug-ins by name, each with the function that its entry point names."""
-    functions: dict[str, Callable[[], dict[str, str]]] = {}
+    functions: Plugins = {}
 
     class Point(EntryPoint):
-        def load(self) -> Callable[[], dict[str, str]]:
+        def load(self) -> Callable[[], dict[str, str | Device]]:
             return functions[self.name]
 
     def entry_points(*, group: str) -> list[EntryPoint]:
         return [Point(name, f"plugin:{function.__name__}", group) for name, function in functions.items()]
 
     monkeypatch.setattr(devices, "entry_points", entry_points)
-    monkeypatch.setattr(devices, "PLATFORMS", Registry("device", PLATFORMS._entries))
-    monkeypatch.setattr(platforms, "PLATFORMS", devices.PLATFORMS)
+    monkeypatch.setattr(devices, "DEVICES", dict(DEVICES))
     monkeypatch.setattr(devices.os.path, "exists", lambda path: False)
     monkeypatch.delenv("TRIFOCAL_PLUGINS", raising=False)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
@@ -67,16 +69,12 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], 
     load_plugins.cache_clear()
 
 
-Plugins = dict[str, Callable[[], dict[str, str]]]
-
-
 def test_auto_without_anything_is_the_cpu(plugins: Plugins) -> None:
     assert detect_device("auto") == "cpu"
 
 
 def test_auto_takes_an_nvidia_device(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins["ascend_vllm"] = npu_platforms
-    monkeypatch.setattr(platforms, "PLATFORMS", devices.PLATFORMS)
     monkeypatch.setattr(devices.os.path, "exists", lambda path: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert detect_device("auto") == "cuda"
@@ -90,6 +88,23 @@ def test_a_plugin_brings_devices_of_other_names(plugins: Plugins) -> None:
     assert isinstance(get_platform("npu"), CpuPlatform)
     with pytest.raises(ConfigError, match="'ascend_vllm' is unknown; known: auto, cpu, cuda, npu"):
         detect_device("ascend_vllm")
+
+
+def test_a_device_says_what_is_best_on_it(plugins: Plugins, tmp_path: Path) -> None:
+    """Where the user asks for nothing; a plug-in's is known before torch is."""
+    plugins |= {"a": npu_platforms, "b": xpu_platforms}
+    folder = tiny.write_checkpoint(tmp_path, dtype="float16")
+    wanted = {"npu": (128, 4096), "xpu": (16, 2048), "cpu": (16, 512)}
+    for device, expected in wanted.items():
+        config = resolve(EngineArgs(model=str(folder), device=device))
+        assert (config.block_size, config.max_num_batched_tokens) == expected
+        asked = resolve(EngineArgs(model=str(folder), device=device, block_size=32, max_num_batched_tokens=64))
+        assert (asked.block_size, asked.max_num_batched_tokens) == (32, 64)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}
+    (folder / "config.json").write_text(json.dumps(settings))
+    dtypes = [resolve(EngineArgs(model=str(folder), device=device)).dtype for device in wanted]
+    assert dtypes == ["float32", "float16", "bfloat16"]
 
 
 def test_two_devices_are_ambiguous(plugins: Plugins) -> None:
@@ -139,7 +154,7 @@ def test_an_entry_point_is_loaded_by_its_name(monkeypatch: pytest.MonkeyPatch) -
 
 def test_default_attention_exists() -> None:
     for name in ("cpu", "cuda"):
-        assert PLATFORMS.get(name).default_attention in ATTENTION
+        assert get_platform(name).default_attention in ATTENTION
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")

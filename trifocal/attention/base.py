@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,26 @@ from torch import Tensor
 from trifocal.kernels.pages import empty_together
 
 
+@dataclass(frozen=True, kw_only=True)
+class KVCacheSpec:
+    """What the KV cache of one rank holds: `num_kv_heads` are the rank's own.
+
+    dtype: of queries, and of keys and values as they come. cache_dtype: of those that are kept.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+    cache_dtype: torch.dtype
+
+
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer, each [num_layers, num_blocks, num_kv_heads, block_size, head_dim].
+    """The cache of most backends: any device's memory, and a layout that decoding reads quickly.
+
+    Keys and values of every layer, each [num_layers, num_blocks, num_kv_heads, block_size, head_dim].
 
     A head's tokens of a block lie side by side: decoding then reads long stretches of memory. In int8 each key and each
     value of a head has a float32 scale, a 127th of its largest element: [num_layers, num_blocks, num_kv_heads,
@@ -76,6 +94,29 @@ class KVCache:
         return found.view(-1, kept.shape[2], kept.shape[4])
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """How the tokens of a layer attend to those before them.
+
+    window: a token sees itself and the `window - 1` tokens before it; None: all before it.
+    scale: what products of queries and keys are multiplied by; None: head_dim ** -0.5.
+    softcap: scaled scores s become softcap * tanh(s / softcap); None: they stay.
+    is_causal_in_media: tokens of a picture do not see those of it that come after them. False is in no backend yet.
+    """
+
+    window: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    is_causal_in_media: bool = True
+
+    def scale_for(self, head_dim: int) -> float:
+        """`scale`, or what it is where none is given."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+FULL = AttentionSpec()
+
+
 @dataclass(frozen=True)
 class AttentionBatch:
     """Where the tokens of one step lie. Tokens of sequence `i` are `query_lens[i]` consecutive rows of q, k and v.
@@ -99,7 +140,27 @@ class AttentionBackend(ABC):
     another one fills in the same step.
     """
 
-    def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
+    cache: Any  # what `allocate` gave; it has a `block_size`
+
+    @classmethod
+    def validate_configuration(cls, spec: KVCacheSpec) -> list[str]:
+        """Why this backend cannot serve a cache of this kind, a reason an item; nothing where it can. vLLM's name."""
+        del spec
+        return []
+
+    @classmethod
+    def allocate(cls, spec: KVCacheSpec, num_blocks: int, device: torch.device) -> Any:
+        """An uninitialised cache of so many blocks in the layout of this backend."""
+        shape = (spec.num_layers, num_blocks, spec.num_kv_heads, spec.block_size, spec.head_dim)
+        return KVCache.allocate(shape, dtype=spec.cache_dtype, device=device)
+
+    @classmethod
+    def bytes_per_block(cls, spec: KVCacheSpec) -> int:
+        """What one block takes in all layers."""
+        per_head = KVCache.bytes_per_head(spec.head_dim, spec.cache_dtype)
+        return spec.num_layers * spec.num_kv_heads * spec.block_size * per_head
+
+    def __init__(self, cache: Any, capture_sizes: Collection[int] = ()) -> None:
         """Steps of `capture_sizes` rows may be captured, see `through`."""
         self.cache = cache
 
@@ -108,8 +169,8 @@ class AttentionBackend(ABC):
         """Take the layout of the step."""
 
     @abstractmethod
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]; scale head_dim ** -0.5."""
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec = FULL) -> Tensor:
+        """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]; `spec` is the layer's."""
 
     def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """`layers(*inputs)`: the layers of a decoder, which call this backend, between its embeddings and its output.

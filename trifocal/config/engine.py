@@ -18,6 +18,7 @@ from typing import Any
 from trifocal.config import envs
 from trifocal.config.arguments import fit_fields
 from trifocal.config.compilation import capture_sizes
+from trifocal.config.devices import Device, detect_device, device_named
 from trifocal.config.vllm_options import GENERATION_KEYS_WITHOUT_EFFECT, OPTIONS, PYTHON_OPTIONS, UNUSED_FIELDS
 from trifocal.errors import ConfigError, NotAvailableYetError, RequestError
 from trifocal.log import get_logger
@@ -29,8 +30,6 @@ DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "floa
 QUANTIZATIONS = ("awq", "int8", "int4")
 KV_CACHE_DTYPES = ("auto", "int8")
 BLOCK_SIZES = (16, 32, 64, 128)
-DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
-DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU = 512  # a step of more would make running answers wait for seconds
 _MOST_GIB = 1 << 30  # an exbibyte: far beyond any machine, and its bytes are still a number for messages
 _MODALITIES = ("image", "video")
 _PROFILING_KEYS = ("width", "height", "num_frames")
@@ -268,7 +267,6 @@ def _with_keywords(message: str) -> str:
 
 
 def _resolved(args: EngineArgs) -> EngineConfig:
-    from trifocal.config.devices import detect_device
     from trifocal.families import check_architecture
 
     envs.check()
@@ -279,7 +277,8 @@ def _resolved(args: EngineArgs) -> EngineConfig:
     check_architecture(spec.architecture)
     quantization = _quantization(args, spec)
     max_model_len = _max_model_len(args, spec)
-    device = detect_device(args.device)
+    name = detect_device(args.device)
+    device = device_named(name)
     _positive("--max-num-seqs", args.max_num_seqs)
     if not 0 < args.gpu_memory_utilization <= 1:
         raise ConfigError(f"--gpu-memory-utilization must be in (0, 1], got {args.gpu_memory_utilization}")
@@ -289,14 +288,14 @@ def _resolved(args: EngineArgs) -> EngineConfig:
         _positive("--kv-cache-memory-bytes", args.kv_cache_memory_bytes)
     if args.max_logprobs < -1:
         raise ConfigError(f"--max-logprobs must be at least -1 (all of the vocabulary), got {args.max_logprobs}")
-    block_size = BLOCK_SIZES[0] if args.block_size is None else args.block_size
+    block_size = device.block_size if args.block_size is None else args.block_size
     if block_size not in BLOCK_SIZES:
         raise ConfigError(f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size}")
     dtype = _dtype(args, spec, quantization, device)
     return EngineConfig(
         spec=spec,
         tokenizer=_folder("--tokenizer", args.tokenizer) if args.tokenizer else spec.path,
-        device=device,
+        device=name,
         dtype=dtype,
         quantization=quantization,
         load_format=args.load_format,
@@ -367,11 +366,10 @@ def _quantization(args: EngineArgs, spec: ModelSpec) -> Quantization | None:
     return own or Quantization(args.quantization)
 
 
-def _dtype(args: EngineArgs, spec: ModelSpec, quantization: Quantization | None, device: str) -> str:
+def _dtype(args: EngineArgs, spec: ModelSpec, quantization: Quantization | None, device: Device) -> str:
     if args.dtype == "auto":
-        # AWQ's files say float16 because its GPU kernels want it; there is no fast float16 on most CPUs.
         is_awq = quantization is not None and quantization.method == "awq"
-        return "bfloat16" if is_awq and device == "cpu" and spec.dtype == "float16" else spec.dtype
+        return device.awq_dtype if is_awq and device.awq_dtype and spec.dtype == "float16" else spec.dtype
     if args.dtype not in DTYPES:
         raise ConfigError(f"--dtype must be auto, {', '.join(DTYPES)}, got {args.dtype!r}")
     return DTYPES[args.dtype]
@@ -423,10 +421,10 @@ def _max_model_len(args: EngineArgs, spec: ModelSpec) -> int:
     return args.max_model_len
 
 
-def _max_num_batched_tokens(args: EngineArgs, max_model_len: int, device: str) -> int:
+def _max_num_batched_tokens(args: EngineArgs, max_model_len: int, device: Device) -> int:
     value = args.max_num_batched_tokens
     if value is None:
-        value = DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU if device == "cpu" else DEFAULT_MAX_NUM_BATCHED_TOKENS
+        value = device.max_num_batched_tokens
         return value if args.enable_chunked_prefill else max(value, max_model_len)
     _positive("--max-num-batched-tokens", value)
     if not args.enable_chunked_prefill and value < max_model_len:

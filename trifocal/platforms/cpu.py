@@ -13,7 +13,9 @@ from trifocal.config import envs
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.cpu.library import load
 from trifocal.kernels.cpu.ops import CpuKernels
+from trifocal.platforms.cpu_linear import CpuLinearMethods
 from trifocal.platforms.interface import MemoryInfo, PeakMemory, Platform
+from trifocal.quant.methods import METHODS, LinearMethods
 
 _GIB = 1 << 30
 _DEFAULT_KV_CACHE_BYTES = 4 * _GIB  # the machine is shared with other programs: more is asked for by name
@@ -27,8 +29,6 @@ class CpuPlatform(Platform):
     """Threads are torch's own (OMP_NUM_THREADS)."""
 
     device_type = "cpu"
-    dist_backend = "gloo"
-    visible_devices_env = ""
     default_attention = "cpu"
     max_profile_tokens = 256
 
@@ -51,6 +51,11 @@ class CpuPlatform(Platform):
         """The compiled kernels; torch where there are none (a line in the log says why)."""
         library = load()
         return TORCH if library is None else CpuKernels(library)
+
+    def linear_methods(self) -> LinearMethods:
+        """Weights in blocks where there are kernels to read them."""
+        kernels = self.kernels()
+        return CpuLinearMethods(kernels) if isinstance(kernels, CpuKernels) else METHODS
 
     @contextmanager
     def measure_peak(self) -> Iterator[PeakMemory]:

@@ -15,9 +15,6 @@ class CudaPlatform(Platform):
     """One CUDA device per worker; the allocator keeps PYTORCH_CUDA_ALLOC_CONF as the user set it."""
 
     device_type = "cuda"
-    dist_backend = "nccl"
-    visible_devices_env = "CUDA_VISIBLE_DEVICES"
-    pin_memory = True
 
     def device(self, index: int = 0) -> torch.device:
         """Make device `index` current. Raises `ConfigError` where torch sees no such device."""

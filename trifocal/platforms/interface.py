@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from trifocal.kernels.base import TORCH, Kernels
+from trifocal.quant.methods import METHODS, LinearMethods
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,7 @@ class Platform(ABC):
     """One kind of device, e.g. cpu or cuda."""
 
     device_type: str
-    dist_backend: str
-    visible_devices_env: str
     default_attention: str = "reference"  # a name of attention.registry.ATTENTION
-    supports_graphs: bool = False
-    pin_memory: bool = False
     max_profile_tokens: int | None = None  # profile at most so many tokens and scale up (None: the whole budget)
 
     @abstractmethod
@@ -55,6 +52,10 @@ class Platform(ABC):
     def kernels(self) -> Kernels:
         """What layers compute with on this device: torch, where a platform brings nothing better."""
         return TORCH
+
+    def linear_methods(self) -> LinearMethods:
+        """How linear layers keep weights of each format on this device, and compute with them."""
+        return METHODS
 
     def kv_cache_setting(self, utilization: float) -> str:
         """What decides on `kv_cache_bytes`, as whoever set it wrote it."""

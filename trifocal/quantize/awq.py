@@ -134,9 +134,9 @@ class Work:
         inputs = embed(self.model, prompts, self.progress)
         self.num_tokens = len(inputs.embeds)
         text = self.config.spec.text
-        cos, sin = self.decoder.rotary(inputs.positions, torch.float32, long_rows(text.rope, inputs.lengths))
+        tables = self.decoder.tables(inputs.positions, torch.float32, long_rows(text.rope, inputs.lengths))
         release(self.model)
-        step = Step(cos, sin, attention_over(text, inputs.lengths, torch.float32))
+        step = Step(tables, attention_over(text, inputs.lengths, torch.float32))
         x = inputs.embeds
         bar = tqdm(self.layers, desc="Searching scales", unit="layer", disable=None if self.progress else True)
         for index, layer in enumerate(bar):

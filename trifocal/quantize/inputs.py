@@ -69,7 +69,7 @@ def embed(model: Model, prompts: list[Prompt], progress: bool) -> Inputs:
     """Run the vision tower and the embedding of `model`."""
     embeds, positions = [], []
     for prompt in tqdm(prompts, desc="Reading samples", unit="sample", disable=None if progress else True):
-        rows = model.embed(torch.tensor(prompt.token_ids)).float()
+        rows = model.merge(torch.tensor(prompt.token_ids))[0].float()
         for item in prompt.media:
             place = np.ones(item.span.end - item.span.offset, dtype=bool)
             if item.span.is_embed is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trifocal.attention.base import AttentionBackend
 from trifocal.log import get_logger
-from trifocal.models.base import Model
+from trifocal.models.base import MediaRows, Model
 from trifocal.platforms.interface import Platform
 from trifocal.types import EncodeJob, StepPlan, StepResult, TokenLogprobs
 from trifocal.worker.input_batch import ForwardBatch, SequenceState, build_batch
@@ -89,9 +89,9 @@ class ModelRunner:
         self.embeds |= {item.content_hash: embeds for item, embeds in zip(items, encoded, strict=True)}
         return {}
 
-    def _embed(self, batch: ForwardBatch, failed: dict[bytes, str]) -> tuple[Tensor, dict[str, str]]:
-        """The rows of the step's input, and the requests that lack media; what these lack is added to `failed`."""
-        inputs = self.model.embed(batch.token_ids)
+    def _embed(self, batch: ForwardBatch, failed: dict[bytes, str]) -> tuple[tuple[Tensor, ...], dict[str, str]]:
+        """The inputs of the layers, and the requests that lack media; what these lack is added to `failed`."""
+        media: list[MediaRows] = []
         errors: dict[str, str] = {}
         for part in batch.media:
             embeds = self.embeds.get(part.content_hash)
@@ -100,8 +100,8 @@ class ModelRunner:
                 errors.setdefault(part.request_id, reason)
             else:
                 rows = part.rows if isinstance(part.rows, slice) else torch.from_numpy(part.rows).to(self.device)
-                inputs[rows] = embeds[part.embeds].to(inputs.dtype)
-        return inputs, errors
+                media.append((rows, embeds[part.embeds]))
+        return self.model.merge(batch.token_ids, media), errors
 
     def _sample(
         self, batch: ForwardBatch, hidden: Tensor, errors: dict[str, str]

@@ -7,8 +7,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
-from trifocal.attention.registry import ATTENTION
+from trifocal.attention.base import AttentionBackend, AttentionBatch
+from trifocal.attention.registry import choose_backend
 from trifocal.config.engine import EngineConfig
 from trifocal.errors import ConfigError
 from trifocal.log import get_logger
@@ -34,7 +34,6 @@ class Worker:
         self.platform = get_platform(config.device)
         self.device = self.platform.device()
         self.dtype: torch.dtype = getattr(torch, config.dtype)
-        self.cache_dtype: torch.dtype = getattr(torch, config.kv_cache_dtype)
         started = perf_counter()
         self.model = load_model(
             config.spec,
@@ -45,17 +44,23 @@ class Worker:
             progress=True,
             quantization=config.quantization,
             kernels=self.platform.kernels(),
+            methods=self.platform.linear_methods(),
         )
         how = f", linear layers in {config.quantization.method}" if config.quantization else ""
         logger.info("weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.dtype, how, self.device)
+        cache_dtype: torch.dtype = getattr(torch, config.kv_cache_dtype)
+        self.cache_spec = self.model.language_model.kv_cache_spec(
+            block_size=config.block_size, dtype=self.dtype, cache_dtype=cache_dtype
+        )
+        self.backend = choose_backend(self.platform.default_attention, self.cache_spec)
         num_blocks = self._num_blocks()
         self.capacity = Capacity(
             num_blocks=num_blocks,
             max_model_len=self._max_model_len(num_blocks),
             bytes_per_embed=config.spec.text.hidden_size * self.dtype.itemsize,
         )
-        cache = self._cache(num_blocks)
-        attention = ATTENTION.get(self.platform.default_attention)(cache, config.capture_sizes)
+        cache = self.backend.allocate(self.cache_spec, num_blocks, self.device)
+        attention = self.backend(cache, config.capture_sizes)
         started = perf_counter()
         attention.capture(lambda num_tokens: self._dummy_pass(attention, num_tokens))
         logger.info("steps captured in %.1f s (--enforce-eager: none are)", perf_counter() - started)
@@ -74,18 +79,12 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------ memory
 
-    def _cache(self, num_blocks: int) -> KVCache:
-        text = self.config.spec.text
-        shape = (text.num_layers, num_blocks, text.num_kv_heads, self.config.block_size, text.head_dim)
-        return KVCache.allocate(shape, dtype=self.cache_dtype, device=self.device)
-
     def _num_blocks(self) -> int:
         """Blocks to allocate: those asked for, or what fits. Raises `ConfigError` naming a setting that is too much."""
-        config, text = self.config, self.config.spec.text
+        config = self.config
         if config.num_blocks_before is not None:
             return config.num_blocks_before
-        per_head = KVCache.bytes_per_head(text.head_dim, self.cache_dtype)
-        per_block = text.num_layers * text.num_kv_heads * per_head * config.block_size
+        per_block = self.backend.bytes_per_block(self.cache_spec)
         num_blocks = config.num_blocks_override
         setting = f"--num-gpu-blocks-override {num_blocks}"
         if num_blocks is None:
@@ -158,11 +157,12 @@ class Worker:
         """
         budget = self._step_tokens
         num_tokens = min(budget, self.platform.max_profile_tokens or budget)
-        cache = self._cache(-(-num_tokens // self.config.block_size))
-        attention = ATTENTION.get(self.platform.default_attention)(cache)
+        cache = self.backend.allocate(self.cache_spec, -(-num_tokens // self.config.block_size), self.device)
+        attention = self.backend(cache)
         item = self.model.dummy_item(num_tokens)
         with self.platform.measure_peak() as peak:
-            self.model.encode([item])
+            if item is not None:
+                self.model.encode([item])
             hidden = self._dummy_pass(attention, num_tokens)
             self.model.logits(hidden[: self.config.max_num_seqs])
         return peak.num_bytes * budget // num_tokens
@@ -173,6 +173,6 @@ class Worker:
         num_blocks = -(-num_tokens // self.config.block_size)
         tables = torch.arange(num_blocks, device=self.device)[None]
         attention.begin(AttentionBatch(tokens, tables, query_lens=[num_tokens], context_lens=[num_tokens]))
-        embeds = self.model.embed(torch.zeros_like(tokens))
-        hidden: Tensor = self.model(embeds, tokens.expand(self.model.position_rows, -1), attention)
+        inputs = self.model.merge(torch.zeros_like(tokens))
+        hidden: Tensor = self.model(inputs, tokens.expand(self.model.position_rows, -1), attention)
         return hidden

@@ -56,7 +56,7 @@ _SEGMENTS = _struct("Segments", "q k v out lengths", "q_stride k_stride v_stride
 _ATTENTION = _struct(
     "Attention",
     "step q k v out keys values key_scales value_scales",
-    "q_stride k_stride v_stride block_size heads kv_heads head_dim",
+    "q_stride k_stride v_stride block_size heads kv_heads head_dim window",
     "scale",
 )
 _CHOOSE = _struct("Choose", "logits scale floor top_k top_p noise tokens largest", "stride rows vocab")
