@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from trifocal.engine.admission import clip_max_tokens
+from trifocal.engine.bad_words import bad_word_ids
 from trifocal.engine.detokenizer import Detokenizer
 from trifocal.engine.stop import StopStrings
 from trifocal.log import get_logger
@@ -35,15 +36,18 @@ def expand(
     eos_ids: Iterable[int],
     max_model_len: int,
     rng: random.Random,
+    tokenizer: Tokenizer,
 ) -> list[Request]:
-    """One engine request for each of the `n` choices, with everything decided: length, stop ids, seed.
+    """One engine request for each of the `n` choices, with everything decided: length, stop ids, bad words, seed.
 
-    Raises `RequestError` where the prompt leaves no room for an answer (see `clip_max_tokens`).
+    Raises `RequestError` where the prompt leaves no room for an answer (see `clip_max_tokens`), and for bad words that
+    have no tokens.
     """
     params = clip_max_tokens(params, len(prompt.token_ids), max_model_len)
     stop_ids = frozenset(params.stop_token_ids or [])
     if not params.ignore_eos:
         stop_ids |= {*eos_ids, *prompt.stop_token_ids}
+    bad_words = bad_word_ids(params.bad_words or (), tokenizer)
     seed = rng.getrandbits(63) if params.seed is None else params.seed
     return [
         Request(
@@ -52,6 +56,8 @@ def expand(
             params=params.replace(n=1),
             stop_token_ids=stop_ids,
             seed=seed + index,
+            prompt_logprobs=params.prompt_logprobs if index == 0 else None,  # all choices have the same prompt
+            bad_word_ids=bad_words,
         )
         for index in range(params.n)
     ]
@@ -88,6 +94,7 @@ class Choice:
         self._num_tokens = 0
         self._token_ids: list[int] = []  # not shown yet
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     def feed(self, output: TokenOutput) -> Delta | None:
         """Take new tokens. Returns what can be shown, None if nothing can.
@@ -100,6 +107,7 @@ class Choice:
         text = "".join(self._text_of(token_id, output) for token_id in output.token_ids)
         self._token_ids += output.token_ids
         self._logprobs += output.logprobs or []
+        self._prompt_logprobs = self._prompt_logprobs or output.prompt_logprobs
         reason, stop = output.finish_reason, output.stop_reason
         if reason == "stop" and stop not in self._told_ids:
             stop = None
@@ -112,6 +120,7 @@ class Choice:
         self.is_finished = reason is not None
         token_ids, self._token_ids = self._token_ids, []
         logprobs, self._logprobs = self._logprobs, []
+        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
         return Delta(
             index=self.index,
             text=text,
@@ -123,6 +132,7 @@ class Choice:
             num_cached_tokens=output.num_cached_tokens,
             scheduled_at=output.scheduled_at,
             num_preemptions=output.num_preemptions,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _text_of(self, token_id: int, output: TokenOutput) -> str:
@@ -150,7 +160,8 @@ class Answer:
         """So many tokens more, shown or not, at `now` by the monotonic clock."""
         metrics = self.output.metrics
         metrics.num_generation_tokens += num_tokens
-        metrics.first_token_ts = metrics.first_token_ts or now
+        if num_tokens:
+            metrics.first_token_ts = metrics.first_token_ts or now
         metrics.last_token_ts = now
 
     def extend(self, delta: Delta) -> None:
@@ -163,6 +174,8 @@ class Answer:
             choice.logprobs += delta.logprobs
             gained = sum(each.logprobs[0] for each in delta.logprobs)
             choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + gained
+        if delta.prompt_logprobs is not None:
+            self.output.prompt_logprobs = delta.prompt_logprobs
         self.output.num_cached_tokens = delta.num_cached_tokens
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
