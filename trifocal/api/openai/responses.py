@@ -46,17 +46,32 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class Function(TypedDict):
+    """The name of a function and its arguments, which are JSON."""
+
+    name: str
+    arguments: str
+
+
+class FunctionCall(TypedDict):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
 class ChatMessage(TypedDict):
     """The answer. `role` is assistant unless the server was started with another."""
 
     role: str
-    content: str
+    content: str | None
     refusal: None
     annotations: None
     audio: None
     function_call: None
-    tool_calls: None
-    reasoning: None
+    tool_calls: list[FunctionCall] | None
+    reasoning: str | None
 
 
 class ChatChoice(TypedDict):
@@ -65,7 +80,7 @@ class ChatChoice(TypedDict):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["tool_calls"] | None
     stop_reason: int | str | None
     token_ids: None
 
@@ -168,12 +183,6 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: list[ModelCard]
-
-
-class Version(TypedDict):
-    """The version of Trifocal."""
-
-    version: str
 
 
 class ErrorDetail(TypedDict):

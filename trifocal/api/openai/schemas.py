@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from trifocal.api.adapter import with_param
 from trifocal.api.openai.extras import extras_schema
 from trifocal.errors import RequestError
 from trifocal.prompt.item_options import media_io_schema, reading_layer
@@ -360,12 +361,3 @@ class DetokenizeBody(Body):
     of_others = _OF_GENERATION
 
     tokens: Ints
-
-
-def with_param(error: RequestError, renamed: Mapping[str, str]) -> RequestError:
-    """`error` naming the field as the client wrote it."""
-    old = error.param or ""
-    if old not in renamed:
-        return error
-    message = error.message.replace(old, renamed[old], 1)  # messages begin with the name of the field
-    return RequestError(message, param=renamed[old], status=error.status, code=error.code)
