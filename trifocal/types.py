@@ -101,6 +101,8 @@ class Request:
 
     `output_token_ids` are tokens that an engine generated before it died: the sequence goes on behind them, and for
     penalties, min_tokens, max_tokens and the seed they count as the output that they are.
+    `prompt_logprobs` is what `SamplingParams` says for one choice of a request; the others have the same prompt.
+    `bad_word_ids` are the tokens of its `bad_words`, as they begin a word and as they go on inside one.
     """
 
     request_id: str
@@ -109,6 +111,8 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()  # ids that end the sequence: params' own and, unless ignored, eos
     seed: int = 0  # never None here: a request without one gets a random seed on admission, so a replay is exact
     output_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: int | None = None
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,7 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities at one output position: the chosen token first, then the most likely ones in falling order."""
+    """Log-probabilities at one position: its token first, then the most likely ones in falling order."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -193,7 +197,11 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """New tokens of one request, from the engine to whoever turns them into text."""
+    """New tokens of one request, from the engine to whoever turns them into text.
+
+    `prompt_logprobs` come once, with the first tokens, for a request that asks for them: one entry for each token of
+    the prompt, given those before it. There is none (None) for the first, and for those that stand for media.
+    """
 
     request_id: str
     token_ids: list[int]
@@ -203,6 +211,7 @@ class TokenOutput:
     num_cached_tokens: int = 0
     scheduled_at: float = 0.0  # when its first step was planned, by `time.perf_counter`, which all processes share
     num_preemptions: int = 0  # so far
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +264,8 @@ class Delta:
     """The next piece of one choice of an answer. `index` is the choice (0 .. n-1).
 
     `token_ids` and `logprobs` belong to `text` as far as text is held back for stop strings: they come with the text
-    that completes them. `finish_reason` is set on the last delta of a choice.
+    that completes them. `finish_reason` is set on the last delta of a choice. `prompt_logprobs` is set on the first
+    delta of choice 0 alone, if the request asks for them; they are those of `TokenOutput`.
     """
 
     index: int
@@ -268,6 +278,7 @@ class Delta:
     num_cached_tokens: int = 0
     scheduled_at: float = 0.0  # as in `TokenOutput`
     num_preemptions: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 @dataclass(slots=True)
@@ -337,7 +348,10 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """What `LLM.generate` returns for one prompt, as vLLM's class of the same name."""
+    """What `LLM.generate` returns for one prompt, as vLLM's class of the same name.
+
+    `prompt_logprobs` are those of `TokenOutput`; None unless they were asked for.
+    """
 
     request_id: str
     prompt: str | None
@@ -346,3 +360,4 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=RequestMetrics, compare=False)
+    prompt_logprobs: list[TokenLogprobs | None] | None = None

@@ -125,7 +125,9 @@ def test_bounds_are_those_of_the_check(model: type[GenerationBody], name: str) -
     needed: dict[str, Any] = {"messages": HELLO, "logprobs": True} if model is ChatBody else {"prompt": "x"}
 
     def is_taken(value: float) -> bool:
-        fields = {**needed, name: value, **({"max_tokens": 2**31 - 1} if name == "min_tokens" else {})}
+        prompt = {"prompt_logprobs": 0}
+        beside = {"min_tokens": {"max_tokens": 2**31 - 1}, "max_tokens": prompt, "max_completion_tokens": prompt}
+        fields = {**needed, **beside.get(name, {}), name: value}
         try:
             cast(Any, model.model_validate_json(json.dumps(fields))).to_params({})
         except (ValidationError, RequestError):

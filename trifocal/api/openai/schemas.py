@@ -78,6 +78,7 @@ Text = Annotated[str, Field(min_length=1)]
 Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text | list[Text] | None)]
 # The first wrong item is enough: a complaint about each takes hundreds of bytes and as many microseconds.
 Ints = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(_whole_items)]
+Words = Annotated[list[Annotated[str, Field(min_length=1, pattern=r"\S")]], Field(fail_fast=True)]
 Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
 Messages = Annotated[list[Message], Field(fail_fast=True)]
 MediaIo = Annotated[dict[str, Any] | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]
@@ -87,7 +88,7 @@ _TOKEN_ID = re.compile("[0-9]{1,10}")
 SAMPLING_FIELDS = (
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
     "seed", "stop", "stop_token_ids", "ignore_eos", "max_tokens", "min_tokens", "skip_special_tokens",
-    "include_stop_str_in_output",
+    "include_stop_str_in_output", "prompt_logprobs", "allowed_token_ids", "bad_words",
 )  # fmt: skip
 
 
@@ -97,6 +98,7 @@ _BOUNDS: Mapping[str, Bounds] = {
     "max_completion_tokens": SAMPLING_BOUNDS["max_tokens"],
     "top_logprobs": SAMPLING_BOUNDS["logprobs"],
     "stop_token_ids": TOKEN_ID_BOUNDS,
+    "allowed_token_ids": TOKEN_ID_BOUNDS,
     "logit_bias": BIAS_BOUNDS,
 }
 
@@ -172,6 +174,9 @@ class GenerationBody(Body):
         BeforeValidator(_biases),
         Field(json_schema_extra={"propertyNames": {"pattern": f"^{_TOKEN_ID.pattern}$"}}),
     ] = None
+    prompt_logprobs: Int32 | None = None
+    allowed_token_ids: Annotated[Ints, Field(min_length=1)] | None = None
+    bad_words: Words | None = None
     skip_special_tokens: Flag | None = None
     include_stop_str_in_output: Flag | None = None
     stream: Flag | None = None
