@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +28,7 @@ _serial = itertools.count()
 class AnswerStream:
     """Deltas of all choices of all prompts of a request, numbered through; `answer` grows by each.
 
+    Log-probabilities of a prompt, if they are asked for, are on the first delta of each of its choices.
     Iterating raises `RequestError` where the engine gave a choice up and `EngineDeadError` where it died.
     Whoever opened it closes it: that aborts what still runs.
     """
@@ -57,21 +59,33 @@ class AnswerStream:
         logs_text = service.args.enable_log_outputs
         meter = Meter(service, context, [len(prompt.token_ids) for prompt in prompts], params, streams)
         answer = Answer(request_id, prompts, params.n, observer=meter, keeps_text=keeps_text or logs_text)
-        opened = cls(answer, meter, streams, logs_text=logs_text)
+        shares = params.n > 1 and params.prompt_logprobs is not None
+        opened = cls(answer, meter, streams, shares_prompt_logprobs=shares, logs_text=logs_text)
         try:
-            opened._peeked = await anext(opened)
+            opened._ready.append(await anext(opened))
         except BaseException:
             await opened.aclose()
             raise
         return opened
 
-    def __init__(self, answer: Answer, meter: Meter, streams: Sequence[RequestStream], *, logs_text: bool) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        meter: Meter,
+        streams: Sequence[RequestStream],
+        *,
+        shares_prompt_logprobs: bool,
+        logs_text: bool,
+    ) -> None:
         self.answer = answer
         self._meter = meter
         self._streams = streams
         self._logs_text = logs_text
         self._deltas: DeltaStream = streams[0] if len(streams) == 1 else _merged(streams, answer.n)
-        self._peeked: Delta | None = None
+        self._ready: deque[Delta] = deque()
+        self._shares_prompt_logprobs = shares_prompt_logprobs
+        self._held: dict[int, list[Delta]] = {}  # by prompt
+        self._begun: set[int] = set()
         self._end = "abort"  # why choices ended that have no finish_reason of their own
         self._is_closed = False
         meter.begin()
@@ -80,21 +94,37 @@ class AnswerStream:
         return self
 
     async def __anext__(self) -> Delta:
-        if self._peeked is not None:
-            delta, self._peeked = self._peeked, None
-            return delta
-        if not self.answer.open:
-            raise StopAsyncIteration
-        try:
-            delta = await anext(self._deltas)
-        except StopAsyncIteration:
-            self._end = "error"
-            raise EngineDeadError("the engine ended an answer early") from None
-        except TrifocalError:
-            self._end = "error"
-            raise
-        self._take(delta)
-        return delta
+        while not self._ready:
+            if not self.answer.open:
+                raise StopAsyncIteration
+            try:
+                delta = await anext(self._deltas)
+            except StopAsyncIteration:
+                self._end = "error"
+                raise EngineDeadError("the engine ended an answer early") from None
+            except TrifocalError:
+                self._end = "error"
+                raise
+            self._take(delta)
+            self._sort(delta)
+        return self._ready.popleft()
+
+    def _sort(self, delta: Delta) -> None:
+        """Put what can be read now into `_ready`: the first choice alone brings its prompt's log-probabilities, and the
+        others wait for them."""
+        if not self._shares_prompt_logprobs:
+            self._ready.append(delta)
+            return
+        prompt = delta.index // self.answer.n
+        held = self._held.setdefault(prompt, [])
+        held.append(delta)
+        logprobs = self.answer.outputs[prompt].prompt_logprobs
+        if logprobs is not None:
+            for each in held:
+                is_first = each.index not in self._begun
+                self._begun.add(each.index)
+                self._ready.append(replace(each, prompt_logprobs=logprobs) if is_first else each)
+            held.clear()
 
     def _take(self, delta: Delta) -> None:
         now = perf_counter()

@@ -12,6 +12,14 @@ from trifocal.types import Delta, FinishReason, TokenLogprobs
 
 
 @dataclass(slots=True)
+class PromptTokens:
+    """The first event of a choice whose request asks for log-probabilities of the prompt: one entry for each token,
+    None for the first one and for those that stand for media."""
+
+    logprobs: list[TokenLogprobs | None]
+
+
+@dataclass(slots=True)
 class Tokens:
     """Tokens behind the text of the same list, whatever of it is text; only where log-probabilities were asked for."""
 
@@ -51,7 +59,7 @@ class End:
     stop_reason: int | str | None
 
 
-Event = Tokens | Text | Reasoning | ToolCall | End
+Event = PromptTokens | Tokens | Text | Reasoning | ToolCall | End
 
 
 @dataclass(slots=True)
@@ -66,6 +74,8 @@ class Usage:
 def events_of(delta: Delta) -> Sequence[Event]:
     """The events of a delta, before any parser."""
     events: list[Event] = []
+    if delta.prompt_logprobs is not None:
+        events.append(PromptTokens(delta.prompt_logprobs))
     if delta.logprobs is not None:
         events.append(Tokens(delta.token_ids, delta.logprobs))
     if delta.text:

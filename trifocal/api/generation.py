@@ -124,7 +124,15 @@ def _usage(answer: Answer) -> Usage:
 def _as_one_delta(answer: Answer, index: int) -> Delta:
     """All of a choice that has ended."""
     choice = answer.choice(index)
-    return Delta(index, choice.text, choice.token_ids, choice.logprobs, choice.finish_reason, choice.stop_reason)
+    return Delta(
+        index,
+        choice.text,
+        choice.token_ids,
+        choice.logprobs,
+        choice.finish_reason,
+        choice.stop_reason,
+        prompt_logprobs=answer.outputs[index // answer.n].prompt_logprobs,
+    )
 
 
 def _check_params(params: SamplingParams, args: ServerArgs) -> None:

@@ -231,6 +231,8 @@ class Answer:
                 choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + gained
         if choice.index == 0:  # further choices find the first one's blocks: that is no saving to the client
             output.num_cached_tokens = delta.num_cached_tokens
+        if delta.prompt_logprobs is not None:
+            output.prompt_logprobs = delta.prompt_logprobs
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
             output.finished = all(each.finish_reason for each in output.outputs)

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import msgspec
 
 from trifocal.api.adapter import Api
-from trifocal.api.events import Event, Usage
+from trifocal.api.events import Event, PromptTokens, Usage
 from trifocal.api.openai.body import parse_body
 from trifocal.api.openai.errors import error_form
 from trifocal.api.openai.extras import event_of
+from trifocal.api.openai.logprobs import prompt_logprobs
+from trifocal.api.openai.responses import PromptLogprobs
 from trifocal.api.openai.responses import Usage as UsageForm
 from trifocal.api.openai.schemas import GenerationBody
 from trifocal.api.service import Service
@@ -44,6 +46,8 @@ class ChoicesApi(Api):
         self.renamed = {"messages": self.prompt_field, "prompt": self.prompt_field, **body.renamed}
         self.parsers = ()
         self._service = service
+        self._tokenizer = service.builder.tokenizer
+        self._prompt_logprobs = body.prompt_logprobs
         self._includes_usage, self._has_running_usage = body.includes_usage, body.has_running_usage
         self._created = int(time.time())
         self._told = event_of(context.ignored)  # in the first chunk
@@ -70,6 +74,12 @@ class ChoicesApi(Api):
         """See `Api`."""
         made = [self.choice(index, events) for index, events in enumerate(choices)]
         return {**self._head(self.kind), "choices": made, "usage": _usage(usage), **dict.fromkeys(self.absent)}
+
+    def prompt_logprobs(self, events: Sequence[Event]) -> PromptLogprobs | None:
+        """vLLM's field, if it was asked for, from the events of a choice."""
+        asked = self._prompt_logprobs
+        found = next((event for event in events if isinstance(event, PromptTokens)), None)
+        return None if asked is None or found is None else prompt_logprobs(found.logprobs, asked, self._tokenizer)
 
     def start(self, num_choices: int, usage: Usage) -> Iterable[bytes]:
         """See `Api`."""

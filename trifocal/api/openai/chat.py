@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from trifocal.api.events import End, Event, Reasoning, Text, Tokens, ToolCall
+from trifocal.api.events import End, Event, Reasoning, Text, Tokens, ToolCall, Usage
 from trifocal.api.generation import respond
 from trifocal.api.openai.base import ChoicesApi
 from trifocal.api.openai.logprobs import chat_logprobs
@@ -37,7 +37,7 @@ class Chat(ChoicesApi):
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     prompt_field = "messages"
-    absent = ("service_tier", "system_fingerprint", "prompt_logprobs")
+    absent = ("service_tier", "system_fingerprint")
 
     @classmethod
     def open(cls, body: ChatBody, service: Service, context: RequestContext) -> Self:
@@ -56,6 +56,10 @@ class Chat(ChoicesApi):
         prompt = await build_chat_prompt(self._service.builder, self._body, self._body.cache_salt)
         self._body.messages = []  # megabytes of base64 that a long answer need not hold
         return [prompt]
+
+    def whole(self, choices: Sequence[Sequence[Event]], usage: Usage) -> Mapping[str, Any]:
+        """A `chat.completion`."""
+        return {**super().whole(choices, usage), "prompt_logprobs": self.prompt_logprobs(choices[0])}
 
     def choice(self, index: int, events: Sequence[Event]) -> ChatChoice:
         """A choice of a `chat.completion`."""
@@ -102,7 +106,7 @@ class Chat(ChoicesApi):
                     self._calling.add(index)
                     delta.setdefault("tool_calls", []).append(_call_piece(event))
                 case Tokens():
-                    piece["logprobs"] = chat_logprobs(event.logprobs, self._service.builder.tokenizer)
+                    piece["logprobs"] = chat_logprobs(event.logprobs, self._tokenizer)
                 case End():
                     has_called = event.finish_reason == "stop" and index in self._calling
                     piece["finish_reason"] = "tool_calls" if has_called else event.finish_reason

@@ -8,11 +8,11 @@ from typing import Any, Self
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from trifocal.api.events import End, Event, Text, Tokens
+from trifocal.api.events import End, Event, PromptTokens, Text, Tokens
 from trifocal.api.generation import respond
 from trifocal.api.openai.base import ChoicesApi
-from trifocal.api.openai.logprobs import completion_logprobs
-from trifocal.api.openai.responses import CompletionChoice, TextCompletion
+from trifocal.api.openai.logprobs import completion_logprobs, echoed_logprobs, joined
+from trifocal.api.openai.responses import CompletionChoice, CompletionLogprobs, TextCompletion
 from trifocal.api.openai.schemas import CompletionBody
 from trifocal.api.operations import PREPARING, described
 from trifocal.api.service import Service
@@ -48,11 +48,13 @@ class Completion(ChoicesApi):
         super().__init__(service, context, body, body.to_params(service.config.default_sampling))
         self._body = body
         self._echoes: list[str] = []  # what each prompt's choices begin with
+        self._prompts: list[list[int]] = []  # the same as tokens
         self._offsets: dict[int, int] = {}  # characters of each choice that have been sent
         num_answers, most = len(body.prompts) * self.params.n, service.args.max_answers
         if num_answers > most:
             raise RequestError(f"prompt: prompts times n must be at most {most} (--max-answers), got {num_answers}",
                                param="prompt")  # fmt: skip
+
         if body.echo and body.logprobs is not None:
             raise RequestError("not available yet: echo together with logprobs", param="echo",
                                code="unsupported_parameter")  # fmt: skip
@@ -65,33 +67,40 @@ class Completion(ChoicesApi):
         for text in body.prompts:
             built.append(await builder.completion(text, add_special_tokens=special, cache_salt=body.cache_salt))
             if body.echo:
+                self._prompts.append(built[-1].token_ids)
                 self._echoes.append(text if isinstance(text, str) else builder.tokenizer.decode(text, False))
         return built
 
     def choice(self, index: int, events: Sequence[Event]) -> CompletionChoice:
         """A choice of a `text_completion`."""
-        return {**self.piece(index, events), "prompt_logprobs": None}  # type: ignore[typeddict-item]
+        shown = self.prompt_logprobs(events)
+        return {**self.piece(index, events), "prompt_logprobs": shown}  # type: ignore[typeddict-item]
 
     def opening(self, index: int) -> None:
         """Nothing comes before the text."""
 
     def piece(self, index: int, events: Sequence[Event]) -> dict[str, Any]:
         """The choice of a chunk; the first one of a choice begins with the echo."""
-        is_first = index not in self._offsets
-        text, logprobs, end = "", None, None
+        text = "" if index in self._offsets else self._echo(index)
+        offset = self._offsets.get(index, 0) + len(text)
+        logprobs: CompletionLogprobs | None = None
+        end: End | None = None
         for event in events:
             match event:
+                case PromptTokens() if self._prompts and self._body.logprobs is not None:
+                    token_ids = self._prompts[index // self.params.n]
+                    logprobs = echoed_logprobs(token_ids, event.logprobs, self._body.logprobs, self._tokenizer)
                 case Text():
                     text += event.text
                 case Tokens():
-                    offset = self._offsets.get(index, 0)
-                    logprobs = completion_logprobs(event.logprobs, self._service.builder.tokenizer, offset)
+                    new = completion_logprobs(event.logprobs, self._tokenizer, offset)
+                    logprobs = new if logprobs is None else joined(logprobs, new)
                 case End():
                     end = event
         self._offsets[index] = self._offsets.get(index, 0) + len(text)
         return {
             "index": index,
-            "text": self._echo(index) + text if is_first else text,
+            "text": text,
             "logprobs": logprobs,
             "finish_reason": end.finish_reason if end else None,
             "stop_reason": end.stop_reason if end else None,

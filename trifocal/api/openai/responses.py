@@ -46,6 +46,17 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class PromptToken(TypedDict):
+    """A token that stands in the prompt, or could have; `rank` 1 is the most likely one."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]
+
+
 class Function(TypedDict):
     """The name of a function and its arguments, which are JSON."""
 
@@ -96,16 +107,16 @@ class ChatCompletion(TypedDict):
     usage: Usage
     service_tier: None
     system_fingerprint: None
-    prompt_logprobs: None
+    prompt_logprobs: PromptLogprobs | None
 
 
 class CompletionLogprobs(TypedDict):
-    """`logprobs` of a completion choice: lists with an entry for each token."""
+    """`logprobs` of a completion choice: lists with an entry for each token, null for the first one of an echo."""
 
     text_offset: list[int]
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoice(TypedDict):
@@ -117,7 +128,7 @@ class CompletionChoice(TypedDict):
     finish_reason: FinishReason | None
     stop_reason: int | str | None
     token_ids: None
-    prompt_logprobs: None
+    prompt_logprobs: PromptLogprobs | None
 
 
 class TextCompletion(TypedDict):
