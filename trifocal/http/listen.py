@@ -114,7 +114,7 @@ def announce(listener: socket.socket, args: ServerArgs) -> None:
     """Say that the server is ready, and to whom it is open."""
     is_local = listener.family == socket.AF_UNIX or ipaddress.ip_address(listener.getsockname()[0]).is_loopback
     if not args.api_key and not is_local:
-        logger.warning("there is no --api-key: whoever reaches the port is answered")
+        logger.warning("there is no --api-key: anyone who can reach the port can use this server")
     logger.info("ready: %s", address(listener, args))
 
 

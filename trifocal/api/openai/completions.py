@@ -55,10 +55,6 @@ class Completion(ChoicesApi):
             raise RequestError(f"prompt: prompts times n must be at most {most} (--max-answers), got {num_answers}",
                                param="prompt")  # fmt: skip
 
-        if body.echo and body.logprobs is not None:
-            raise RequestError("not available yet: echo together with logprobs", param="echo",
-                               code="unsupported_parameter")  # fmt: skip
-
     async def prompts(self) -> list[Prompt]:
         """The prompts, tokenized."""
         body, builder = self._body, self._service.builder

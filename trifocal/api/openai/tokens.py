@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from trifocal.api.openai.body import read_body
+from trifocal.api.openai.conversation import build_chat_prompt
 from trifocal.api.openai.responses import Detokenized, Tokenized
 from trifocal.api.openai.schemas import DetokenizeBody, TokenizeBody
 from trifocal.api.operations import PREPARING, READING, described
-from trifocal.api.prompts import build_chat_prompt
 from trifocal.api.service import Service, service_of
 from trifocal.errors import RequestError
 from trifocal.http.disconnect import unless_disconnected
