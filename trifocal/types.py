@@ -126,16 +126,25 @@ class ScheduledNew:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSeq:
-    """Work on one sequence in one step: compute tokens `start .. start + num_tokens` of it.
+    """Work on one sequence in one step: compute positions `start .. start + num_tokens` of it.
 
-    `new_block_ids` extends the worker's block table (it replaces it for a sequence in `StepPlan.new`).
+    The last `num_sampled_rows` positions choose tokens: none where more of the prompt is to come, one, or with drafts
+    `1 + max_drafts`. So many tokens the worker may guess behind those it knows; it computes them in the same step and
+    keeps those that it would have chosen. If it guesses less, it computes less.
+
+    A step is planned before it is known how many drafts of the steps in flight were kept: `start` then counts all of
+    them. The worker begins at the first position that it has not computed, which is `start` or comes before it.
+
+    `new_block_ids` are the blocks behind the one that position `start - 1` lies in. What a worker's block table has
+    there is given back. For a sequence in `StepPlan.new` they are the whole table.
     """
 
     request_id: str
     start: int
-    num_tokens: int
+    num_tokens: int  # drafts included
     new_block_ids: list[int]
-    samples: bool  # the last token's logits choose the next token
+    num_sampled_rows: int = 0
+    max_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,16 +187,22 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step produced: the sampled token of each sequence that had `samples` set, and requests that failed.
+    """What a step produced, by request id.
 
+    `token_ids` has for each sequence with sampled rows the token that was chosen, behind the drafts that were kept;
+    `logprobs` has one entry for each of these tokens. `prompt_logprobs` comes whole, with the step that computes the
+    end of the prompt (see `TokenOutput`). `pooled` are hidden states of requests that ask for those in place of tokens.
+    `errors` are requests that failed.
     `failed_media` are the hashes of media without which positions of this step were computed: what they hold is wrong.
     `encode_s` are the seconds that its media spent in the vision tower. `num_sequences` and `num_embeds` are what a
     worker holds after it: states of sequences, and media whose embeddings it keeps.
     """
 
     step_id: int
-    token_ids: dict[str, int]
-    logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
+    token_ids: dict[str, list[int]]
+    logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[TokenLogprobs | None]] = field(default_factory=dict)
+    pooled: dict[str, list[float]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     failed_media: frozenset[bytes] = frozenset()
     encode_s: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -113,35 +114,61 @@ def test_an_error_ends_a_choice_without_tokens(tokenizer: Tokenizer) -> None:
     assert one.feed(TokenOutput("a", [9])) is None
 
 
-def _expand(params: SamplingParams, num_prompt: int = 4) -> list[Request]:
-    prompt = Prompt([2] * num_prompt)
-    return expand("a", prompt, params, eos_ids=[7, 8], max_model_len=20, rng=random.Random(0))
+Expand = Callable[..., list[Request]]
 
 
-def test_expansion_decides_length_stop_ids_and_seeds() -> None:
-    (one,) = _expand(SamplingParams(max_tokens=None, stop_token_ids=[3]))
+@pytest.fixture
+def expanded(tokenizer: Tokenizer) -> Expand:
+    def expanded(params: SamplingParams, num_prompt: int = 4) -> list[Request]:
+        rng = random.Random(0)
+        prompt = Prompt([2] * num_prompt)
+        return expand("a", prompt, params, eos_ids=[7, 8], max_model_len=20, rng=rng, tokenizer=tokenizer)
+
+    return expanded
+
+
+def test_expansion_decides_length_stop_ids_and_seeds(expanded: Expand) -> None:
+    (one,) = expanded(SamplingParams(max_tokens=None, stop_token_ids=[3]))
     assert (one.request_id, one.params.max_tokens, one.stop_token_ids) == ("a", 16, {3, 7, 8})
-    (other,) = _expand(SamplingParams(ignore_eos=True, stop_token_ids=[3], seed=-5))
+    (other,) = expanded(SamplingParams(ignore_eos=True, stop_token_ids=[3], seed=-5))
     assert (other.stop_token_ids, other.seed) == ({3}, -5)
-    many = _expand(SamplingParams(n=3, seed=5))
+    many = expanded(SamplingParams(n=3, seed=5))
     assert [(each.request_id, each.seed, each.params.n) for each in many] == [
         ("a/0", 5, 1), ("a/1", 6, 1), ("a/2", 7, 1)
     ]  # fmt: skip
-    assert len({each.seed for _ in range(5) for each in _expand(SamplingParams(n=3))}) == 3, "the generator decides"
+    assert len({each.seed for _ in range(5) for each in expanded(SamplingParams(n=3))}) == 3, "the generator decides"
 
 
-def test_expansion_refuses_or_clips_what_does_not_fit() -> None:
-    assert _expand(SamplingParams(max_tokens=20))[0].params.max_tokens == 16
-    assert [each.params.max_tokens for each in _expand(SamplingParams(max_tokens=18, n=2))] == [16, 16]
+def test_expansion_refuses_or_clips_what_does_not_fit(expanded: Expand) -> None:
+    assert expanded(SamplingParams(max_tokens=20))[0].params.max_tokens == 16
+    assert [each.params.max_tokens for each in expanded(SamplingParams(max_tokens=18, n=2))] == [16, 16]
     with pytest.raises(RequestError, match="max_tokens=21 cannot be greater"):
-        _expand(SamplingParams(max_tokens=21))
+        expanded(SamplingParams(max_tokens=21))
     with pytest.raises(RequestError, match="leaves none for an answer"):
-        _expand(SamplingParams(max_tokens=1), num_prompt=20)
+        expanded(SamplingParams(max_tokens=1), num_prompt=20)
+    (whole,) = expanded(SamplingParams(max_tokens=0, prompt_logprobs=0), num_prompt=20)
+    assert whole.params.max_tokens == 0
 
 
-def test_more_min_tokens_than_the_context_leaves_are_refused() -> None:
+def test_the_prompt_is_told_of_once(expanded: Expand) -> None:
+    assert [each.prompt_logprobs for each in expanded(SamplingParams(n=3, prompt_logprobs=5))] == [5, None, None]
+
+
+def test_bad_words_are_banned_with_and_without_a_space_before_them(expanded: Expand, tokenizer: Tokenizer) -> None:
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+    (one,) = expanded(SamplingParams(bad_words=[" hello", "<|im_end|>"]))
+    words = [ids("hello"), ids(" hello"), ids("<|im_end|>")]
+    as_long = len(ids("hello")) == len(ids(" hello")) and ids("hello")[0] != ids(" hello")[0]
+    assert list(one.bad_word_ids) == [words[0], *(words[1:2] if as_long else []), words[2]]
+    (many,) = expanded(SamplingParams(bad_words=list("abcdefgh")))
+    assert {(tokenizer.token_to_id(letter),) for letter in "abcdefgh"} <= set(many.bad_word_ids)
+
+
+def test_more_min_tokens_than_the_context_leaves_are_refused(expanded: Expand) -> None:
     with pytest.raises(RequestError, match="min_tokens"):
-        _expand(SamplingParams(max_tokens=None, min_tokens=17))
+        expanded(SamplingParams(max_tokens=None, min_tokens=17))
 
 
 # ---------------------------------------------------------------------------------------------- answers

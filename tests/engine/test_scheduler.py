@@ -58,9 +58,9 @@ def test_a_long_prompt_is_computed_in_chunks_and_the_last_one_samples() -> None:
     scheduler.add(request("a", [2, 3, 4, 5, 6, 7, 8, 9, 10], max_tokens=1))
     seen = []
     while (plan := scheduler.schedule()) is not None:
-        seen += [(seq.start, seq.num_tokens, seq.samples) for seq in plan.scheduled]
+        seen += [(seq.start, seq.num_tokens, seq.num_sampled_rows) for seq in plan.scheduled]
         scheduler.update(plan, worker.execute(plan))
-    assert seen == [(0, 4, False), (4, 4, False), (8, 1, True)]
+    assert seen == [(0, 4, 0), (4, 4, 0), (8, 1, 1)]
 
 
 def test_decodes_come_before_prefill() -> None:
@@ -323,7 +323,7 @@ def test_rotary_positions_decide_not_tokens() -> None:
     for _ in range(4):
         plan = plan_of(scheduler)
         is_long += [new.is_long for new in plan.new]
-        result = StepResult(plan.step_id, {"a": 5})
+        result = StepResult(plan.step_id, {"a": [5]})
         scheduler.update(plan, result)
     assert is_long == [False, True] and scheduler.stats().num_preemptions == 1
 
@@ -426,7 +426,7 @@ def test_bad_logits_of_one_request_leave_its_neighbours_their_picture() -> None:
     outputs = scheduler.update(plan, StepResult(plan.step_id, {"b": good.token_ids["b"]}, errors=errors))
     assert {output.request_id: output.finish_reason for output in outputs} == {"a": "error", "b": None}
     rest = [output.token_ids[0] for output in finish(scheduler, worker)["b"]]
-    assert [good.token_ids["b"], *rest] == oracle(sharing)[0]
+    assert [*good.token_ids["b"], *rest] == oracle(sharing)[0]
 
 
 def steps_of(scheduler: Scheduler, worker: FakeWorker, seconds: float) -> list[list[str]]:

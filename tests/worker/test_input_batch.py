@@ -22,7 +22,7 @@ def start(name: str, prompt: Prompt, output: list[int], block_ids: list[int]) ->
 
 def build(states: list[SequenceState], ranges: list[tuple[int, int]], rows: int = ROWS) -> ForwardBatch:
     scheduled = [
-        ScheduledSeq(state.request.request_id, low, high - low, [], samples=high == state.num_tokens)
+        ScheduledSeq(state.request.request_id, low, high - low, [], int(high == state.num_tokens))
         for state, (low, high) in zip(states, ranges, strict=True)
     ]
     by_id = {state.request.request_id: state for state in states}

@@ -15,6 +15,7 @@ from trifocal.engine.engine import Engine
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import Prompt, Request, TokenLogprobs, TokenOutput
 from trifocal.worker import sampler
+from trifocal.worker.logits_processors import LogitBias, Penalties
 from trifocal.worker.sampler import Sampler
 
 BAD_SEED, FAILS_AT = 666, 3
@@ -70,39 +71,39 @@ def undisturbed(engine: Engine) -> dict[str, Answer]:
 
 def break_adjusting(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """After the row was changed."""
-    adjust = Sampler._adjust
+    calls, apply = [], LogitBias.apply
 
-    def broken(self: Sampler, row: Any, state: Any) -> None:
-        adjust(self, row, state)
-        if state.request.seed == BAD_SEED and state.num_output_tokens >= FAILS_AT:
+    def broken(self: LogitBias, row: Any) -> None:
+        apply(self, row)
+        calls.extend([row] if self._ids.tolist() == [3] else [])
+        if len(calls) > FAILS_AT and self._ids.tolist() == [3]:
             raise IndexError("index 99 is out of range")
 
-    monkeypatch.setattr(Sampler, "_adjust", broken)
+    monkeypatch.setattr(LogitBias, "apply", broken)
     return {"logit_bias": {3: 1.0}}
 
 
 def break_counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """In the middle of its own counts; those of others are complete or not begun."""
-    catch_up = sampler._TokenCounts.catch_up
+    calls, accept = [], Penalties.accept
 
-    def broken(self: Any, state: Any) -> None:
-        num_seen = self._num_seen
-        catch_up(self, state)
-        if state.request.seed == BAD_SEED and state.num_output_tokens >= FAILS_AT:
-            self._num_seen = num_seen
+    def broken(self: Penalties, token_id: int) -> None:
+        accept(self, token_id)
+        calls.extend([token_id] if self._frequency == 1.0 else [])
+        if len(calls) > FAILS_AT and self._frequency == 1.0:
             raise MemoryError
 
-    monkeypatch.setattr(sampler._TokenCounts, "catch_up", broken)
+    monkeypatch.setattr(Penalties, "accept", broken)
     return {"frequency_penalty": 1.0}
 
 
 def break_drawing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     uniform = sampler._uniform
 
-    def broken(state: Any) -> float:
+    def broken(state: Any, num_drafts: int) -> float:
         if state.request.seed == BAD_SEED and state.num_output_tokens >= FAILS_AT:
             raise OverflowError
-        return uniform(state)
+        return uniform(state, num_drafts)
 
     monkeypatch.setattr(sampler, "_uniform", broken)
     return {"temperature": 1.0}

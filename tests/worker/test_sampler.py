@@ -11,7 +11,8 @@ import torch
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import Prompt, Request, ScheduledNew
 from trifocal.worker.input_batch import SequenceState
-from trifocal.worker.sampler import Sampler, _argmax, _levels, _top_k_top_p, _weights
+from trifocal.worker.logits_processors import apply_all
+from trifocal.worker.sampler import Row, Sampler, _argmax, _levels, _top_k_top_p, _weights
 
 VOCAB, PADDED = 40, 48
 
@@ -124,7 +125,6 @@ def test_a_seed_is_a_stream_that_goes_on_after_preemption() -> None:
     assert whole != generate(Sampler(VOCAB), state(**{**settings, "seed": 8}), 30, np.random.default_rng(2))
     sampler, rng = Sampler(VOCAB), np.random.default_rng(2)
     begun = generate(sampler, state(**settings), 11, rng)
-    sampler.forget("a")
     assert generate(sampler, state(output=begun, **settings), 19, rng) == whole
 
 
@@ -133,7 +133,6 @@ def test_an_id_used_again_starts_with_fresh_counts() -> None:
     logits = torch.zeros(1, PADDED)
     logits[0, 3] = 1.0
     assert sample(logits, [state(output=[3] * 9, temperature=0.0, frequency_penalty=2.0)], sampler) != [3]
-    sampler.forget("a")
     assert sample(logits, [state(temperature=0.0, frequency_penalty=2.0)], sampler) == [3]
 
 
@@ -236,7 +235,7 @@ def test_what_cannot_be_ruled_out_alone_is_not_ruled_out_by_a_neighbour() -> Non
     """Tails too small to count in sums: only rows that ask for a filter may lose them."""
     row = torch.full((1, PADDED), -41.0)
     row[0, 0] = 0.0
-    draws = Sampler(PADDED)._draws([state(), state(top_k=1)], row.device)
+    draws = Sampler(PADDED)._draws([Row(state()), Row(state(top_k=1))], row.device)
     assert draws is not None
     levels = _levels(row.repeat(2, 1), torch.zeros(2), draws)
     kept = _top_k_top_p(levels, draws)
@@ -246,7 +245,7 @@ def test_what_cannot_be_ruled_out_alone_is_not_ruled_out_by_a_neighbour() -> Non
 
 def test_levels_and_weights_are_logarithms_and_probabilities() -> None:
     logits = torch.randn(2, 5000, generator=torch.Generator().manual_seed(8)) * 5
-    draws = Sampler(5000)._draws([state(temperature=0.7), state(temperature=3.0)], logits.device)
+    draws = Sampler(5000)._draws([Row(state(temperature=0.7)), Row(state(temperature=3.0))], logits.device)
     assert draws is not None
     weights = _weights(_levels(logits, logits.amax(-1), draws)).double() / 2**42
     expected = (logits.double() / torch.tensor([[0.7], [3.0]])).softmax(-1)
@@ -278,11 +277,11 @@ def penalized_densely(row: torch.Tensor, of: SequenceState) -> torch.Tensor:
 )
 def test_penalties_of_the_tokens_that_occurred_are_those_of_all_to_the_last_bit(settings: dict[str, float]) -> None:
     rng = np.random.default_rng(11)
-    sampler, of = Sampler(VOCAB), state(prompt=[3, 3, 9, 0], output=[5], temperature=0.0, **settings)
+    of = state(prompt=[3, 3, 9, 0], output=[5], temperature=0.0, **settings)
     for _ in range(30):
         row = random_logits(rng, 1)[0]
         expected = penalized_densely(row, of)
-        sampler._adjust(row, of)
+        apply_all(of.processors, row[None], [])
         assert torch.equal(row, expected)
         of.append(int(rng.integers(VOCAB)))
 

@@ -133,6 +133,7 @@ class AsyncEngine:
             eos_ids=self.config.spec.eos_token_ids,
             max_model_len=self.max_model_len,
             rng=self._rng,
+            tokenizer=self._tokenizer,
         )
         if any(request.request_id in self._flights for request in requests):
             raise RequestError(f"request id {request_id!r} is in use", param="request_id")

@@ -64,7 +64,10 @@ class BlockManager:
         return len(seq.block_ids) * self.block_size
 
     def publish(self, seq: Sequence) -> None:
-        """Make the sequence's full, computed (or planned) blocks of known tokens available to others."""
+        """Make the sequence's full, computed (or planned) blocks of known tokens available to others.
+
+        A planned step writes what it will write for known tokens whatever becomes of drafts, which are none.
+        """
         if not self.enable_prefix_caching:
             return
         self._extend_hashes(seq)
@@ -105,14 +108,25 @@ class BlockManager:
         seq.block_ids.extend(added)
         return added
 
+    def shrink(self, seq: Sequence, num_tokens: int) -> None:
+        """Take from the sequence the blocks behind its first `num_tokens` tokens; none of them was published."""
+        first = self.blocks_for(num_tokens)
+        assert first >= seq.num_published, "a block of known tokens stays"
+        for block in reversed(seq.block_ids[first:]):
+            self._give_back(block)
+        del seq.block_ids[first:]
+
     def release(self, seq: Sequence) -> None:
         """Take all blocks from the sequence. Its tail is reused first: beginnings are worth more."""
         for block in reversed(seq.block_ids):
-            self._refs[block] -= 1
-            if self._refs[block] == 0:
-                self._free[block] = None
+            self._give_back(block)
         seq.block_ids = []
         seq.num_published = 0
+
+    def _give_back(self, block: int) -> None:
+        self._refs[block] -= 1
+        if self._refs[block] == 0:
+            self._free[block] = None
 
     def _take(self, block: int) -> None:
         if self._refs[block] == 0:

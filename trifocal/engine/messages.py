@@ -40,6 +40,8 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
     stop_token_ids: list[int]
     seed: int
     output_token_ids: list[int]
+    prompt_logprobs: int | None
+    bad_word_ids: tuple[tuple[int, ...], ...]
 
     @classmethod
     def pack(cls, request: Request) -> AddRequest:
@@ -60,6 +62,8 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
             stop_token_ids=sorted(request.stop_token_ids),
             seed=request.seed,
             output_token_ids=list(request.output_token_ids),
+            prompt_logprobs=request.prompt_logprobs,
+            bad_word_ids=request.bad_word_ids,
         )
 
     def unpack(self) -> Request:
@@ -71,8 +75,16 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
             MediaItem(item.modality, item.content_hash, item.span, tuple(item.grid), item.pixels) for item in self.media
         )
         prompt = Prompt(self.token_ids, media, positions, self.position_delta, text=None, cache_salt=self.cache_salt)
-        stop_ids, output_ids = frozenset(self.stop_token_ids), tuple(self.output_token_ids)
-        return Request(self.request_id, prompt, self.params, stop_ids, self.seed, output_ids)
+        return Request(
+            request_id=self.request_id,
+            prompt=prompt,
+            params=self.params,
+            stop_token_ids=frozenset(self.stop_token_ids),
+            seed=self.seed,
+            output_token_ids=tuple(self.output_token_ids),
+            prompt_logprobs=self.prompt_logprobs,
+            bad_word_ids=self.bad_word_ids,
+        )
 
 
 def _shared(item: MediaItem) -> SharedPixels:

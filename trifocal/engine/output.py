@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from trifocal.engine.admission import clip_max_tokens
+from trifocal.engine.bad_words import bad_word_ids
 from trifocal.engine.detokenizer import Detokenizer
 from trifocal.engine.stop import StopStrings
 from trifocal.log import get_logger
@@ -38,15 +39,18 @@ def expand(
     eos_ids: Iterable[int],
     max_model_len: int,
     rng: random.Random,
+    tokenizer: Tokenizer,
 ) -> list[Request]:
-    """One engine request for each of the `n` choices, with everything decided: length, stop ids, seed.
+    """One engine request for each of the `n` choices, with everything decided: length, stop ids, bad words, seed.
 
-    Raises `RequestError` where the prompt leaves no room for an answer (see `clip_max_tokens`).
+    Raises `RequestError` where the prompt leaves no room for an answer (see `clip_max_tokens`), and for bad words that
+    have no tokens.
     """
     params = clip_max_tokens(params, len(prompt.token_ids), max_model_len)
     stop_ids = frozenset(params.stop_token_ids or [])
     if not params.ignore_eos:
         stop_ids |= {*eos_ids, *prompt.stop_token_ids}
+    bad_words = bad_word_ids(params.bad_words or (), tokenizer)
     seed = rng.getrandbits(63) if params.seed is None else params.seed
     return [
         Request(
@@ -55,6 +59,8 @@ def expand(
             params=params.replace(n=1),
             stop_token_ids=stop_ids,
             seed=seed + index,
+            prompt_logprobs=params.prompt_logprobs if index == 0 else None,  # all choices have the same prompt
+            bad_word_ids=bad_words,
         )
         for index in range(params.n)
     ]
@@ -91,6 +97,7 @@ class Choice:
         self._num_tokens = 0
         self._token_ids: list[int] = []  # not shown yet
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     def feed(self, output: TokenOutput) -> Delta | None:
         """Take new tokens. Returns what can be shown, None if nothing can.
@@ -103,6 +110,7 @@ class Choice:
         text = "".join(self._text_of(token_id, output) for token_id in output.token_ids)
         self._token_ids += output.token_ids
         self._logprobs += output.logprobs or []
+        self._prompt_logprobs = self._prompt_logprobs or output.prompt_logprobs
         reason, stop = output.finish_reason, output.stop_reason
         if reason == "stop" and stop not in self._told_ids:
             stop = None
@@ -115,6 +123,7 @@ class Choice:
         self.is_finished = reason is not None
         token_ids, self._token_ids = self._token_ids, []
         logprobs, self._logprobs = self._logprobs, []
+        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
         return Delta(
             index=self.index,
             text=text,
@@ -126,6 +135,7 @@ class Choice:
             num_cached_tokens=output.num_cached_tokens,
             scheduled_at=output.scheduled_at,
             num_preemptions=output.num_preemptions,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _text_of(self, token_id: int, output: TokenOutput) -> str:
@@ -203,19 +213,18 @@ class Answer:
         return sum(output.num_cached_tokens for output in self.outputs)
 
     def count(self, index: int, num_tokens: int, now: float) -> None:
-        """So many tokens more of a choice, shown or not, at `now`."""
-        if not num_tokens:
-            return
+        """So many tokens more of a choice, shown or not, at `now`; none where a choice ends without one."""
         count, metrics = self.counts[index], self.outputs[index // self.n].metrics
-        if self._observer is not None:
-            self._observer.tokens_come(count, num_tokens, now)
-        count.num_tokens += num_tokens
-        count.first_at = count.first_at or now
-        count.last_at = now
-        metrics.num_generation_tokens += num_tokens
-        metrics.first_token_ts = metrics.first_token_ts or now
         metrics.last_token_ts = now
-        self.num_generated_tokens += num_tokens
+        if num_tokens:
+            if self._observer is not None:
+                self._observer.tokens_come(count, num_tokens, now)
+            count.num_tokens += num_tokens
+            count.first_at = count.first_at or now
+            count.last_at = now
+            metrics.num_generation_tokens += num_tokens
+            metrics.first_token_ts = metrics.first_token_ts or now
+            self.num_generated_tokens += num_tokens
 
     def extend(self, delta: Delta, now: float) -> None:
         """Take the next piece of a choice, whose tokens were counted."""

@@ -14,8 +14,9 @@ _ORDER = count()
 class Sequence:
     """One request's progress. There are no phases: what is left to compute is all that matters.
 
-    `num_computed_tokens` counts positions whose KV is written or will be by the steps already planned. A step that is
-    still running may owe `num_in_flight` sampled tokens: their number is known before their ids are.
+    `num_computed_tokens` counts positions whose KV is written or will be by the steps already planned, and
+    `num_in_flight` the sampled tokens that these steps owe. With drafts both count as if all drafts were kept, until
+    the step's result says how many were.
     """
 
     request: Request
@@ -65,10 +66,26 @@ class Sequence:
         return self.num_tokens + self.num_in_flight + self.request.prompt.position_delta
 
     @property
+    def is_prompt_only(self) -> bool:
+        """Whether it ends with its prompt: no token is sampled."""
+        return self.request.params.max_tokens == 0
+
+    @property
     def is_at_limit(self) -> bool:
-        """Whether the tokens in flight are its last."""
+        """Whether the tokens in flight may be its last."""
+        return not self.is_prompt_only and self.num_allowed <= 0
+
+    @property
+    def num_allowed(self) -> int:
+        """Tokens that may still be sampled, beside those in flight."""
         max_tokens = self.request.params.max_tokens
-        return max_tokens is not None and len(self.output_token_ids) + self.num_in_flight >= max_tokens
+        assert max_tokens is not None, "admission decides on it"
+        return max_tokens - len(self.output_token_ids) - self.num_in_flight
+
+    @property
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether hidden states of the whole prompt are needed. What they give is sent with the first token."""
+        return self.request.prompt_logprobs is not None and not self.output_token_ids
 
     def token_ids(self, start: int, end: int) -> list[int]:
         """Known token ids `start .. end`."""

@@ -158,6 +158,7 @@ class SharedEngine:
             eos_ids=self._config.spec.eos_token_ids,
             max_model_len=self.engine.limits.max_model_len,
             rng=self._rng,
+            tokenizer=self._tokenizer,
         )
         return [
             InFlight(request, Choice(index, request, self._tokenizer), answer) for index, request in enumerate(requests)
