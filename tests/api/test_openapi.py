@@ -21,7 +21,6 @@ from tests import tiny
 from tests.api.helpers import HELLO, MODEL
 from trifocal.api import status
 from trifocal.api.app import create_app
-from trifocal.api.openai import chat, completions, tokens
 from trifocal.api.openai.extras import judge
 from trifocal.api.openai.schemas import (
     Body,
@@ -32,6 +31,7 @@ from trifocal.api.openai.schemas import (
     GenerationBody,
     TokenizeBody,
 )
+from trifocal.api.openai.surface import OPENAI
 from trifocal.api.openapi import document
 from trifocal.api.operations import operation_of
 from trifocal.config.engine import EngineArgs, resolve
@@ -43,7 +43,7 @@ from trifocal.sampling_params import SAMPLING_BOUNDS
 from trifocal.tokenizer import Guard
 
 CHAT = "/v1/chat/completions"
-ROUTES = [cast(APIRoute, route) for module in (chat, completions, tokens, status) for route in module.router.routes]
+ROUTES = [cast(APIRoute, route) for router in (*OPENAI.routers, status.router) for route in router.routes]
 GENERATED = settings(
     max_examples=15, phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests import tiny
-from trifocal.engine.output import Choice, expand
+from trifocal.engine.output import Answer, Choice, ChoiceCount, expand
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer, load_tokenizer
@@ -169,3 +169,59 @@ def test_bad_words_are_banned_with_and_without_a_space_before_them(expanded: Exp
 def test_more_min_tokens_than_the_context_leaves_are_refused(expanded: Expand) -> None:
     with pytest.raises(RequestError, match="min_tokens"):
         expanded(SamplingParams(max_tokens=None, min_tokens=17))
+
+
+# ---------------------------------------------------------------------------------------------- answers
+
+
+class Watcher:
+    """An `AnswerObserver` that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def tokens_come(self, count: ChoiceCount, num_tokens: int, now: float) -> None:
+        self.told.append((count.num_tokens, count.last_at, num_tokens, now))
+
+    def choice_ends(self, index: int, count: ChoiceCount, delta: Delta, now: float) -> None:
+        self.told.append((index, count.num_tokens, count.first_at, count.last_at, delta.finish_reason, now))
+
+
+def test_an_answer_adds_up_choices_of_several_prompts() -> None:
+    watcher = Watcher()
+    prompts = [Prompt([1, 2], text="a"), Prompt([3], text="b")]
+    answer = Answer("id", prompts, 2, observer=watcher)
+
+    def take(index: int, text: str, ids: list[int], now: float, **facts: object) -> None:
+        logprobs = [TokenLogprobs([each], [-0.5], 1) for each in ids]
+        answer.count(index, len(ids), now)
+        answer.extend(Delta(index, text, ids, logprobs, **facts), now)  # type: ignore[arg-type]
+
+    take(3, "x", [7], 1.0, num_cached_tokens=1)
+    take(0, "y", [8, 9], 2.0, num_cached_tokens=2)
+    take(1, "", [], 2.5, finish_reason="stop", stop_reason="z", num_cached_tokens=1)
+    assert answer.open == {0, 2, 3} and not answer.outputs[0].finished
+    take(0, "Y", [5], 4.0, finish_reason="length", num_cached_tokens=2)
+    first, second = answer.outputs
+    assert (first.prompt, first.prompt_token_ids, first.finished, second.finished) == ("a", [1, 2], True, False)
+    whole, stopped = first.outputs
+    assert (whole.text, whole.token_ids, whole.cumulative_logprob) == ("yY", [8, 9, 5], -1.5)
+    assert [each.token_ids for each in whole.logprobs or []] == [[8], [9], [5]]
+    assert (stopped.index, stopped.text, stopped.finish_reason, stopped.stop_reason) == (1, "", "stop", "z")
+    assert answer.choice(3) is second.outputs[1] and second.outputs[1].text == "x"
+    assert (answer.num_prompt_tokens, answer.num_generated_tokens, answer.num_cached_tokens) == (3, 4, 2)
+    metrics = first.metrics
+    assert (metrics.num_generation_tokens, metrics.first_token_ts, metrics.last_token_ts) == (3, 2.0, 4.0)
+    assert watcher.told == [
+        (0, 0.0, 1, 1.0), (0, 0.0, 2, 2.0), (1, 0, 0.0, 0.0, "stop", 2.5),
+        (2, 2.0, 1, 4.0), (0, 3, 2.0, 4.0, "length", 4.0),
+    ]  # fmt: skip
+
+
+def test_an_answer_that_is_read_as_it_comes_is_counted_alone() -> None:
+    answer = Answer("id", [Prompt([1])], 1, keeps_text=False)
+    answer.count(0, 2, 1.0)
+    answer.extend(Delta(0, "xy", [3, 4], [TokenLogprobs([3], [-0.5], 1)], finish_reason="stop"), 1.0)
+    [choice] = answer.outputs[0].outputs
+    assert (choice.text, choice.token_ids, choice.logprobs) == ("", [], None)
+    assert (answer.num_generated_tokens, answer.open, answer.outputs[0].finished) == (2, set(), True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from trifocal.api.openai.errors import error_form
 from trifocal.config.server import ServerArgs
 from trifocal.http import connection
 from trifocal.http.listen import HttpServer, bind
@@ -35,7 +36,7 @@ async def connect(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[],
     args = ServerArgs(host="127.0.0.1", port=0)
     started = asyncio.Event()
     with bind(args) as listener:
-        server = HttpServer(application, args, started.set)
+        server = HttpServer(application, args, started.set, error_form)
         serving = asyncio.create_task(server.serve([listener]))
         await started.wait()
         port = listener.getsockname()[1]

@@ -1,10 +1,13 @@
-"""From token outputs to what a caller reads: `Choice` makes `Delta`s of one sequence's tokens, `Answer` keeps them."""
+"""The output processor of `LLM` and of the server: `Choice` makes `Delta`s of one sequence's tokens, `Answer` keeps and
+counts those of a request."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from trifocal.engine.admission import clip_max_tokens
 from trifocal.engine.bad_words import bad_word_ids
@@ -149,34 +152,103 @@ class Choice:
         return self._params.include_stop_str_in_output
 
 
+@dataclass(slots=True)
+class ChoiceCount:
+    """Tokens of one choice, shown or not. Times are those of whoever counts; 0.0 before the first token."""
+
+    num_tokens: int = 0
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+
+class AnswerObserver(Protocol):
+    """Takes the measures of an answer while it grows. Choices are numbered through, as in `Answer`."""
+
+    def tokens_come(self, count: ChoiceCount, num_tokens: int, now: float) -> None:
+        """`num_tokens` more of a choice are about to be counted."""
+
+    def choice_ends(self, index: int, count: ChoiceCount, delta: Delta, now: float) -> None:
+        """Choice `index` has its last delta, and all its tokens are counted."""
+
+
 class Answer:
-    """A `RequestOutput` of `num_choices`, which grows by what these show."""
+    """What has come of a request so far: a `RequestOutput` for each of its prompts, with `n` choices each.
 
-    def __init__(self, request_id: str, prompt: Prompt, num_choices: int, metrics: RequestMetrics) -> None:
-        choices = [CompletionOutput(index, "", []) for index in range(num_choices)]
-        self.output = RequestOutput(request_id, prompt.text, prompt.token_ids, choices, finished=False, metrics=metrics)
+    Choices are numbered through: choice `i` belongs to prompt `i // n`, and so does `Delta.index`. Without `keeps_text`
+    the outputs stay without text, tokens and log-probabilities, for readers who take them from the deltas.
+    """
 
-    def count(self, num_tokens: int, now: float) -> None:
-        """So many tokens more, shown or not, at `now` by the monotonic clock."""
-        metrics = self.output.metrics
-        metrics.num_generation_tokens += num_tokens
-        if num_tokens:
-            metrics.first_token_ts = metrics.first_token_ts or now
+    def __init__(
+        self,
+        request_id: str,
+        prompts: Sequence[Prompt],
+        n: int,
+        *,
+        metrics: RequestMetrics | None = None,
+        observer: AnswerObserver | None = None,
+        keeps_text: bool = True,
+    ) -> None:
+        self.outputs = [
+            RequestOutput(
+                request_id,
+                prompt.text,
+                prompt.token_ids,
+                [CompletionOutput(index, "", []) for index in range(n)],
+                finished=False,
+                metrics=metrics or RequestMetrics(),
+            )
+            for prompt in prompts
+        ]
+        self.n = n
+        self.counts = [ChoiceCount() for _ in range(n * len(prompts))]
+        self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self.num_generated_tokens = 0
+        self.open = set(range(len(self.counts)))  # choices that have not ended
+        self._observer = observer
+        self._keeps_text = keeps_text
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompts that were found in the prefix cache."""
+        return sum(output.num_cached_tokens for output in self.outputs)
+
+    def count(self, index: int, num_tokens: int, now: float) -> None:
+        """So many tokens more of a choice, shown or not, at `now`; none where a choice ends without one."""
+        count, metrics = self.counts[index], self.outputs[index // self.n].metrics
         metrics.last_token_ts = now
+        if num_tokens:
+            if self._observer is not None:
+                self._observer.tokens_come(count, num_tokens, now)
+            count.num_tokens += num_tokens
+            count.first_at = count.first_at or now
+            count.last_at = now
+            metrics.num_generation_tokens += num_tokens
+            metrics.first_token_ts = metrics.first_token_ts or now
+            self.num_generated_tokens += num_tokens
 
-    def extend(self, delta: Delta) -> None:
-        """Take the next piece of one choice."""
-        choice = self.output.outputs[delta.index]
-        choice.text += delta.text
-        choice.token_ids += delta.token_ids
-        if delta.logprobs is not None:
-            choice.logprobs = choice.logprobs or []
-            choice.logprobs += delta.logprobs
-            gained = sum(each.logprobs[0] for each in delta.logprobs)
-            choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + gained
+    def extend(self, delta: Delta, now: float) -> None:
+        """Take the next piece of a choice, whose tokens were counted."""
+        output = self.outputs[delta.index // self.n]
+        choice = output.outputs[delta.index % self.n]
+        if self._keeps_text:
+            choice.text += delta.text
+            choice.token_ids += delta.token_ids
+            if delta.logprobs is not None:
+                choice.logprobs = choice.logprobs or []
+                choice.logprobs += delta.logprobs
+                gained = sum(each.logprobs[0] for each in delta.logprobs)
+                choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + gained
+        if choice.index == 0:  # further choices find the first one's blocks: that is no saving to the client
+            output.num_cached_tokens = delta.num_cached_tokens
         if delta.prompt_logprobs is not None:
-            self.output.prompt_logprobs = delta.prompt_logprobs
-        self.output.num_cached_tokens = delta.num_cached_tokens
+            output.prompt_logprobs = delta.prompt_logprobs
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
-            self.output.finished = all(choice.finish_reason for choice in self.output.outputs)
+            output.finished = all(each.finish_reason for each in output.outputs)
+            self.open.discard(delta.index)
+            if self._observer is not None:
+                self._observer.choice_ends(delta.index, self.counts[delta.index], delta, now)
+
+    def choice(self, index: int) -> CompletionOutput:
+        """Choice `index` as far as it has come."""
+        return self.outputs[index // self.n].outputs[index % self.n]

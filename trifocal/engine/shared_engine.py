@@ -94,8 +94,9 @@ class CallAnswer(Answer):
     """An answer that knows whose it is."""
 
     def __init__(self, call: Call, request_id: str, prompt: Prompt, num_choices: int, metrics: RequestMetrics) -> None:
-        super().__init__(request_id, prompt, num_choices, metrics)
+        super().__init__(request_id, [prompt], num_choices, metrics=metrics)
         self.call = call
+        self.output = self.outputs[0]
 
 
 class SharedEngine:
@@ -300,13 +301,13 @@ class SharedEngine:
         answer = flight.stream
         if output.finish_reason == "error":
             raise RequestError(f"prompt {answer.output.request_id}: {output.stop_reason}", status=500)
-        answer.count(len(output.token_ids), now)
+        answer.count(flight.choice.index, len(output.token_ids), now)
         if output.num_cached_tokens != flight.num_cached_tokens:  # it was started again, and found its own blocks
             output = replace(output, num_cached_tokens=flight.num_cached_tokens or 0)
         delta = flight.choice.feed(output)
         if delta is None:
             return
-        answer.extend(delta)
+        answer.extend(delta, now)
         if delta.finish_reason is not None:  # by the engine, or by a stop string, of which it does not know
             self._flights.remove(flight.request.request_id)
             answer.call.request_ids.discard(flight.request.request_id)

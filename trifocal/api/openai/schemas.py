@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from trifocal.api.adapter import with_param
 from trifocal.api.openai.extras import extras_schema
 from trifocal.errors import RequestError
 from trifocal.prompt.item_options import media_io_schema, reading_layer
@@ -183,9 +184,12 @@ class GenerationBody(Body):
     cache_salt: str | None = None
 
     @model_validator(mode="after")
-    def _check_stream_options(self) -> GenerationBody:
+    def _check_stream(self) -> GenerationBody:
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError("prompt_logprobs are not told in a stream; leave out one of the two",
+                               param="prompt_logprobs")  # fmt: skip
         return self
 
     @property
@@ -316,8 +320,23 @@ class CompletionBody(GenerationBody):
         return [self.prompt] if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else self.prompt
 
     def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """Sampling parameters; 16 tokens where no one says otherwise."""
-        return self.sampling(defaults, logprobs=self.logprobs)
+        """Sampling parameters; 16 tokens where no one says otherwise. An echo with `logprobs` has those of the prompt.
+
+        `max_tokens` may be 0 for an echo alone, too; log-probabilities that nobody reads are computed then.
+        """
+        body = self
+        if self.echo and (self.logprobs is not None or self.max_tokens == 0):
+            asked = [number for number in (self.logprobs, self.prompt_logprobs, 0) if number is not None]
+            body = self.model_copy(update={"prompt_logprobs": -1 if min(asked) < 0 else max(asked)})
+        try:
+            return body.sampling(defaults, logprobs=self.logprobs)
+        except RequestError as error:
+            raise with_param(error, self.renamed) from None
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """`prompt_logprobs` are the `logprobs` of an echo."""
+        return {"prompt_logprobs": "logprobs"} if self.echo and self.prompt_logprobs is None else {}
 
 
 _OF_GENERATION = frozenset(ChatBody.model_fields.keys() | CompletionBody.model_fields.keys())
@@ -365,12 +384,3 @@ class DetokenizeBody(Body):
     of_others = _OF_GENERATION
 
     tokens: Ints
-
-
-def with_param(error: RequestError, renamed: Mapping[str, str]) -> RequestError:
-    """`error` naming the field as the client wrote it."""
-    old = error.param or ""
-    if old not in renamed:
-        return error
-    message = error.message.replace(old, renamed[old], 1)  # messages begin with the name of the field
-    return RequestError(message, param=renamed[old], status=error.status, code=error.code)
