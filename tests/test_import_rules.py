@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "platforms",
         "distributed",
         "kernels.base",  # the sampler is no layer, but has kernels too
+        "kernels.graphs",
     },
     # A program of its own beside the engine: samples become prompts, and go through the model layer by layer.
     "quantize": {"quantize", "quant", "models", "layers", "attention", "prompt", "media"},
@@ -82,6 +83,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels.base": {"kernels.blocks", "kernels.int4"},
     "kernels.int4": {"kernels.blocks"},
     "kernels.blocks": set(),
+    "kernels.graphs": set(),
     "kernels.pages": set(),
     "config": {"config"},
     **{name: set() for name in sorted(GROUND - {"config"})},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -99,9 +98,16 @@ class AttentionBackend(ABC):
     another one fills in the same step.
     """
 
-    def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
-        """Steps of `capture_sizes` rows may be captured, see `through`."""
+    def __init__(self, cache: KVCache) -> None:
         self.cache = cache
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether calls may be recorded in one step and repeated in others of as many rows (`kernels.graphs`).
+
+        Then what they need of the step beside q, k and v lies where it lay before; `begin` writes it there.
+        """
+        return False
 
     @abstractmethod
     def begin(self, batch: AttentionBatch) -> None:
@@ -110,15 +116,3 @@ class AttentionBackend(ABC):
     @abstractmethod
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]; scale head_dim ** -0.5."""
-
-    def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """`layers(*inputs)`: the layers of a decoder, which call this backend, between its embeddings and its output.
-
-        A backend may capture what they do for a number of rows and repeat that for other steps of as many rows: what
-        layers do must depend on their inputs and on what `begin` got alone. The result holds until the next call.
-        """
-        return layers(*inputs)
-
-    def capture(self, run: Callable[[int], object]) -> None:
-        """Capture ahead of use what `through` would capture later; `run` passes so many rows of anything through it."""
-        del run  # nothing is captured here

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
 from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
 from trifocal.attention.reference import ReferenceAttention
-from trifocal.kernels.cpu.capture import CapturedSteps
 from trifocal.kernels.cpu.library import SUFFIX, AttentionStep, load
 
 
@@ -21,14 +19,12 @@ class CpuAttention(AttentionBackend):
     Caches and queries that the kernel cannot read go to the reference.
     """
 
-    def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
-        super().__init__(cache, capture_sizes)
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__(cache)
         self._reference = ReferenceAttention(cache)
         library = load()
         head_bytes = cache.keys.shape[-1] * cache.keys.dtype.itemsize
         self._kernels = {}
-        self.captured: CapturedSteps | None = None
-        self._is_capturing = False
         if library is not None and head_bytes % 16 == 0:
             prefix = "attention_int8" if cache.keys.dtype == torch.int8 else "attention"
             self._kernels = {
@@ -36,9 +32,12 @@ class CpuAttention(AttentionBackend):
                 for dtype, suffix in SUFFIX.items()
                 if cache.keys.dtype in (dtype, torch.int8)
             }
-            if self._kernels:
-                self.captured = CapturedSteps(library, capture_sizes)
         self._step = AttentionStep()  # where all recorded calls look
+
+    @property
+    def can_be_captured(self) -> bool:
+        """See `AttentionBackend`: the kernel's calls read the step from a struct that stays."""
+        return bool(self._kernels)
 
     def begin(self, batch: AttentionBatch) -> None:
         """Take the layout of the step."""
@@ -70,25 +69,6 @@ class CpuAttention(AttentionBackend):
             torch.get_num_threads(),
         )  # fmt: skip
         return out
-
-    def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Steps of a few rows are replayed."""
-        if self.captured is None:
-            return layers(*inputs)
-        if self._is_capturing:
-            self.captured.record(layers, *inputs)
-            return inputs[0]
-        return self.captured(layers, *inputs)
-
-    def capture(self, run: Callable[[int], object]) -> None:
-        """Largest first: the others share its memory."""
-        if self.captured is None:
-            return
-        self._is_capturing = True
-        for size in sorted(self.captured.sizes, reverse=True):
-            if size in self.captured.sizes:  # none is left once it is seen that layers cannot be captured
-                run(size)
-        self._is_capturing = False
 
     def _by_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not self._is_reference_ready:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from trifocal.attention.base import AttentionBackend
 from trifocal.types import MediaItem
+
+
+class RunLayers(Protocol):
+    """How a decoder's layers are run: `layers(*inputs)`, or a recording of that for inputs of the same shapes."""
+
+    def __call__(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """The result may lie in memory that the next call writes to."""
+        ...
+
+
+def run_layers(layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Python runs them."""
+    return layers(*inputs)
 
 
 class Model(nn.Module, ABC):
@@ -38,11 +52,18 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: AttentionBackend,
+        is_long: Tensor | None = None,
+        run: RunLayers = run_layers,
+    ) -> Tensor:
         """embeds [n, hidden_size], positions int64 [position_rows, n] -> hidden states after the last norm.
 
         `is_long`, bool [n], marks tokens of sequences longer than `RopeConfig.short_context`; None: there are none.
+        `run` runs what the decoder does between its embeddings and its output: layers that depend on their inputs and
+        on what `attention.begin` got alone.
         """
 
     @abstractmethod

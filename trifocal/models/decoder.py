@@ -11,9 +11,10 @@ from trifocal.attention.base import AttentionBackend
 from trifocal.errors import ConfigError
 from trifocal.layers.embedding import Embedding
 from trifocal.layers.linear import GatedLinear, Linear, MergedLinear
-from trifocal.layers.norm import RMSNorm
+from trifocal.layers.norm import RMSNorm, norm_heads
 from trifocal.layers.rotary import RotaryEmbedding, Rotate
 from trifocal.model_spec import TextConfig
+from trifocal.models.base import RunLayers, run_layers
 
 
 class SelfAttention(nn.Module):
@@ -38,8 +39,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv_proj(x).view(rows, -1, self.head_dim)
         qk, v = qkv.narrow(1, 0, heads + kv_heads), qkv.narrow(1, heads + kv_heads, kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.narrow(1, 0, heads), qk.narrow(1, heads, kv_heads)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+            qk = norm_heads(qk, heads, self.q_norm, self.k_norm)
         qk = self.rotate(qk, cos, sin)
         q, k = qk.narrow(1, 0, heads), qk.narrow(1, heads, kv_heads)
         out: Tensor = self.o_proj(attention(self.index, q, k, v).reshape(rows, -1))
@@ -115,8 +115,13 @@ class Decoder(nn.Module):
         return ((name, tensor),)
 
     def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: AttentionBackend,
+        is_long: Tensor | None = None,
+        run: RunLayers = run_layers,
+    ) -> Tensor:
         """embeds [n, hidden_size], positions int64 [rows, n], is_long bool [n] -> hidden states after the last norm."""
 
         def layers(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -126,7 +131,7 @@ class Decoder(nn.Module):
             assert made is not None, "there is a layer"
             return self.norm.add(x, made, self.residual_scale)[1]
 
-        return attention.through(layers, embeds, *self.rotary(positions, embeds.dtype, is_long))
+        return run(layers, embeds, *self.rotary(positions, embeds.dtype, is_long))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden_size] -> float32 [m, vocab_size]."""

@@ -11,6 +11,7 @@ import torch
 
 from trifocal.config import envs
 from trifocal.kernels.base import TORCH, Kernels
+from trifocal.kernels.cpu.capture import CpuGraphs
 from trifocal.kernels.cpu.library import load
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.platforms.interface import MemoryInfo, PeakMemory, Platform
@@ -51,6 +52,11 @@ class CpuPlatform(Platform):
         """The compiled kernels; torch where there are none (a line in the log says why)."""
         library = load()
         return TORCH if library is None else CpuKernels(library)
+
+    def graphs(self) -> CpuGraphs | None:
+        """Recordings of the compiled kernels' calls."""
+        library = load()
+        return None if library is None else CpuGraphs(library)
 
     @contextmanager
     def measure_peak(self) -> Iterator[PeakMemory]:

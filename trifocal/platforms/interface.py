@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from trifocal.kernels.base import TORCH, Kernels
+from trifocal.kernels.graphs import Graphs
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Platform(ABC):
     dist_backend: str
     visible_devices_env: str
     default_attention: str = "reference"  # a name of attention.registry.ATTENTION
-    supports_graphs: bool = False
     pin_memory: bool = False
     max_profile_tokens: int | None = None  # profile at most so many tokens and scale up (None: the whole budget)
 
@@ -55,6 +55,10 @@ class Platform(ABC):
     def kernels(self) -> Kernels:
         """What layers compute with on this device: torch, where a platform brings nothing better."""
         return TORCH
+
+    def graphs(self) -> Graphs | None:
+        """What records the layers of a model in this device's memory, made anew; None: there is no such thing."""
+        return None
 
     def kv_cache_setting(self, utilization: float) -> str:
         """What decides on `kv_cache_bytes`, as whoever set it wrote it."""

@@ -8,11 +8,11 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend
 from trifocal.log import get_logger
 from trifocal.models.base import Model
-from trifocal.platforms.interface import Platform
 from trifocal.types import EncodeJob, StepPlan, StepResult, TokenLogprobs
+from trifocal.worker.context import WorkerContext
+from trifocal.worker.graphs import GraphRunner
 from trifocal.worker.input_batch import ForwardBatch, SequenceState, build_batch
 from trifocal.worker.sampler import Sampled, Sampler
 
@@ -22,12 +22,13 @@ logger = get_logger(__name__)
 class ModelRunner:
     """Holds what plans are diffs against: sequence states and media embeddings."""
 
-    def __init__(self, model: Model, attention: AttentionBackend, sampler: Sampler, platform: Platform) -> None:
+    def __init__(self, model: Model, graphs: GraphRunner, sampler: Sampler, context: WorkerContext) -> None:
         self.model = model
-        self.attention = attention
+        self.graphs = graphs
         self.sampler = sampler
-        self.platform = platform
-        self.device = platform.device()
+        self.platform = context.platform
+        self.device = context.device
+        self.pixels = context.pixels
         self.states: dict[str, SequenceState] = {}
         self.embeds: dict[bytes, Tensor] = {}
 
@@ -42,13 +43,12 @@ class ModelRunner:
         batch = build_batch(
             plan,
             self.states,
-            block_size=self.attention.cache.block_size,
+            block_size=self.graphs.attention.cache.block_size,
             position_rows=self.model.position_rows,
             device=self.device,
         )
         inputs, errors = self._embed(batch, failed)
-        self.attention.begin(batch.attention)
-        hidden = self.model(inputs, batch.positions, self.attention, batch.is_long)
+        hidden = self.graphs(inputs, batch.positions, batch.attention, batch.is_long)
         token_ids, logprobs = self._sample(batch, hidden, errors)
         return StepResult(plan.step_id, token_ids, logprobs, errors, frozenset(failed), encode_s)
 
@@ -77,7 +77,7 @@ class ModelRunner:
         """Encode new media together; if that fails, one by one, so that only the culprit fails. Returns what failed."""
         items = [self.states[job.request_id].request.prompt.media[job.media_index] for job in jobs]
         try:
-            encoded = list(self.model.encode(items))
+            encoded = list(self.model.encode([replace(item, pixels=self.pixels.array(item)) for item in items]))
         except Exception:
             if len(items) == 1:
                 logger.exception("encoding one %s failed", items[0].modality)

@@ -14,7 +14,7 @@ from trifocal.attention.base import AttentionBackend
 from trifocal.errors import ConfigError
 from trifocal.layers.linear import Linear
 from trifocal.model_spec import ModelSpec, TextConfig
-from trifocal.models.base import Model
+from trifocal.models.base import Model, RunLayers, run_layers
 from trifocal.models.decoder import Decoder, split_rows
 from trifocal.models.internlm2 import InternLM2Decoder
 from trifocal.models.internvl.config import VisionConfig
@@ -120,10 +120,15 @@ class InternVL(Model):
         return MediaItem("image", bytes(16), Span(0, grid[0] * config.tokens_per_tile), grid, pixels)
 
     def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: AttentionBackend,
+        is_long: Tensor | None = None,
+        run: RunLayers = run_layers,
+    ) -> Tensor:
         """embeds [n, hidden_size], positions int64 [1, n] -> hidden states after the last norm."""
-        hidden: Tensor = self.language_model(embeds, positions, attention, is_long)
+        hidden: Tensor = self.language_model(embeds, positions, attention, is_long, run)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

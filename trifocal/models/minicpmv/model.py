@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trifocal.attention.base import AttentionBackend
 from trifocal.model_spec import ModelSpec, TextConfig
-from trifocal.models.base import Model
+from trifocal.models.base import Model, RunLayers, run_layers
 from trifocal.models.decoder import Decoder, split_rows
 from trifocal.models.llama import LlamaDecoder
 from trifocal.models.minicpm import MiniCPMDecoder
@@ -110,10 +110,15 @@ class MiniCPMV(Model):
         return MediaItem("image", bytes(16), Span(0, count * self.config.num_queries), (side, side, count), pixels)
 
     def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: AttentionBackend,
+        is_long: Tensor | None = None,
+        run: RunLayers = run_layers,
+    ) -> Tensor:
         """embeds [n, hidden_size], positions int64 [1, n] -> hidden states after the last norm."""
-        hidden: Tensor = self.language_model(embeds, positions, attention, is_long)
+        hidden: Tensor = self.language_model(embeds, positions, attention, is_long, run)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trifocal.attention.base import AttentionBackend
 from trifocal.model_spec import ModelSpec
-from trifocal.models.base import Model
+from trifocal.models.base import Model, RunLayers, run_layers
 from trifocal.models.qwen2 import Qwen2Decoder
 from trifocal.models.qwen2_5_vl.config import VisionConfig
 from trifocal.models.qwen2_5_vl.vision import VisionTower
@@ -73,10 +73,15 @@ class Qwen2_5_VL(Model):
         return MediaItem("image", bytes(16), Span(0, height * width), grid, pixels)
 
     def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: AttentionBackend,
+        is_long: Tensor | None = None,
+        run: RunLayers = run_layers,
+    ) -> Tensor:
         """embeds [n, hidden_size], positions int64 [3, n] (T, H, W) -> hidden states after the last norm."""
-        hidden: Tensor = self.language_model(embeds, positions, attention, is_long)
+        hidden: Tensor = self.language_model(embeds, positions, attention, is_long, run)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
