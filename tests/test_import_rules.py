@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "platforms",
         "distributed",
         "kernels.base",  # the sampler is no layer, but has kernels too
+        "kernels.graphs",
     },
     # All that a kind of device brings: memory, kernels, linear methods, attention.
     "platforms": {"platforms", "quant", "layers", "attention", "distributed", "kernels"},
@@ -83,6 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels.base": {"kernels.int4"},
     "kernels.int4": {"kernels.blocks"},
     "kernels.blocks": set(),
+    "kernels.graphs": set(),
     "kernels.pages": set(),
     "config": {"config"},
     **{name: set() for name in sorted(GROUND - {"config"})},

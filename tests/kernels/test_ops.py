@@ -110,6 +110,24 @@ def test_norm_of_heads_inside_a_row(kernels: CpuKernels) -> None:
     assert_rounded_alike(kernels.rms_norm(x, weight, 1e-6), TORCH.rms_norm(x, weight, 1e-6))
 
 
+def test_norms_of_two_kinds_of_heads(kernels: CpuKernels) -> None:
+    """As two calls do, bit for bit."""
+    for dtype in (HALF, FULL):
+        for rows, heads, num_first, size in (
+            (0, 6, 4, 32),
+            (1, 6, 4, 128),
+            (9, 9, 8, 20),
+            (70, 12, 6, 64),
+            (3, 2, 2, 7),
+        ):
+            x = normal(rows, heads + 3, size, dtype=dtype)[:, :heads]
+            first, other = normal(size, dtype=dtype, seed=1), normal(size, dtype=dtype, seed=2)
+            got = kernels.norm_heads(x, num_first, first, other, 1e-6)
+            parts = (x[:, :num_first], first), (x[:, num_first:], other)
+            assert torch.equal(got, torch.cat([kernels.rms_norm(part, weight, 1e-6) for part, weight in parts], dim=1))
+            assert_rounded_alike(got, TORCH.norm_heads(x, num_first, first, other, 1e-6))
+
+
 @pytest.mark.parametrize("dtype", [HALF, FULL])
 @pytest.mark.parametrize("size", [3, 16, 100, 4864])
 @pytest.mark.parametrize("rows", [0, 1, 17])

@@ -15,6 +15,8 @@ from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError
 from trifocal.platforms.cpu import CpuPlatform
 from trifocal.platforms.interface import MemoryInfo
+from trifocal.worker.context import WorkerContext
+from trifocal.worker.pixels import LocalPixels
 from trifocal.worker.worker import Worker
 
 _FREE = 1 << 26
@@ -34,9 +36,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def worker(folder: Path, **changes: Any) -> Worker:
-    return Worker(
-        resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", enforce_eager=True, **changes))
-    )
+    changes = {"enforce_eager": True, **changes}
+    return Worker(resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", **changes)), alone())
+
+
+def alone() -> WorkerContext:
+    return WorkerContext.alone("cpu", LocalPixels())
 
 
 def fitting(error: ConfigError) -> int:
@@ -95,4 +100,4 @@ def test_an_engine_that_takes_the_place_of_another_measures_nothing(folder: Path
     from dataclasses import replace
 
     config = resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", num_gpu_blocks_override=10**9))
-    assert Worker(replace(config, num_blocks_before=7, max_model_len=64)).capacity.num_blocks == 7
+    assert Worker(replace(config, num_blocks_before=7, max_model_len=64), alone()).capacity.num_blocks == 7

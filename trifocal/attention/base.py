@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,9 +159,16 @@ class AttentionBackend(ABC):
         per_head = KVCache.bytes_per_head(spec.head_dim, spec.cache_dtype)
         return spec.num_layers * spec.num_kv_heads * spec.block_size * per_head
 
-    def __init__(self, cache: Any, capture_sizes: Collection[int] = ()) -> None:
-        """Steps of `capture_sizes` rows may be captured, see `through`."""
+    def __init__(self, cache: Any) -> None:
         self.cache = cache
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether calls may be recorded in one step and repeated in others of as many rows (`kernels.graphs`).
+
+        Then what they need of the step beside q, k and v lies where it lay before; `begin` writes it there.
+        """
+        return False
 
     @abstractmethod
     def begin(self, batch: AttentionBatch) -> None:
@@ -171,15 +177,3 @@ class AttentionBackend(ABC):
     @abstractmethod
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec = FULL) -> Tensor:
         """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]; `spec` is the layer's."""
-
-    def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """`layers(*inputs)`: the layers of a decoder, which call this backend, between its embeddings and its output.
-
-        A backend may capture what they do for a number of rows and repeat that for other steps of as many rows: what
-        layers do must depend on their inputs and on what `begin` got alone. The result holds until the next call.
-        """
-        return layers(*inputs)
-
-    def capture(self, run: Callable[[int], object]) -> None:
-        """Capture ahead of use what `through` would capture later; `run` passes so many rows of anything through it."""
-        del run  # nothing is captured here

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
 from trifocal.attention.base import FULL, AttentionBackend, AttentionBatch, AttentionSpec, KVCache, KVCacheSpec
 from trifocal.attention.reference import ReferenceAttention
-from trifocal.kernels.cpu.capture import CapturedSteps
 from trifocal.kernels.cpu.library import SUFFIX, AttentionStep, load
 
 _NO_WINDOW = 1 << 60  # tokens: more than any context
@@ -37,14 +35,12 @@ class CpuAttention(AttentionBackend):
             reasons.append(f"a cached head of {spec.head_dim} {_word(spec.cache_dtype)} is no multiple of 16 bytes")
         return reasons
 
-    def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
-        super().__init__(cache, capture_sizes)
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__(cache)
         self._reference = ReferenceAttention(cache)
         library = load()
         head_bytes = cache.keys.shape[-1] * cache.keys.dtype.itemsize
         self._kernels = {}
-        self.captured: CapturedSteps | None = None
-        self._is_capturing = False
         if library is not None and head_bytes % 16 == 0:
             prefix = "attention_int8" if cache.keys.dtype == torch.int8 else "attention"
             self._kernels = {
@@ -52,9 +48,12 @@ class CpuAttention(AttentionBackend):
                 for dtype, suffix in SUFFIX.items()
                 if cache.keys.dtype in (dtype, torch.int8)
             }
-            if self._kernels:
-                self.captured = CapturedSteps(library, capture_sizes)
         self._step = AttentionStep()  # where all recorded calls look
+
+    @property
+    def can_be_captured(self) -> bool:
+        """See `AttentionBackend`: the kernel's calls read the step from a struct that stays."""
+        return bool(self._kernels)
 
     def begin(self, batch: AttentionBatch) -> None:
         """Take the layout of the step."""
@@ -86,25 +85,6 @@ class CpuAttention(AttentionBackend):
             spec.window or _NO_WINDOW, spec.scale_for(head_dim), torch.get_num_threads(),
         )  # fmt: skip
         return out
-
-    def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Steps of a few rows are replayed."""
-        if self.captured is None:
-            return layers(*inputs)
-        if self._is_capturing:
-            self.captured.record(layers, *inputs)
-            return inputs[0]
-        return self.captured(layers, *inputs)
-
-    def capture(self, run: Callable[[int], object]) -> None:
-        """Largest first: the others share its memory."""
-        if self.captured is None:
-            return
-        self._is_capturing = True
-        for size in sorted(self.captured.sizes, reverse=True):
-            if size in self.captured.sizes:  # none is left once it is seen that layers cannot be captured
-                run(size)
-        self._is_capturing = False
 
     def _by_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         if not self._is_reference_ready:

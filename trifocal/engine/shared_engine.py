@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -272,10 +272,10 @@ class SharedEngine:
             if flight is not None:
                 self._fail(flight, error)
 
-    def _begin_step(self, plan: StepPlan) -> None:
+    def _begin_step(self, plans: Sequence[StepPlan]) -> None:
         """Called by the executor before each step, in its own thread."""
-        self._begun = [seq.request_id for seq in plan.scheduled]
-        for new in plan.new:
+        self._begun = [seq.request_id for plan in plans for seq in plan.scheduled]
+        for new in plans[-1].new:
             flight = self._flights.find(new.request.request_id)
             if flight is not None:
                 metrics = flight.stream.output.metrics

@@ -106,6 +106,11 @@ class Kernels:
         total = x + delta * scale  # not torch.add(…, alpha=scale): that one rounds a bfloat16 tensor's scale first
         return total, self.rms_norm(total, weight, eps)
 
+    def norm_heads(self, x: Tensor, num_first: int, first: Tensor, other: Tensor, eps: float) -> Tensor:
+        """x [rows, heads, d] -> `rms_norm` of each head, with weight `first` [d] for so many, `other` for the rest."""
+        heads, others = x[:, :num_first], x[:, num_first:]
+        return torch.cat((self.rms_norm(heads, first, eps), self.rms_norm(others, other, eps)), dim=1)
+
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """[rows, 2 * size], the gate's half first -> silu(gate) * up, [rows, size]."""
         gate, up = gate_up.chunk(2, dim=-1)

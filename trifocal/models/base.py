@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from trifocal.attention.base import AttentionBackend
-from trifocal.models.decoder import Decoder
+from trifocal.models.decoder import Decoder, RunLayers, run_layers
 from trifocal.types import MediaItem
 
 MediaRows = tuple[slice | Tensor, Tensor]  # rows of a step (int64 where no slice), and the embeddings that they take
@@ -58,12 +58,15 @@ class Model(nn.Module, ABC):
         positions: Tensor,
         attention: AttentionBackend,
         is_long: Tensor | None = None,
+        run: RunLayers = run_layers,
     ) -> Tensor:
         """What `merge` gives, positions int64 [position_rows, n] -> hidden states [n, hidden_size] after the last norm.
 
         `is_long`, bool [n], marks tokens of sequences longer than `RopeConfig.short_context`; None: there are none.
+        `run` runs what the decoder does between its inputs and its output: layers that depend on their inputs and on
+        what `attention.begin` got alone.
         """
-        hidden: Tensor = self.language_model(*inputs, positions, attention, is_long)
+        hidden: Tensor = self.language_model(*inputs, positions, attention, is_long, run)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,25 @@ from trifocal.distributed import SOLO, Group, share
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.layers.embedding import Embedding, OutputHead
 from trifocal.layers.linear import Heads, MergedLinear, RowLinear
-from trifocal.layers.norm import RMSNorm
+from trifocal.layers.norm import RMSNorm, norm_heads
 from trifocal.layers.rotary import RotaryEmbedding, Rotate
 from trifocal.model_spec import RopeConfig, TextConfig
 from trifocal.models.layer_spec import LayerSpec
 
 Tables = tuple[Tensor, Tensor]  # cos and sin, [n, 1, head_dim / 2] each
+
+
+class RunLayers(Protocol):
+    """How a decoder's layers are run: `layers(*inputs)`, or a recording of that for inputs of the same shapes."""
+
+    def __call__(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """The result may lie in memory that the next call writes to."""
+        ...
+
+
+def run_layers(layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Python runs them."""
+    return layers(*inputs)
 
 
 class SelfAttention(nn.Module):
@@ -45,8 +59,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv_proj(x).view(rows, -1, self.head_dim)
         qk, v = qkv.narrow(1, 0, heads + kv_heads), qkv.narrow(1, heads + kv_heads, kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.narrow(1, 0, heads), qk.narrow(1, heads, kv_heads)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+            qk = norm_heads(qk, heads, self.q_norm, self.k_norm)
         qk = self.rotate(qk, *tables)
         q, k = qk.narrow(1, 0, heads), qk.narrow(1, heads, kv_heads)
         out: Tensor = self.o_proj(attention(self.index, q, k, v, self.spec).reshape(rows, -1))
@@ -134,8 +147,13 @@ class Decoder(nn.Module, ABC):
         return [rotary(positions, dtype, is_long) for rotary in self.rotaries]
 
     def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: AttentionBackend,
+        is_long: Tensor | None = None,
+        run: RunLayers = run_layers,
+    ) -> Tensor:
         """embeds [n, hidden_size], positions int64 [rows, n], is_long bool [n] -> hidden states after the last norm."""
 
         def layers(x: Tensor, *tables: Tensor) -> Tensor:
@@ -148,7 +166,7 @@ class Decoder(nn.Module, ABC):
             return self.norm.add(x, delta, self.specs[-1].residual_scale)[1]
 
         tables = self.tables(positions, embeds.dtype, is_long)
-        return attention.through(layers, embeds, *(each for pair in tables for each in pair))
+        return run(layers, embeds, *(each for pair in tables for each in pair))
 
     def kv_cache_spec(self, *, block_size: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> KVCacheSpec:
         """What this rank's KV cache holds; `dtype` is that of activations."""

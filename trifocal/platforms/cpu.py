@@ -11,6 +11,7 @@ import torch
 
 from trifocal.config import envs
 from trifocal.kernels.base import TORCH, Kernels
+from trifocal.kernels.cpu.capture import CpuGraphs
 from trifocal.kernels.cpu.library import load
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.platforms.cpu_linear import CpuLinearMethods
@@ -56,6 +57,11 @@ class CpuPlatform(Platform):
         """Weights in blocks where there are kernels to read them."""
         kernels = self.kernels()
         return CpuLinearMethods(kernels) if isinstance(kernels, CpuKernels) else METHODS
+
+    def graphs(self) -> CpuGraphs | None:
+        """Recordings of the compiled kernels' calls."""
+        library = load()
+        return None if library is None else CpuGraphs(library)
 
     @contextmanager
     def measure_peak(self) -> Iterator[PeakMemory]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from trifocal.kernels.base import TORCH, Kernels
+from trifocal.kernels.graphs import Graphs
 from trifocal.quant.methods import METHODS, LinearMethods
 
 
@@ -56,6 +57,10 @@ class Platform(ABC):
     def linear_methods(self) -> LinearMethods:
         """How linear layers keep weights of each format on this device, and compute with them."""
         return METHODS
+
+    def graphs(self) -> Graphs | None:
+        """What records the layers of a model in this device's memory, made anew; None: there is no such thing."""
+        return None
 
     def kv_cache_setting(self, utilization: float) -> str:
         """What decides on `kv_cache_bytes`, as whoever set it wrote it."""

@@ -8,12 +8,12 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend
 from trifocal.log import get_logger
 from trifocal.models.base import MediaRows, Model
-from trifocal.platforms.interface import Platform
 from trifocal.types import EncodeJob, ScheduledNew, StepPlan, StepResult, TokenLogprobs
+from trifocal.worker.context import WorkerContext
 from trifocal.worker.drafter import Drafter
+from trifocal.worker.graphs import GraphRunner
 from trifocal.worker.input_batch import ForwardBatch, SequenceState, build_batch
 from trifocal.worker.prompt_logprobs import extend_prompt_logprobs
 from trifocal.worker.sampler import FAILED, Sampled, Sampler
@@ -24,12 +24,14 @@ logger = get_logger(__name__)
 class ModelRunner:
     """Holds what plans are diffs against: sequence states and media embeddings."""
 
-    def __init__(self, model: Model, attention: AttentionBackend, sampler: Sampler, platform: Platform) -> None:
+    def __init__(self, model: Model, graphs: GraphRunner, sampler: Sampler, context: WorkerContext) -> None:
         self.model = model
-        self.attention = attention
+        self.graphs = graphs
         self.sampler = sampler
-        self.platform = platform
-        self.device = platform.device()
+        self.platform = context.platform
+        self.device = context.device
+        self.pixels = context.pixels
+        self.block_size: int = graphs.attention.cache.block_size
         self.drafter: Drafter | None = None
         self.states: dict[str, SequenceState] = {}
         self.embeds: dict[bytes, Tensor] = {}
@@ -46,13 +48,12 @@ class ModelRunner:
         batch = build_batch(
             plan,
             self.states,
-            block_size=self.attention.cache.block_size,
+            block_size=self.block_size,
             position_rows=self.model.position_rows,
             device=self.device,
         )
         inputs, errors = self._embed(batch, failed)
-        self.attention.begin(batch.attention)
-        hidden = self.model(inputs, batch.positions, self.attention, batch.is_long)
+        hidden = self.graphs(inputs, batch.positions, batch.attention, batch.is_long)
         errors |= {new.request.request_id: fault for new in plan.new if (fault := self._fault(new)) is not None}
         prompt_logprobs = self._prompt_logprobs(batch, hidden, errors)
         token_ids, logprobs = self._sample(batch, hidden, errors)
@@ -74,7 +75,7 @@ class ModelRunner:
         for new in plan.new:
             self.states[new.request.request_id] = SequenceState.start(new)
         for seq in plan.scheduled:
-            self.states[seq.request_id].take_blocks(seq, self.attention.cache.block_size)
+            self.states[seq.request_id].take_blocks(seq, self.block_size)
 
     def _fault(self, new: ScheduledNew) -> str | None:
         return self.states[new.request.request_id].fault
@@ -105,7 +106,7 @@ class ModelRunner:
         """Encode new media together; if that fails, one by one, so that only the culprit fails. Returns what failed."""
         items = [self.states[job.request_id].request.prompt.media[job.media_index] for job in jobs]
         try:
-            encoded = list(self.model.encode(items))
+            encoded = list(self.model.encode([replace(item, pixels=self.pixels.array(item)) for item in items]))
         except Exception:
             if len(items) == 1:
                 logger.exception("encoding one %s failed", items[0].modality)

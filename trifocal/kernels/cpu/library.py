@@ -50,6 +50,7 @@ _LINEAR = _struct("Linear", "x weight bias y", "m n k")
 _INT8 = _struct("Int8", "x weight scale bias y", "m n k")
 _INT4 = _struct("Int4", "x weight scale zero bias y", "m n k group")
 _NORM = _struct("Norm", "x delta weight total y", "stride rows size", "scale eps")
+_NORM_HEADS = _struct("NormHeads", "x first_weight other_weight y", "stride rows heads first size", "eps")
 _SILU = _struct("Silu", "x y", "rows size")
 _ROTATE = _struct("Rotate", "x cosines sines y", "stride rows heads half")
 _SEGMENTS = _struct("Segments", "q k v out lengths", "q_stride k_stride v_stride count heads head_dim", "scale")
@@ -71,6 +72,7 @@ _KERNELS: dict[str, type[Args]] = {
     "linear_int4_int8": _INT4,
     **{f"linear_int8_{name}": _INT8 for name in ("bf16", "f32")},
     **{f"rms_norm_{name}": _NORM for name in ("bf16", "f32")},
+    **{f"norm_heads_{name}": _NORM_HEADS for name in ("bf16", "f32")},
     **{f"silu_and_mul_{name}": _SILU for name in ("bf16", "f32")},
     **{f"rotate_{name}": _ROTATE for name in ("bf16", "f32")},
     **{f"attention_{name}": _ATTENTION for name in ("bf16", "f32", "int8_bf16", "int8_f32")},

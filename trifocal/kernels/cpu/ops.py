@@ -33,9 +33,9 @@ class CpuKernels(Kernels):
         self._linear_int4_int8 = library.kernels["linear_int4_int8"]
         self._choose, self._likely = library.kernels["choose"], library.kernels["likely"]
         self._segments = {dtype: library.kernels[f"segments_{suffix}"] for dtype, suffix in SUFFIX.items()}
-        self._norm, self._silu, self._rotate, self._linear_int8 = (
+        self._norm, self._norm_heads, self._silu, self._rotate, self._linear_int8 = (
             {dtype: library.kernels[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
-            for name in ("rms_norm", "silu_and_mul", "rotate", "linear_int8")
+            for name in ("rms_norm", "norm_heads", "silu_and_mul", "rotate", "linear_int8")
         )
 
     def linear_blocks(self, x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
@@ -122,6 +122,21 @@ class CpuKernels(Kernels):
             scale, eps, torch.get_num_threads(),
         )  # fmt: skip
         return total, y
+
+    def norm_heads(self, x: Tensor, num_first: int, first: Tensor, other: Tensor, eps: float) -> Tensor:
+        """Heads of a row must lie side by side, rows may lie apart (a part of a qkv product)."""
+        function = self._norm_heads.get(x.dtype)
+        rows, heads, size = x.shape
+        if function is None or not (first.dtype == other.dtype == x.dtype):
+            return super().norm_heads(x, num_first, first, other, eps)
+        if x.stride(2) != 1 or x.stride(1) != size:
+            x = x.contiguous()
+        y = x.new_empty((rows, heads, size))
+        function(
+            x.data_ptr(), first.data_ptr(), other.data_ptr(), y.data_ptr(), x.stride(0), rows, heads, num_first, size,
+            eps, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """Rounds where torch does: after silu, and after the product."""
