@@ -29,6 +29,7 @@ GROUND = {
     "subprocesses",
     "malloc",
     "threads",
+    "helpers",
 }
 CLIENT = {"cli.client", "cli.flags", "cli.local_server"}
 
@@ -84,7 +85,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels.blocks": set(),
     "kernels.pages": set(),
     "config": {"config"},
-    **{name: set() for name in sorted(GROUND - {"config"})},
+    "helpers": {"helpers"},
+    **{name: set() for name in sorted(GROUND - {"config", "helpers"})},
 }
 # Arrows that are still to be turned round.
 UPWARD = ["http imports api"]
