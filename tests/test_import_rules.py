@@ -29,6 +29,7 @@ GROUND = {
     "subprocesses",
     "malloc",
     "threads",
+    "helpers",
 }
 CLIENT = {"cli.client", "cli.flags", "cli.local_server"}
 
@@ -87,7 +88,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels.graphs": set(),
     "kernels.pages": set(),
     "config": {"config"},
-    **{name: set() for name in sorted(GROUND - {"config"})},
+    "helpers": {"helpers"},
+    **{name: set() for name in sorted(GROUND - {"config", "helpers"})},
 }
 PLANNERS = (
     "engine.scheduler",

@@ -18,7 +18,7 @@ from trifocal.config.engine import EngineArgs, errors_in_keywords, resolve
 from trifocal.engine.shared_engine import Call, SharedEngine
 from trifocal.errors import RequestError
 from trifocal.media.fetch.policy import FetchPolicy
-from trifocal.media.given import images_of, videos_of
+from trifocal.media.multi_modal_data import check_names
 from trifocal.prompt.builder import PromptBuilder
 from trifocal.prompt.ignored_fields import IgnoredFields, judge_messages
 from trifocal.sampling_params import Flag, SamplingParams, refuse_unavailable, wrong
@@ -274,24 +274,8 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
     text = _text_of(given[name], name)
     media = given.get("multi_modal_data")
     media = {} if media is None else media
-    if not isinstance(media, Mapping):
-        raise RequestError(
-            f'multi_modal_data must be a dict like {{"image": …}} or {{"video": …}}, got {type(media).__name__}',
-            param="multi_modal_data",
-        )
+    check_names(media)
     salt = given.get("cache_salt")
     if salt is not None and not isinstance(salt, str):
         raise wrong("cache_salt", "a string", salt)
-    unknown = set(media) - {"image", "video"}
-    if unknown:
-        raise RequestError(
-            f"multi_modal_data has unknown modality {min(map(str, unknown))!r}; known: image, video",
-            param="multi_modal_data",
-        )
-    return lambda: builder.build(
-        text,
-        images_of(media.get("image")),
-        videos_of(media.get("video")),
-        mm_processor_kwargs=given.get("mm_processor_kwargs"),
-        cache_salt=salt,
-    )
+    return lambda: builder.build(text, media, mm_processor_kwargs=given.get("mm_processor_kwargs"), cache_salt=salt)

@@ -48,7 +48,7 @@ async def engine(config: EngineConfig, builder: PromptBuilder) -> AsyncIterator[
 
 def picture_prompt(builder: PromptBuilder, seed: int = 0) -> Prompt:
     pixels = np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    return builder.build(f"{IMAGE}What is in the image?", [pixels], [])
+    return builder.build(f"{IMAGE}What is in the image?", {"image": [pixels]})
 
 
 async def text_of(engine: AsyncEngine, request_id: str, prompt: Prompt, params: SamplingParams = GREEDY) -> str:
@@ -66,7 +66,7 @@ async def becomes_clean(engine: AsyncEngine) -> bool:
 async def test_answers_equal_offline_ones_and_nothing_is_left(
     config: EngineConfig, builder: PromptBuilder, engine: AsyncEngine
 ) -> None:
-    prompts = [picture_prompt(builder, seed) for seed in range(3)] + [builder.build("The quick brown", [], [])]
+    prompts = [picture_prompt(builder, seed) for seed in range(3)] + [builder.build("The quick brown")]
     texts = await asyncio.gather(*(text_of(engine, str(i), prompt) for i, prompt in enumerate(prompts)))
     with LLM(config.spec.path, max_model_len=512) as llm:
         pixels = [np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8) for seed in range(3)]
@@ -78,7 +78,7 @@ async def test_answers_equal_offline_ones_and_nothing_is_left(
 
 
 async def test_deltas_carry_all_tokens_once_and_the_usage(builder: PromptBuilder, engine: AsyncEngine) -> None:
-    prompt = builder.build("The quick brown fox", [], [])
+    prompt = builder.build("The quick brown fox")
     deltas = [delta async for delta in await engine.submit("a", prompt, GREEDY.replace(logprobs=2))]
     assert sum(len(delta.token_ids) for delta in deltas) == 12
     assert len(deltas) > 3, "text comes in pieces"
@@ -144,7 +144,7 @@ async def test_close_at_any_moment(builder: PromptBuilder, engine: AsyncEngine) 
 
 
 async def test_stop_string_ends_the_request_in_the_engine(builder: PromptBuilder, engine: AsyncEngine) -> None:
-    prompt = builder.build("The quick brown fox", [], [])
+    prompt = builder.build("The quick brown fox")
     full = await text_of(engine, "full", prompt, LONG)
     stop = full[10:13]
     assert await text_of(engine, "stopped", prompt, LONG.replace(stop=stop)) == full[: full.index(stop)]
@@ -152,7 +152,7 @@ async def test_stop_string_ends_the_request_in_the_engine(builder: PromptBuilder
 
 
 async def test_refusals_name_the_field_and_disturb_nobody(builder: PromptBuilder, engine: AsyncEngine) -> None:
-    prompt = builder.build("hello", [], [])
+    prompt = builder.build("hello")
     with pytest.raises(RequestError, match="max_tokens=100000 cannot be greater than max_model_len") as caught:
         await engine.submit("long", prompt, GREEDY.replace(max_tokens=100_000))
     assert caught.value.param == "max_tokens"

@@ -87,9 +87,9 @@ def prompts(builder: PromptBuilder) -> dict[str, Prompt]:
         return np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8)
 
     return {
-        kind: builder.build(f"{IMAGE}What is in it?", [picture(index // 4)], [])
+        kind: builder.build(f"{IMAGE}What is in it?", {"image": [picture(index // 4)]})
         if index % 2 == 0
-        else builder.build(f"The quick brown {kind}", [], [])
+        else builder.build(f"The quick brown {kind}")
         for index, kind in enumerate(EVERY_KIND)
     }
 
@@ -251,7 +251,7 @@ async def test_what_nobody_waits_for_is_not_replayed(engine: AsyncEngine, builde
 
 async def test_usage_does_not_change_on_the_way(engine: AsyncEngine, builder: PromptBuilder) -> None:
     """Cached tokens are those that the first engine found, prompt tokens those of the prompt."""
-    prompt = builder.build("The quick brown fox jumps over the lazy dog. " * 8, [], [])
+    prompt = builder.build("The quick brown fox jumps over the lazy dog. " * 8)
     await answer_of(engine, "first", prompt, GREEDY)
     stream = await engine.submit("second", prompt, GREEDY)
     deltas = [await anext(stream)]
@@ -372,7 +372,7 @@ async def test_a_poisonous_request_fails_alone(
     asking = asyncio.gather(*(all_answers(engine, builder, f"neighbour-{number}") for number in range(3)))
     await until_computing(engine, 50)
     with pytest.raises(RequestError, match="engine crashed twice") as caught:
-        await answer_of(engine, "poison", builder.build("The quick brown poison", [], []), GREEDY)
+        await answer_of(engine, "poison", builder.build("The quick brown poison"), GREEDY)
     assert (caught.value.status, caught.value.code) == (500, "engine_fault")
     assert await asking == [undisturbed] * 3
     assert engine.last_stats.num_restarts == 2
@@ -391,7 +391,7 @@ async def test_a_request_on_which_the_engine_hangs_fails_alone(
     engine = await start()
     asking = asyncio.create_task(all_answers(engine, builder, "neighbour"))
     with pytest.raises(RequestError, match="engine crashed twice"):
-        await answer_of(engine, "poison", builder.build("The quick brown poison", [], []), GREEDY)
+        await answer_of(engine, "poison", builder.build("The quick brown poison"), GREEDY)
     assert await asking == undisturbed
 
 
@@ -485,7 +485,7 @@ async def main():
     config = resolve(EngineArgs(model=sys.argv[1], max_model_len=512))
     builder = PromptBuilder(config)
     engine = await AsyncEngine.start(config, lambda: builder.tokenizer)
-    stream = await engine.submit("poison", builder.build("hello", [], []), SamplingParams(max_tokens=400))
+    stream = await engine.submit("poison", builder.build("hello"), SamplingParams(max_tokens=400))
     if sys.argv[2] == "computing":
         await anext(stream)
     print(engine.engine_pid, flush=True)

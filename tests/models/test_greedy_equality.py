@@ -69,7 +69,7 @@ def items(prompt: dict[str, Any], modality: str) -> list[Any]:
 
 
 def build(builder: PromptBuilder, prompt: dict[str, Any]) -> Prompt:
-    return builder.build(prompt["prompt"], items(prompt, "image"), items(prompt, "video"))
+    return builder.build(prompt["prompt"], {kind: items(prompt, kind) for kind in ("image", "video")})
 
 
 @pytest.fixture(scope="module", params=RUNS, ids="-".join)

@@ -55,7 +55,7 @@ def samples(builder: PromptBuilder) -> dict[str, Sample]:
     made = {f"text of {length}": Sample(Prompt(text[:length])) for length in (8, 20, BORDER, BORDER + 1, 50)}
     for name, tail in (("short picture", "What is it?"), ("long picture", "What is in it? " * 4)):
         pixels = np.random.default_rng(4).integers(0, 256, (56, 56, 3), dtype=np.uint8)
-        prompt = builder.build(f"See <image> {tail}", [pixels], [])
+        prompt = builder.build(f"See <image> {tail}", {"image": [pixels]})
         made[name] = Sample(prompt, (Image(pixels),))
     assert [name for name, sample in made.items() if crosses(sample)] == ["text of 20", "text of 32", "short picture"]
     assert made["long picture"].num_tokens > BORDER

@@ -165,7 +165,7 @@ def test_a_clip_as_a_list_of_pictures(family: Family) -> None:
         [PIL.Image.fromarray(array) for array in arrays], arrays, np.stack(arrays), floats.transpose(0, 3, 1, 2),
         FRAMES,
     ):  # fmt: skip
-        forms.append(family.builder.build(placeholder, [], [given]).media[0])
+        forms.append(family.builder.build(placeholder, {"video": [given]}).media[0])
     assert {form.content_hash for form in forms} == {item.content_hash}
     fewer = family.clip(FRAME_LIST, num_frames=4)
     assert family.frames(fewer) == 4

@@ -91,7 +91,7 @@ async def test_offline_and_online_are_the_same(builder: PromptBuilder) -> None:
     objects[0]["content"][1] = {"type": "image_pil", "image_pil": PICTURE}
     assert [m.content_hash for m in builder.chat_sync(objects).media] == [m.content_hash for m in online.media]
     assert online.text is not None
-    built = builder.build(online.text, [PICTURE], [clip(30, 10, size=(96, 64))])
+    built = builder.build(online.text, {"image": [PICTURE], "video": [clip(30, 10, size=(96, 64))]})
     assert built.token_ids == online.token_ids
     assert [m.content_hash for m in built.media] == [m.content_hash for m in online.media]
 
@@ -192,7 +192,7 @@ async def test_media_limits(config: EngineConfig) -> None:
     with pytest.raises(RequestError, match=r"at most 0 video.*got 1"):
         await limited.chat(user(("video_url", "http://never.fetched/")))
     with pytest.raises(RequestError, match="at most 1 image"):
-        limited.build("x", [PICTURE, PICTURE])
+        limited.build("x", {"image": [PICTURE, PICTURE]})
     limited.close()
 
 
@@ -335,14 +335,14 @@ async def test_a_placeholder_without_a_picture(builder: PromptBuilder) -> None:
 def test_build_from_arrays(builder: PromptBuilder) -> None:
     frames = np.stack([noise(64, 96, seed=k) for k in range(5)])
     text = f"{builder.processor.placeholder('video')}{builder.processor.placeholder('image')}"
-    prompt = builder.build(text, [np.asarray(PICTURE)], [(frames, {"fps": 1.0})], cache_salt="s")
+    prompt = builder.build(text, {"image": np.asarray(PICTURE), "video": [(frames, {"fps": 1.0})]}, cache_salt="s")
     assert [item.modality for item in prompt.media] == ["video", "image"]
     assert prompt.media[0].grid[0] == 3
     assert prompt.positions is not None
     assert sorted(set(prompt.positions[0, 1:19])) == [1, 5, 9]  # two seconds a grid, two positions a second
     assert (prompt.text, prompt.cache_salt) == (text, "s")
     with pytest.raises(RequestError, match=r"multi_modal_data\['image'\]\[1\]"):
-        builder.build(text, [PICTURE, 5], [])
+        builder.build(text, {"image": [PICTURE, 5]})
 
 
 def test_build_from_whatever_people_have(
@@ -367,7 +367,7 @@ def test_build_from_whatever_people_have(
              (names, {"fps": 2.0})]  # fmt: skip
     try:
         found = {
-            tuple(item.content_hash for item in offline.build(text, [picture], [clip]).media)
+            tuple(item.content_hash for item in offline.build(text, {"image": [picture], "video": [clip]}).media)
             for picture, clip in zip(pictures, clips, strict=True)
         }
         assert len(found) == 1
@@ -375,7 +375,7 @@ def test_build_from_whatever_people_have(
         asked = offline.chat_sync([{"role": "user", "content": content}])
         assert {tuple(item.content_hash for item in asked.media)} == found
         with pytest.raises(RequestError, match=r"\['image'\]\[0\]: 'b.png' is neither a URL nor the path"):
-            offline.build(text, ["b.png"], [frames])
+            offline.build(text, {"image": ["b.png"], "video": [frames]})
     finally:
         offline.close()
 
@@ -396,7 +396,7 @@ def test_rates_of_clips_in_a_list(builder: PromptBuilder) -> None:
     frames = np.stack([noise(64, 96, seed=k) for k in range(4)])
 
     def asked(fps: Any) -> list[bytes]:
-        prompt = builder.build(placeholder * 2, [], [frames, frames], mm_processor_kwargs={"fps": fps})
+        prompt = builder.build(placeholder * 2, {"video": [frames, frames]}, mm_processor_kwargs={"fps": fps})
         return [item.content_hash for item in prompt.media]
 
     assert asked([2.0, 1.0]) == [asked(2.0)[0], asked(1.0)[0]]
@@ -417,7 +417,7 @@ async def test_work_runs_off_the_loop(builder: PromptBuilder, monkeypatch: pytes
     threads = set()
 
     reader = builder._reader
-    for owner, name in ((builder, "render"), (builder.processor, "build"), (reader, "open_image"), (reader, "load")):
+    for owner, name in ((builder, "render"), (builder.processor, "build"), (reader, "open"), (reader, "load")):
         original = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *a, _f=original, **k: threads.add(threading.current_thread()) or _f(*a, **k)

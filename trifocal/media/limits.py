@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from trifocal.config.engine import EngineConfig
 from trifocal.errors import RequestError
+from trifocal.media.modalities import MODALITIES
+from trifocal.media.plan import ItemPlan
 from trifocal.types import Modality
 
 MAX_DECODED_BYTES = 2 << 30  # of all pictures and frames of one request, scaled as the model's family wants them
@@ -41,7 +43,7 @@ class MediaLimits:
 
     def timeout(self, modality: Modality) -> float:
         """Seconds for one job of a decoder process."""
-        return self.image_decode_timeout if modality == "image" else self.video_decode_timeout
+        return float(getattr(self, MODALITIES[modality].decode_timeout))
 
     def check_frames(self, num_frames: int, where: str) -> None:
         """Raise `TooManyFramesError` if too many frames of a clip are chosen."""
@@ -52,19 +54,19 @@ class MediaLimits:
                 param="messages",
             )
 
-    def check_request(self, sizes: Sequence[tuple[int, int, int]], scaled: Sequence[tuple[int, int, int]]) -> None:
-        """Raise `RequestError` if all items of a request, each (frames, height, width), are too much together.
+    def check_request(self, plans: Sequence[ItemPlan]) -> None:
+        """Raise `RequestError` if all items of a request are too much together.
 
-        `sizes` as their headers announce them, which is what decoding costs; `scaled` as they will lie in memory.
+        Counted are the sizes that their headers announce, which is what decoding costs, and those in memory.
         """
-        num_pixels = sum(frames * height * width for frames, height, width in sizes)
+        num_pixels = sum(plan.num_frames * plan.size[0] * plan.size[1] for plan in plans)
         if num_pixels > self.max_request_pixels:
             raise RequestError(
                 f"the pictures and chosen frames of one request are {num_pixels / 1e6:.10g} megapixels, at most "
                 f"{self.max_request_pixels / 1e6:.10g} are allowed (--max-request-pixels)",
                 param="messages",
             )
-        num_bytes = sum(frames * height * width * 3 for frames, height, width in scaled)
+        num_bytes = sum(plan.num_frames * plan.decoded[0] * plan.decoded[1] * 3 for plan in plans)
         if num_bytes > MAX_DECODED_BYTES:
             raise RequestError(
                 f"the pictures and chosen frames of one request take {-(-num_bytes >> 20)} MiB when decoded, at most "
