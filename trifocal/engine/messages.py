@@ -36,6 +36,7 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
     position_rows: int
     position_delta: int
     cache_salt: str | None
+    cache_key_extra: bytes
     params: SamplingParams
     stop_token_ids: list[int]
     seed: int
@@ -56,6 +57,7 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
             position_rows=1 if prompt.positions is None else prompt.positions.shape[0],
             position_delta=prompt.position_delta,
             cache_salt=prompt.cache_salt,
+            cache_key_extra=prompt.cache_key_extra,
             params=request.params,
             stop_token_ids=sorted(request.stop_token_ids),
             seed=request.seed,
@@ -70,7 +72,14 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
         media = tuple(
             MediaItem(item.modality, item.content_hash, item.span, tuple(item.grid), item.pixels) for item in self.media
         )
-        prompt = Prompt(self.token_ids, media, positions, self.position_delta, text=None, cache_salt=self.cache_salt)
+        prompt = Prompt(
+            self.token_ids,
+            media,
+            positions,
+            self.position_delta,
+            cache_salt=self.cache_salt,
+            cache_key_extra=self.cache_key_extra,
+        )
         stop_ids, output_ids = frozenset(self.stop_token_ids), tuple(self.output_token_ids)
         return Request(self.request_id, prompt, self.params, stop_ids, self.seed, output_ids)
 

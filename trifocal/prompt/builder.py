@@ -40,7 +40,7 @@ from trifocal.prompt.item_options import (
 )
 from trifocal.prompt.messages import MessageParser
 from trifocal.prompt.part_options import whole
-from trifocal.prompt.processor import Processor
+from trifocal.prompt.processor import TEXT_ONLY, Processor
 from trifocal.prompt.sandbox import QUICK_SECONDS, RenderTimeoutError
 from trifocal.prompt.template import ChatTemplate, RenderedTooLongError, check_variables, read_chat_template
 from trifocal.threads import LoopThread, Threads
@@ -233,7 +233,9 @@ class PromptBuilder:
             )
         guard = self.tokenizer.guard()
         keeps_order = self.config.interleave_mm_strings
-        parser = MessageParser(template, self.processor.placeholder, keeps_order=keeps_order)
+        parser = MessageParser(
+            template, self.processor.placeholder, keeps_order=keeps_order, modalities=self.processor.modalities
+        )
         try:
             conversation = parser.parse(messages, guard)
             given = _object(chat_template_kwargs, "chat_template_kwargs")
@@ -460,6 +462,9 @@ class PromptBuilder:
         return self.config.max_model_len * self.tokenizer.longest_token
 
     def _check_limits(self, refs: Sequence[MediaRef]) -> None:
+        for ref in refs:
+            if ref.modality not in self.processor.modalities:
+                raise RequestError(f"{ref.where}: {TEXT_ONLY}", param="messages")
         for modality, limit in self.config.limit_mm_per_prompt.items():
             count = sum(ref.modality == modality for ref in refs)
             if count > limit:
