@@ -120,7 +120,9 @@ SAMPLES: dict[str, tuple[int | Picture | Clip, ...]] = {
     "odd sizes": (2, Picture(220, 110), Picture(330, 340), 1, Picture(190, 120), 3, Picture(900, 10), 2),
     "video": (2, Clip(140, 168, 6, fps=4.0), 6),
     "image and video": (Picture(252, 84), 2, Clip(140, 140, 4, fps=2.0), 6),
+    "long text": (150,),
 }
+TEXTS = ("text", "long text")
 
 
 def make_sample(processor: Processor, name: str) -> Sample:

@@ -51,12 +51,15 @@ class Family:
     is_run_as_released: bool = False
 
 
+_SUFFIX = "ForCausalLM"
+# Language models by architecture: each is served alone, and in whatever family names it as its language model.
 DECODERS: Registry[Any] = Registry(
     "language model",
     {
         "InternLM2ForCausalLM": "trifocal.models.internlm2:InternLM2Decoder",
         "LlamaForCausalLM": "trifocal.models.llama:LlamaDecoder",
         "MiniCPMForCausalLM": "trifocal.models.minicpm:MiniCPMDecoder",
+        "MistralForCausalLM": "trifocal.models.llama:MistralDecoder",
         "Phi3ForCausalLM": "trifocal.models.phi3:Phi3Decoder",
         "Qwen2ForCausalLM": "trifocal.models.qwen2:Qwen2Decoder",
         "Qwen3ForCausalLM": "trifocal.models.qwen3:Qwen3Decoder",
@@ -150,6 +153,31 @@ FAMILIES = (
             ),
         ),
     ),
+    Family(
+        name="Language models",
+        releases=("Llama", "Mistral", "Phi-3", "Qwen2", "Qwen2.5", "Qwen3", "InternLM2", "MiniCPM-2B"),
+        formats=tuple(
+            Format(architecture, ("as released and as transformers writes them",)) for architecture in DECODERS
+        ),
+        model="trifocal.models.text.model:TextModel",
+        processor="trifocal.models.text.processor:TextProcessor",
+        language_models=tuple(architecture.removesuffix(_SUFFIX) for architecture in DECODERS),
+        checks=(
+            Check(
+                "logits of each, with and without windows",
+                "transformers' class of that name, with Llama in the place of InternLM2 and MiniCPM",
+                _PARITY,
+                _TINY,
+            ),
+            Check(
+                "logits",
+                "transformers' LlamaForCausalLM",
+                "tests/test_real_weights.py::test_alone_it_is_the_same_model",
+                "SmolLM2-135M-Instruct",
+            ),
+        ),
+        modalities=(),
+    ),
 )
 
 MODELS: Registry[Any] = Registry(
@@ -158,6 +186,14 @@ MODELS: Registry[Any] = Registry(
 PROCESSORS: Registry[Any] = Registry(
     "architecture", {each.architecture: family.processor for family in FAMILIES for each in family.formats}
 )
+
+
+def modalities_of(architecture: str) -> tuple[Modality, ...]:
+    """The kinds of media that a model of this architecture takes. Raises `ConfigError` as `check_architecture` does."""
+    check_architecture(architecture)
+    return next(
+        family.modalities for family in FAMILIES if any(form.architecture == architecture for form in family.formats)
+    )
 
 
 def check_architecture(architecture: str) -> None:

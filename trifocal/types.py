@@ -79,7 +79,8 @@ class Prompt:
 
     `positions` is int64 [rows, num_tokens] (3 rows for M-RoPE), or `None` where position equals index.
     A token generated at sequence index `i` has position `i + position_delta` on every row.
-    `cache_salt` separates tenants: prompts with different salts share no cached block. `stop_token_ids` are ids by
+    `cache_salt` separates tenants: prompts with different salts share no cached block. `cache_key_extra` does the same
+    for what changes keys and values beside tokens and media, e.g. the name of an adapter. `stop_token_ids` are ids by
     which the model's family ends an answer, beside those that the checkpoint's configuration names.
     """
 
@@ -90,6 +91,7 @@ class Prompt:
     text: str | None = None
     cache_salt: str | None = None
     stop_token_ids: tuple[int, ...] = ()
+    cache_key_extra: bytes = b""
 
 
 # --------------------------------------------------------------------------------------------- steps

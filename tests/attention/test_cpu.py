@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.attention.cases import STEPS, Case
+from tests.attention.cases import SPECS, STEPS, Case
 from tests.kernels import isa
 from tests.logged import messages
 from trifocal.attention import cpu
-from trifocal.attention.base import KVCacheSpec
+from trifocal.attention.base import FULL, AttentionSpec, KVCacheSpec
 from trifocal.attention.cpu import CpuAttention
 from trifocal.attention.reference import ReferenceAttention
 from trifocal.attention.registry import ATTENTION, choose_backend
@@ -49,6 +49,20 @@ def test_against_a_plain_loop(
     for ours, expected in zip(case.run(CpuAttention), case.expected(), strict=True):
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.float(), expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cache_dtype", CACHES)
+def test_windows_scales_and_soft_caps(cache_dtype: torch.dtype | None, dtype: torch.dtype) -> None:
+    """Windows by the kernel, soft caps by the reference; also where a window begins within tiles and stretches."""
+    for contexts, query_lens in (*STEPS[2:], *MORE_STEPS[2:4]):
+        case = Case(contexts, query_lens, size=32, dtype=dtype, cache_dtype=cache_dtype)
+        for spec in SPECS:
+            for ours, expected in zip(case.run(CpuAttention, spec), case.expected(spec), strict=True):
+                torch.testing.assert_close(
+                    ours.float(), expected, rtol=DTYPES[dtype], atol=2 * DTYPES[dtype],
+                    msg=f"{contexts} {query_lens} {spec}",
+                )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -100,16 +114,17 @@ def test_a_token_gets_the_same_however_its_prompt_is_cut(
     def case() -> Case:
         return Case([length], [length], heads=2 * group, size=48, dtype=dtype, cache_dtype=cache_dtype)
 
-    expected = case().run(CpuAttention)[0]
-    for end, count in ((length, 1), (513, 1), (512, 512), (1025, 3), (700, 211), (64, 64), (1, 1)):
-        part = case()
-        part.run(CpuAttention)  # fills the cache
-        part.batch = type(part.batch)(part.batch.slots[end - count : end], part.batch.block_tables, [count], [end])
-        part.queries = [part.queries[0][end - count : end]]
-        part.keys, part.values = [part.keys[0][:end]], [part.values[0][:end]]
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            assert torch.equal(part.run(CpuAttention)[0], expected[end - count : end]), (end, count)
+    for spec in (FULL, AttentionSpec(window=600)):
+        expected = case().run(CpuAttention, spec)[0]
+        for end, count in ((length, 1), (513, 1), (512, 512), (1025, 3), (700, 211), (64, 64), (1, 1)):
+            part = case()
+            part.run(CpuAttention, spec)  # fills the cache
+            part.batch = type(part.batch)(part.batch.slots[end - count : end], part.batch.block_tables, [count], [end])
+            part.queries = [part.queries[0][end - count : end]]
+            part.keys, part.values = [part.keys[0][:end]], [part.values[0][:end]]
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                assert torch.equal(part.run(CpuAttention, spec)[0], expected[end - count : end]), (end, count, spec)
 
 
 def test_reads_what_another_sequence_writes_in_the_same_step() -> None:

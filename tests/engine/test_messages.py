@@ -36,7 +36,9 @@ def test_a_request_with_media_and_positions() -> None:
         MediaItem("video", b"\xff" * 16, Span(4, 2), (), PIXELS),
     )
     positions = np.arange(21).reshape(3, 7)[:, ::-1]
-    prompt = Prompt([1, 2, 3, 4, 5, 6, 7], media, positions, -4, text="shown", cache_salt="sälz")
+    prompt = Prompt(
+        [1, 2, 3, 4, 5, 6, 7], media, positions, -4, text="shown", cache_salt="sälz", cache_key_extra=b"\0a"
+    )
     before = Request("x/1", prompt, EVERY_PARAM, frozenset({9, 4}), seed=(1 << 63) + 5, output_token_ids=(8, 8, 3))
     after = send(before)
     for name in ("request_id", "params", "stop_token_ids", "seed", "output_token_ids"):
@@ -46,6 +48,7 @@ def test_a_request_with_media_and_positions() -> None:
     assert after.prompt.positions.dtype == np.int64
     np.testing.assert_array_equal(after.prompt.positions, positions)
     assert (after.prompt.position_delta, after.prompt.cache_salt) == (-4, "sälz")
+    assert after.prompt.cache_key_extra == b"\0a"
     for old, new in zip(media, after.prompt.media, strict=True):
         assert all(getattr(old, field.name) == getattr(new, field.name) for field in fields(MediaItem))
 

@@ -20,6 +20,7 @@ from tests import tiny_internvl as tiny
 from tests.kernels import isa
 from tests.oracle import Sample, load_ours, new_cache
 from tests.oracle_internvl import reference
+from tests.tiny_text import LONGROPE_ORIGINAL
 from trifocal.attention.base import AttentionBatch
 from trifocal.attention.cpu import CpuAttention
 from trifocal.attention.reference import ReferenceAttention
@@ -32,7 +33,7 @@ from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import EngineStats, Prompt, Request, TokenLogprobs
 
-BORDER = tiny.LONGROPE_ORIGINAL
+BORDER = LONGROPE_ORIGINAL
 PARAMS = SamplingParams(temperature=0, max_tokens=20, logprobs=5, ignore_eos=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests import tiny_internvl as tiny
+from tests import tiny_text as tiny
 from tests.oracle import load_ours
 from trifocal.errors import ConfigError
 from trifocal.model_spec import ModelSpec, rope_config
@@ -38,7 +38,7 @@ WINDOWS = {"use_sliding_window": True, "sliding_window": 8}
 def test_refusals(tmp_path: Path, text: tiny.Text, decoder: Any, change: dict[str, Any], message: str) -> None:
     folder = tiny.write_checkpoint(tmp_path, text)
     settings = json.loads((folder / "config.json").read_text())
-    settings["llm_config"] |= change
+    settings |= change
     (folder / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match=message):
         decoder(ModelSpec.from_checkpoint(str(folder)).text)
@@ -48,7 +48,7 @@ def test_refusals(tmp_path: Path, text: tiny.Text, decoder: Any, change: dict[st
 def test_fused_tensor_of_another_shape(tmp_path: Path, text: tiny.Text, fused: str) -> None:
     folder = tiny.write_checkpoint(tmp_path, text)
     weights = load_file(folder / "model.safetensors")
-    name = f"language_model.model.layers.1.{fused}.weight"
+    name = f"model.layers.1.{fused}.weight"
     save_file({**weights, name: weights[name][1:].contiguous()}, folder / "model.safetensors")
     with pytest.raises(ConfigError, match=r"tensor \S+ has \d+ rows") as caught:
         load_ours(folder)

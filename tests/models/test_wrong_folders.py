@@ -29,8 +29,8 @@ from trifocal.tokenizer import Tokenizer, load_tokenizer
 ROOT = Path(__file__).parents[2]
 FAMILIES = {f"{name}-{spelling}": (entry, spelling) for name, entry in ENTRIES.items() for spelling in entry.in_engine}
 FIRST = next(iter(FAMILIES))
-# Version 2.0 was released without a preprocessor_config.json.
-WITHOUT_PREPROCESSOR = ("minicpmv-2.0-released",)
+# Version 2.0 was released without a preprocessor_config.json, and language models alone need none.
+WITHOUT_PREPROCESSOR = ("minicpmv-2.0-released", *(name for name in FAMILIES if name.startswith("text-")))
 Change = Callable[[Path], object]
 
 
@@ -124,7 +124,7 @@ CONFIG: dict[str, Damage] = {
     "no architecture": Damage(edit("config.json", architectures=[]), r"model/config\.json: field architectures is mis"),
     "unknown architecture": Damage(
         edit("config.json", architectures=["GPT2LMHeadModel"]),
-        r"config\.json: architectures: 'GPT2LMHeadModel' is not supported; supported: InternVLChatModel, ",
+        r"config\.json: architectures: 'GPT2LMHeadModel' is not supported; supported: .*InternVLChatModel, ",
     ),
     "unknown rope type": Damage(
         edit_text(rope_scaling={"rope_type": "spiral"}, rope_parameters=None),

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tests import tiny
 from tests.logged import messages
+from tests.platforms import toy
 from trifocal.attention.registry import ATTENTION
 from trifocal.config import devices
 from trifocal.config.devices import DEVICES, Device, detect_device, load_plugins
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError
+from trifocal.llm import LLM
 from trifocal.platforms import cpu, get_platform
 from trifocal.platforms.cpu import CpuPlatform
+from trifocal.sampling_params import SamplingParams
 
 _GIB = 1 << 30
+_EXISTS = os.path.exists
 Plugins = dict[str, Callable[[], dict[str, str | Device]]]
 
 
@@ -105,6 +112,34 @@ def test_a_device_says_what_is_best_on_it(plugins: Plugins, tmp_path: Path) -> N
     (folder / "config.json").write_text(json.dumps(settings))
     dtypes = [resolve(EngineArgs(model=str(folder), device=device)).dtype for device in wanted]
     assert dtypes == ["float32", "float16", "bfloat16"]
+
+
+def test_a_device_brings_its_own_layouts(
+    plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    """Linear methods, the layout of weights and of the cache, attention: the tiny model answers as on the CPU."""
+    plugins["toys"] = lambda: {"toy": "tests.platforms.toy:ToyPlatform"}
+    monkeypatch.setattr(os.path, "exists", _EXISTS)  # the CPU's kernels are looked for
+    folder = tiny.write_checkpoint(tmp_path)
+    params = SamplingParams(temperature=0, max_tokens=12, logprobs=3, ignore_eos=True)
+    prompts: list[Any] = [{"prompt": "The quick brown fox"}, {"prompt": "How many?"}]
+    vision = "<|vision_start|><|image_pad|><|vision_end|>"
+    prompts.append({"prompt": f"{vision}What?", "multi_modal_data": {"image": Image.new("RGB", (60, 80), "red")}})
+
+    def answers(device: str, **options: Any) -> list[tuple[Any, list[float]]]:
+        with LLM(str(folder), device=device, dtype="float32", max_num_batched_tokens=16, **options) as llm:
+            outputs = [out.outputs[0] for out in llm.generate(prompts, params, use_tqdm=False)]
+        return [(out.token_ids, [each.logprobs[0] for each in out.logprobs]) for out in outputs]
+
+    ours, cpu_s = answers("toy"), answers("cpu")
+    assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in cpu_s]
+    for (_, one), (_, other) in zip(ours, cpu_s, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    assert toy.Turned.num_products > 0 and toy.ToyAttention.num_calls > 0
+    caplog.set_level("INFO")
+    assert len({tuple(tokens) for tokens, _ in answers("toy", kv_cache_dtype="int8")}) == 3
+    said = [line for line in messages(caplog, "INFO") if "attention backend" in line]
+    assert said == ["attention backend toy is not used: it keeps no int8; reference serves instead"]
 
 
 def test_two_devices_are_ambiguous(plugins: Plugins) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.quantize import load
-from tests import tiny, tiny_internvl
+from tests import tiny, tiny_internvl, tiny_text
 from tests.oracle import Runner, load_processor, make_sample
 from tests.ranks import on_ranks
 from trifocal.config.engine import EngineArgs, resolve
@@ -110,7 +110,7 @@ def _is_awq(layer: Linear) -> bool:
 
 def test_nested_config_of_internvl(tmp_path: Path) -> None:
     plain = tiny_internvl.write_checkpoint(tmp_path / "plain")
-    assert write_pair(plain, tmp_path / "awq", nested="llm_config") == 7 * tiny_internvl.LAYERS
+    assert write_pair(plain, tmp_path / "awq", nested="llm_config") == 7 * tiny_text.LAYERS
     ours, expected = load(tmp_path / "awq"), load(plain)
     for path, layer in ours.named_modules():
         if isinstance(layer, Linear):

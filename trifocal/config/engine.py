@@ -267,7 +267,7 @@ def _with_keywords(message: str) -> str:
 
 
 def _resolved(args: EngineArgs) -> EngineConfig:
-    from trifocal.families import check_architecture
+    from trifocal.families import check_architecture, modalities_of
 
     envs.check()
     for note in envs.notes():
@@ -319,7 +319,7 @@ def _resolved(args: EngineArgs) -> EngineConfig:
         mm_processor_cache_bytes=_mm_processor_cache_bytes(args),
         executor=args.distributed_executor_backend or "uni",
         capture_sizes=_capture_sizes(args),
-        limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt),
+        limit_mm_per_prompt=_media_limits(args.limit_mm_per_prompt, modalities_of(spec.architecture)),
         mm_processor_kwargs=dict(args.mm_processor_kwargs),
         interleave_mm_strings=args.interleave_mm_strings,
         media_io_kwargs=dict(args.media_io_kwargs),
@@ -460,8 +460,9 @@ def _mm_processor_cache_bytes(args: EngineArgs) -> int:
     return 0 if args.disable_mm_preprocessor_cache else _bytes_of("--mm-processor-cache-gb", gib)
 
 
-def _media_limits(limits: dict[str, Any]) -> dict[str, int]:
-    numbers = dict.fromkeys(_MODALITIES, _DEFAULT_MEDIA_LIMIT)
+def _media_limits(limits: dict[str, Any], taken: tuple[str, ...]) -> dict[str, int]:
+    """Items of each kind that a prompt may hold; `taken` are the kinds that the model takes."""
+    numbers = {name: _DEFAULT_MEDIA_LIMIT if name in taken else 0 for name in _MODALITIES}
     for name, limit in limits.items():
         number = _count(name, limit) if isinstance(limit, dict) else limit
         if name == "audio" and number == 0:  # asks for what is so anyway
@@ -470,6 +471,8 @@ def _media_limits(limits: dict[str, Any]) -> dict[str, int]:
             raise ConfigError(f"--limit-mm-per-prompt: unknown modality {name!r}; known: image, video")
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ConfigError(f"--limit-mm-per-prompt: {name} must be an integer of at least 0, got {number!r}")
+        if number and name not in taken:
+            raise ConfigError(f"--limit-mm-per-prompt: {name} {number}: this model takes text only")
         numbers[name] = number
     return numbers
 

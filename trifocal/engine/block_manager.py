@@ -140,7 +140,7 @@ class BlockManager:
 
 
 def _hash_block(seq: Sequence, start: int, end: int) -> bytes:
-    parent = seq.block_hashes[-1] if seq.block_hashes else _root(seq.request.prompt.cache_salt, seq.is_long)
+    parent = seq.block_hashes[-1] if seq.block_hashes else _root(seq.request.prompt.cache_salt, seq.cache_key_extra)
     digest = hashlib.blake2b(parent, digest_size=_DIGEST_BYTES)
     digest.update(array("q", seq.token_ids(start, end)).tobytes())
     for item in seq.media:
@@ -150,7 +150,7 @@ def _hash_block(seq: Sequence, start: int, end: int) -> bytes:
     return digest.digest()
 
 
-def _root(salt: str | None, is_long: bool) -> bytes:
-    """As long as any other parent, so that no choice of a salt can pass for one, nor for the other frequencies."""
+def _root(salt: str | None, extra: bytes) -> bytes:
+    """As long as any other parent, so that no choice of a salt can pass for one, nor for another `extra`."""
     text = (salt or "").encode(errors="surrogatepass")
-    return hashlib.blake2b(text, digest_size=_DIGEST_BYTES, person=b"long" if is_long else b"").digest()
+    return hashlib.blake2b(array("q", [len(text)]).tobytes() + text + extra, digest_size=_DIGEST_BYTES).digest()

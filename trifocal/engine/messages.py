@@ -36,6 +36,7 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
     position_rows: int
     position_delta: int
     cache_salt: str | None
+    cache_key_extra: bytes
     params: SamplingParams
     stop_token_ids: list[int]
     seed: int
@@ -58,6 +59,7 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
             position_rows=1 if prompt.positions is None else prompt.positions.shape[0],
             position_delta=prompt.position_delta,
             cache_salt=prompt.cache_salt,
+            cache_key_extra=prompt.cache_key_extra,
             params=request.params,
             stop_token_ids=sorted(request.stop_token_ids),
             seed=request.seed,
@@ -74,7 +76,14 @@ class AddRequest(msgspec.Struct, tag=True, frozen=True):
         media = tuple(
             MediaItem(item.modality, item.content_hash, item.span, tuple(item.grid), item.pixels) for item in self.media
         )
-        prompt = Prompt(self.token_ids, media, positions, self.position_delta, text=None, cache_salt=self.cache_salt)
+        prompt = Prompt(
+            self.token_ids,
+            media,
+            positions,
+            self.position_delta,
+            cache_salt=self.cache_salt,
+            cache_key_extra=self.cache_key_extra,
+        )
         return Request(
             request_id=self.request_id,
             prompt=prompt,

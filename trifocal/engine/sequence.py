@@ -36,6 +36,11 @@ class Sequence:
     order: int = field(default_factory=lambda: next(_ORDER))  # age, kept across preemption
 
     @property
+    def cache_key_extra(self) -> bytes:
+        """What keys and values depend on beside tokens, media and salt: the choice of rope, and the prompt's own."""
+        return bytes([self.is_long]) + self.request.prompt.cache_key_extra
+
+    @property
     def request_id(self) -> str:
         """Id of the request."""
         return self.request.request_id

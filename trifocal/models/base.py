@@ -13,6 +13,8 @@ from trifocal.types import MediaItem
 
 MediaRows = tuple[slice | Tensor, Tensor]  # rows of a step (int64 where no slice), and the embeddings that they take
 
+_DECODER = "language_model."
+
 
 class Model(nn.Module, ABC):
     """A language model, with or without towers, in pieces: the worker decides when each piece runs.
@@ -29,7 +31,10 @@ class Model(nn.Module, ABC):
 
     def unpack(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
         """The weights that a checkpoint keeps as one tensor under `name` (as `rename` gives it); most are their own."""
-        return ((name, tensor),)
+        if not name.startswith(_DECODER):
+            return ((name, tensor),)
+        parts = self.language_model.unpack(name.removeprefix(_DECODER), tensor)
+        return [(f"{_DECODER}{part}", values) for part, values in parts]
 
     @abstractmethod
     def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from trifocal.errors import RequestError
 from trifocal.log import get_logger
 from trifocal.media.media import MediaRef
 from trifocal.prompt.part_options import part_options
+from trifocal.prompt.processor import TEXT_ONLY
 from trifocal.prompt.template import ChatTemplate
 from trifocal.tokenizer import Guard, valid_text
 from trifocal.types import Modality
@@ -80,15 +81,22 @@ class OpenEnd:
 class MessageParser:
     """Reads messages for one template. `placeholder`: the text of a media item where the template takes no parts.
 
-    `keeps_order`: such placeholders stay between the texts; otherwise they go first.
+    `keeps_order`: such placeholders stay between the texts; otherwise they go first. `modalities`: the kinds of media
+    that the model takes.
     """
 
     def __init__(
-        self, template: ChatTemplate, placeholder: Callable[[Modality], str], *, keeps_order: bool = True
+        self,
+        template: ChatTemplate,
+        placeholder: Callable[[Modality], str],
+        *,
+        keeps_order: bool = True,
+        modalities: Collection[Modality] = ("image", "video"),
     ) -> None:
         self._template = template
         self._placeholder = placeholder
         self._keeps_order = keeps_order
+        self._modalities = modalities
 
     def parse(self, messages: object, guard: Guard) -> Conversation:
         """Check and take apart. Raises `RequestError` with the path of what is wrong."""
@@ -151,6 +159,8 @@ class MessageParser:
                 f"{where}: parts of type {str(kind)[:40]!r} are not supported; supported: text, image_url, video_url",
                 param=where,
             )
+        if modality not in self._modalities:
+            raise RequestError(f"{where}: {TEXT_ONLY}", param=where)
         name = field_of(str(kind))
         source = _media_source(part, name, modality, where)
         media.append(MediaRef(modality, source, f"{where}.{name}", part_options(part, name, modality, where)))

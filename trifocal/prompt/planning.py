@@ -16,7 +16,7 @@ from trifocal.media.plan import ItemPlan
 from trifocal.media.reader import MediaReader, with_sample
 from trifocal.prompt.fitting import PlannedItem, greatest, proposals
 from trifocal.prompt.item_options import ItemOptions
-from trifocal.prompt.processor import Processor
+from trifocal.prompt.processor import TEXT_ONLY, Processor
 from trifocal.prompt.text import TextEncoder
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -37,7 +37,10 @@ class MediaPlanner:
         self._encoder_room = config.encoder_cache_bytes // embed_bytes  # embeddings that the encoder's cache holds
 
     def check_counts(self, refs: Sequence[MediaRef]) -> None:
-        """Refuse more items of a modality than --limit-mm-per-prompt allows."""
+        """Refuse modalities that the model does not take, and more items of one than --limit-mm-per-prompt allows."""
+        for ref in refs:
+            if ref.modality not in self._processor.modalities:
+                raise RequestError(f"{ref.where}: {TEXT_ONLY}", param="messages")
         for modality, limit in self._config.limit_mm_per_prompt.items():
             count = sum(ref.modality == modality for ref in refs)
             if count > limit:

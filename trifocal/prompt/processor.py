@@ -15,6 +15,8 @@ from trifocal.model_spec import ModelSpec
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import Modality, Prompt
 
+TEXT_ONLY = "this model takes text only, no pictures or clips"
+
 
 @dataclass(frozen=True, slots=True)
 class SizeOption:
@@ -32,10 +34,11 @@ class Processor(ABC):
     `options` are mm_processor_kwargs: the server's, overridden by the request's and by the item's own. An unknown or
     bad one raises `RequestError(param="mm_processor_kwargs")` whose message begins with that name and a colon.
 
-    `chat_template` serves a checkpoint that brings none. `stop_token_ids`: see `Prompt`. A family has no other public
-    names than these: nobody would call them.
+    `modalities` are the kinds of media that the family takes. `chat_template` serves a checkpoint that brings none.
+    `stop_token_ids`: see `Prompt`. A family has no other public names than these: nobody would call them.
     """
 
+    modalities: tuple[Modality, ...] = ("image", "video")
     chat_template: str | None = None
     stop_token_ids: tuple[int, ...] = ()
 

@@ -84,7 +84,12 @@ class ChatRenderer:
                 "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
             )
         guard = self._tokenizer.guard()
-        parser = MessageParser(template, self._processor.placeholder, keeps_order=self._keeps_order)
+        parser = MessageParser(
+            template,
+            self._processor.placeholder,
+            keeps_order=self._keeps_order,
+            modalities=self._processor.modalities,
+        )
         try:
             conversation = parser.parse(messages, guard)
             given = as_object(chat_template_kwargs, "chat_template_kwargs")

@@ -71,10 +71,7 @@ class InternVL(Model):
         return name
 
     def unpack(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
-        """q, k and v of the original vision layers; whatever the decoder's checkpoints keep as one."""
-        if name.startswith("language_model."):
-            parts = self.language_model.unpack(name.removeprefix("language_model."), tensor)
-            return [(f"language_model.{part}", values) for part, values in parts]
+        """Also q, k and v of the original vision layers."""
         if ".attn.qkv." in name:
             width = self.visual.config.hidden_size
             return split_rows(name, tensor, {"q_proj": width, "k_proj": width, "v_proj": width})

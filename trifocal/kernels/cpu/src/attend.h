@@ -476,7 +476,7 @@ void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& loc
     Block<X> block;
     const bool as_they_lie = BY_TILES<X> && sizeof(C) == sizeof(X) && is_together && q.count <= BLOCK<X> && q.head_dim == q.depth;
     if (as_they_lie) turn(q, keys);
-    locate(from, to - from < TILE ? to - from : TILE, places[0]);
+    locate(from, to - from < TILE ? to - from : TILE, places[from / TILE % 2]);
     for (ptrdiff_t tile = from; tile < to; tile += TILE) {
         const ptrdiff_t count = to - tile < TILE ? to - tile : TILE;
         const Place<C>& place = places[tile / TILE % 2];
