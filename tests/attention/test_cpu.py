@@ -216,6 +216,8 @@ def test_what_the_kernel_can_read_is_served_by_it(caplog: pytest.LogCaptureFixtu
         kept = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
         total = sum(each.nbytes for each in kept if each is not None)
         assert 5 * CpuAttention.bytes_per_block(spec) == total
+    capped = replace(cache_spec(torch.float32, 16), layers=frozenset({FULL, AttentionSpec(window=8, softcap=30.0)}))
+    assert CpuAttention.validate_configuration(capped) == ["it has no softcap of scores"]
     wrong = replace(cache_spec(torch.float32, 16), cache_dtype=torch.bfloat16)
     assert CpuAttention.validate_configuration(wrong) == ["beside float32 it reads a cache in int8, not in bfloat16"]
 

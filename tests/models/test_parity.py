@@ -159,22 +159,28 @@ def test_dummy_item(case: Case, wanted: int) -> None:
 # ------------------------------------------------------------------------------------------------- shares
 
 
+# Every decoder once, and every number of key heads; towers are whole on each rank.
+SHARED = [name for name in ENTRIES if not name.endswith(("-6B", "-yarn", "-shortened", "-2.5", "-2.6"))]
+
+
+@pytest.mark.parametrize("case", SHARED, indirect=True)
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_that_share_a_model(case: Case, size: int) -> None:
     """Together they give what one gives, chunk by chunk through caches of their own heads. Each has its part of every
     linear layer of the decoder; where key heads are fewer than ranks, neighbours have the same one."""
-    sample = case.samples["image"]
+    name = "image" if "image" in case.samples else "text"
+    sample = case.samples[name]
     whole = sum(each.numel() for each in case.ours.language_model.parameters())
 
     def run(group: Group) -> tuple[Tensor, int, int]:
         model = load_ours(case.folder, group=group)
         runner = Runner(model)
         shared = sum(each.numel() for each in model.language_model.parameters())
-        return runner.logits([sample], chunk=50)[0], shared, runner.attention.cache.keys.shape[2]
+        return runner.logits([sample], chunk=30)[0], shared, runner.attention.cache.keys.shape[2]
 
     results = on_ranks(size, run)
     logits, kv_heads = results[0][0], case.ours.language_model.config.num_kv_heads
-    assert relative_error(logits, case.expected["image"]) < TOLERANCE
+    assert relative_error(logits, case.expected[name]) < TOLERANCE
     assert torch.equal(logits.argmax(-1), Runner(case.ours).logits([sample])[0].argmax(-1))
     assert all(shared < 1.2 * whole / size and heads == max(1, kv_heads // size) for _, shared, heads in results)
 

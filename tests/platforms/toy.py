@@ -63,7 +63,8 @@ class ToyAttention(AttentionBackend):
 
     @classmethod
     def validate_configuration(cls, spec: KVCacheSpec) -> list[str]:
-        return ["it keeps no int8"] if spec.cache_dtype == torch.int8 else []
+        reasons = ["it keeps no int8"] if spec.cache_dtype == torch.int8 else []
+        return reasons if spec.layers == {FULL} else [*reasons, "every layer attends to all before it"]
 
     @classmethod
     def allocate(cls, spec: KVCacheSpec, num_blocks: int, device: torch.device) -> Slots:

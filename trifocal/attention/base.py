@@ -12,21 +12,6 @@ from torch import Tensor
 from trifocal.kernels.pages import empty_together
 
 
-@dataclass(frozen=True, kw_only=True)
-class KVCacheSpec:
-    """What the KV cache of one rank holds: `num_kv_heads` are the rank's own.
-
-    dtype: of queries, and of keys and values as they come. cache_dtype: of those that are kept.
-    """
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-    block_size: int
-    dtype: torch.dtype
-    cache_dtype: torch.dtype
-
-
 @dataclass(frozen=True)
 class KVCache:
     """The cache of most backends: any device's memory, and a layout that decoding reads quickly.
@@ -114,6 +99,23 @@ class AttentionSpec:
 
 
 FULL = AttentionSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVCacheSpec:
+    """What the KV cache of one rank holds, and how it is attended to: what a backend must be able to serve.
+
+    num_kv_heads: the rank's own. dtype: of queries, and of keys and values as they come. cache_dtype: of those that are
+    kept. layers: the ways in which layers attend.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+    cache_dtype: torch.dtype
+    layers: frozenset[AttentionSpec] = frozenset({FULL})
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ class CpuAttention(AttentionBackend):
             reasons.append(f"beside {_word(spec.dtype)} it reads a cache in int8, not in {_word(spec.cache_dtype)}")
         if spec.head_dim * spec.cache_dtype.itemsize % 16:
             reasons.append(f"a cached head of {spec.head_dim} {_word(spec.cache_dtype)} is no multiple of 16 bytes")
+        if any(layer.softcap is not None for layer in spec.layers):
+            reasons.append("it has no softcap of scores")
         return reasons
 
     def __init__(self, cache: KVCache) -> None:

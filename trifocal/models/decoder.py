@@ -177,6 +177,7 @@ class Decoder(nn.Module, ABC):
             block_size=block_size,
             dtype=dtype,
             cache_dtype=cache_dtype,
+            layers=frozenset(spec.attention for spec in self.specs),
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
