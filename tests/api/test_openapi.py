@@ -37,7 +37,7 @@ from trifocal.api.operations import operation_of
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.config.server import ServerArgs
 from trifocal.errors import RequestError
-from trifocal.prompt.messages import MessageParser
+from trifocal.prompt.message_parser import MessageParser
 from trifocal.prompt.template import ChatTemplate
 from trifocal.sampling_params import SAMPLING_BOUNDS
 from trifocal.tokenizer import Guard

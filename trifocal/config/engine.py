@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from trifocal.config import envs
 from trifocal.config.arguments import fit_fields
@@ -24,6 +24,7 @@ from trifocal.errors import ConfigError, NotAvailableYetError, RequestError
 from trifocal.log import get_logger
 from trifocal.model_spec import ModelSpec, Quantization
 from trifocal.sampling_params import SamplingParams
+from trifocal.types import Modality
 
 logger = get_logger(__name__)
 DTYPES = {"float16": "float16", "half": "float16", "bfloat16": "bfloat16", "float32": "float32", "float": "float32"}
@@ -31,7 +32,7 @@ QUANTIZATIONS = ("awq", "int8", "int4")
 KV_CACHE_DTYPES = ("auto", "int8")
 BLOCK_SIZES = (16, 32, 64, 128)
 _MOST_GIB = 1 << 30  # an exbibyte: far beyond any machine, and its bytes are still a number for messages
-_MODALITIES = ("image", "video")
+_MODALITIES: tuple[Modality, ...] = get_args(Modality)
 _PROFILING_KEYS = ("width", "height", "num_frames")
 _DEFAULT_MEDIA_LIMIT = 999  # as in vLLM: many enough to mean "as many as fit the context"
 
@@ -468,7 +469,7 @@ def _media_limits(limits: dict[str, Any], taken: tuple[str, ...]) -> dict[str, i
         if name == "audio" and number == 0:  # asks for what is so anyway
             continue
         if name not in _MODALITIES:
-            raise ConfigError(f"--limit-mm-per-prompt: unknown modality {name!r}; known: image, video")
+            raise ConfigError(f"--limit-mm-per-prompt: unknown modality {name!r}; known: {', '.join(_MODALITIES)}")
         if isinstance(number, bool) or not isinstance(number, int) or number < 0:
             raise ConfigError(f"--limit-mm-per-prompt: {name} must be an integer of at least 0, got {number!r}")
         if number and name not in taken:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from trifocal.errors import RequestError
 from trifocal.helpers.pool import HelperDiedError, HelperPool, HelperSlowError, HelperStartError
 from trifocal.media.cache import MediaCache
-from trifocal.media.decode import messages
+from trifocal.media.decode import jobs
 from trifocal.media.decode.decoder import Decoder
 from trifocal.media.decode.image import OpenedImage, refusal
 from trifocal.media.decode.video import FrameFacts, OpenedVideo, Sampler
@@ -21,7 +21,7 @@ from trifocal.media.plan import ItemPlan
 from trifocal.types import Modality
 
 T = TypeVar("T")
-H = TypeVar("H", messages.ImageHeader, messages.VideoHeader)
+H = TypeVar("H", jobs.ImageHeader, jobs.VideoHeader)
 M = TypeVar("M", bound=Media)
 Opened = OpenedImage | OpenedVideo
 Planner = Callable[[Opened], ItemPlan]
@@ -38,11 +38,11 @@ class Decoding:
         self.cache = cache
         self.pool = HelperPool(lambda: Decoder(limits.decode_memory_bytes), name="decoder", size=num_decoders, tries=2)
 
-    def file(self, modality: Modality, data: bytes, where: str) -> messages.File:
+    def file(self, modality: Modality, data: bytes, where: str) -> jobs.File:
         """A file as jobs name it."""
-        return messages.File(where, len(data), self.limits.max_image_pixels, self.limits.timeout(modality))
+        return jobs.File(where, len(data), self.limits.max_image_pixels, self.limits.timeout(modality))
 
-    def header(self, modality: Modality, name: bytes, job: messages.Job, data: bytes, kind: type[H]) -> H:
+    def header(self, modality: Modality, name: bytes, job: jobs.Job, data: bytes, kind: type[H]) -> H:
         """The header of a file, which `job` asks for and a message of `kind` answers."""
         found = self.cache.get((name, kind), kind)
         if found is None:
@@ -57,9 +57,9 @@ class Decoding:
             self.keep_header(name, found)
         return found
 
-    def keep_header(self, name: bytes, header: messages.ImageHeader | messages.VideoHeader) -> None:
+    def keep_header(self, name: bytes, header: jobs.ImageHeader | jobs.VideoHeader) -> None:
         """From now on this is the header of the file."""
-        num_bytes = len(header.index) if isinstance(header, messages.VideoHeader) else 0
+        num_bytes = len(header.index) if isinstance(header, jobs.VideoHeader) else 0
         self.cache.add((name, type(header)), header, num_bytes)
 
     def keep(self, name: bytes, item: M) -> M:

@@ -11,7 +11,7 @@ import PIL.Image
 from trifocal.helpers.pool import HelperDiedError
 from trifocal.media.arrays import is_array, picture_of
 from trifocal.media.cache import MediaCache
-from trifocal.media.decode import messages
+from trifocal.media.decode import jobs
 from trifocal.media.decode.decoder import Decoder
 from trifocal.media.decode.image import OpenedImage, OtherSizeError, load_image, open_image
 from trifocal.media.decode.video import FrameFacts, Sampler
@@ -43,8 +43,8 @@ class ImageReader(ItemReader):
             return open_image(source, where, most)
         if not isinstance(source, bytes):
             raise wrong_object(source, "image", where)
-        job, name = messages.OpenImage(self.decoding.file("image", source, where)), MediaCache.name(source, salt)
-        header = self.decoding.header("image", name, job, source, messages.ImageHeader)
+        job, name = jobs.OpenImage(self.decoding.file("image", source, where)), MediaCache.name(source, salt)
+        header = self.decoding.header("image", name, job, source, jobs.ImageHeader)
         return OpenedImage(source, header.height, header.width, where, name)
 
     def load(self, opened: Opened, plan: ItemPlan, planner: Planner) -> Image:
@@ -55,7 +55,7 @@ class ImageReader(ItemReader):
         except OtherSizeError as found:
             turned = replace(opened, height=found.height, width=found.width)
         if isinstance(opened.source, bytes):
-            self.decoding.keep_header(opened.name, messages.ImageHeader(turned.height, turned.width))
+            self.decoding.keep_header(opened.name, jobs.ImageHeader(turned.height, turned.width))
         return self._load(turned, planner(turned))
 
     def _load(self, opened: OpenedImage, plan: ItemPlan) -> Image:
@@ -63,17 +63,17 @@ class ImageReader(ItemReader):
         data = opened.source
         if not isinstance(data, bytes):
             return load_image(opened, plan)
-        job = messages.LoadImage(self.decoding.file("image", data, opened.where), plan)
+        job = jobs.LoadImage(self.decoding.file("image", data, opened.where), plan)
 
-        def ask(decoder: Decoder) -> Image | messages.ImageHeader:
+        def ask(decoder: Decoder) -> Image | jobs.ImageHeader:
             decoder.ask(job, data)
             answer = decoder.next()
-            if isinstance(answer, messages.Frame):
+            if isinstance(answer, jobs.Frame):
                 pixels = np.empty((*plan.decoded, 3), np.uint8)
                 decoder.pixels(answer, pixels)
                 decoder.done()
                 return Image(pixels, plan)
-            if not isinstance(answer, messages.ImageHeader) or (answer.width, answer.height) != plan.size:
+            if not isinstance(answer, jobs.ImageHeader) or (answer.width, answer.height) != plan.size:
                 raise HelperDiedError("it sent nonsense")
             decoder.done()
             return answer
@@ -82,6 +82,6 @@ class ImageReader(ItemReader):
         if kept is not None:
             return kept
         found = self.decoding.run("image", opened.where, ask)
-        if isinstance(found, messages.ImageHeader):
+        if isinstance(found, jobs.ImageHeader):
             raise OtherSizeError(found.height, found.width)
         return self.decoding.keep(opened.name, found)

@@ -20,8 +20,8 @@ class ModalityInfo:
     name: Modality
     noun: str  # for people
     plural: str
-    part_types: tuple[str, ...]  # of parts of a message
-    url_fields: tuple[str, ...]  # of these parts: a URL, or an object with one
+    part_fields: Mapping[str, str]  # types of parts of a message, and where each has its source
+    url_field: str  # the one of these fields that takes a URL, or an object with one
     url_forms: str  # what such a field may be
     object_forms: str  # what may be given in Python
     max_bytes: int  # of one file
@@ -36,8 +36,8 @@ MODALITIES: Mapping[Modality, ModalityInfo] = {
         name="image",
         noun="picture",
         plural="pictures",
-        part_types=("image_url", "input_image", "image", "image_pil"),
-        url_fields=("image_url",),
+        part_fields={"image_url": "image_url", "input_image": "image_url", "image": "image", "image_pil": "image_pil"},
+        url_field="image_url",
         url_forms="a URL",
         object_forms=(
             "a URL, or in Python a path, a file's bytes, a PIL image, or an array or tensor [height, width, 3] or [3, "
@@ -52,8 +52,8 @@ MODALITIES: Mapping[Modality, ModalityInfo] = {
         name="video",
         noun="clip",
         plural="clips",
-        part_types=("video_url", "video"),
-        url_fields=("video_url",),
+        part_fields={"video_url": "video_url", "video": "video"},
+        url_field="video_url",
         url_forms="a URL or a list of URLs, one a frame",
         object_forms=(
             "a URL or a list of frames, or in Python a path, a file's bytes, or an array or tensor [frames, height, "

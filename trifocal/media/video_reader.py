@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trifocal.media.cache import MediaCache
-from trifocal.media.decode import messages
+from trifocal.media.decode import jobs
 from trifocal.media.decode.decoder import Decoder
 from trifocal.media.decode.image import OpenedImage, refusal
 from trifocal.media.decode.video import FrameFacts, OpenedVideo, Sampler, load_frames, open_frames
@@ -37,8 +37,8 @@ class VideoReader(ItemReader):
     ) -> OpenedVideo:
         """Look through the clip and choose frames."""
         if isinstance(source, bytes):
-            job, name = messages.OpenVideo(self.decoding.file("video", source, where)), MediaCache.name(source, salt)
-            header = self.decoding.header("video", name, job, source, messages.VideoHeader)
+            job, name = jobs.OpenVideo(self.decoding.file("video", source, where)), MediaCache.name(source, salt)
+            header = self.decoding.header("video", name, job, source, jobs.VideoHeader)
             opened = OpenedVideo(source, header, sampler(header.num_frames, header.fps), where, name)
             self.decoding.limits.check_frames(len(opened.sample.indices), where)
             return opened
@@ -58,13 +58,13 @@ class VideoReader(ItemReader):
             return load_frames(opened, plan)
         if not isinstance(data, bytes):
             return self._load_pictures(opened.where, data, plan)
-        job = messages.LoadVideo(self.decoding.file("video", data, opened.where), plan, opened.header.index)
+        job = jobs.LoadVideo(self.decoding.file("video", data, opened.where), plan, opened.header.index)
 
         def ask(decoder: Decoder) -> Video:
             frames = np.empty((plan.num_frames, *plan.decoded, 3), np.uint8)
             decoder.ask(job, data)
             for pixels in frames:
-                decoder.pixels(decoder.answer(messages.Frame), pixels)
+                decoder.pixels(decoder.answer(jobs.Frame), pixels)
             decoder.done()
             return Video(frames, plan.fps, plan)
 

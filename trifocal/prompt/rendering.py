@@ -10,7 +10,7 @@ from typing import Any
 from trifocal.errors import ConfigError, RequestError
 from trifocal.media.media import MediaRef
 from trifocal.prompt.item_options import as_object
-from trifocal.prompt.messages import MessageParser
+from trifocal.prompt.message_parser import MessageParser
 from trifocal.prompt.processor import Processor
 from trifocal.prompt.template import ChatTemplate, RenderedTooLongError, check_variables, read_chat_template
 from trifocal.prompt.text import TextEncoder
@@ -91,16 +91,16 @@ class ChatRenderer:
             modalities=self._processor.modalities,
         )
         try:
-            conversation = parser.parse(messages, guard)
+            chat = parser.parse(messages, guard)
             given = as_object(chat_template_kwargs, "chat_template_kwargs")
             extra = guard.hide_all({**self._template_kwargs, **given})
         except RecursionError:
             raise RequestError("the messages or their arguments are nested too deeply", param="messages") from None
-        self._check_counts(conversation.media)
-        open_end = conversation.leave_open(guard.mark) if continue_final_message else None
+        self._check_counts(chat.media)
+        open_end = chat.leave_open(guard.mark) if continue_final_message else None
         try:
             text = template.render(
-                conversation.messages,
+                chat.messages,
                 add_generation_prompt=add_generation_prompt,
                 max_chars=self._encoder.max_chars,
                 extra=extra,
@@ -112,7 +112,7 @@ class ChatRenderer:
             text = open_end.cut(text)
         token_ids = self._encoder.chat(text, guard)
         self._encoder.check_length(token_ids)
-        return Rendered(guard.reveal(text), token_ids, conversation.media)
+        return Rendered(guard.reveal(text), token_ids, chat.media)
 
     def _given_template(self, text_or_path: str) -> ChatTemplate:
         """The template of one call; making it takes two renderings, so some are kept."""

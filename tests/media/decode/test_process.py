@@ -27,7 +27,7 @@ import pytest
 from tests.media.samples import LIMITS, clip, encoded, frame_numbers, noise, scaled_to
 from trifocal.errors import RequestError
 from trifocal.helpers.process import packed
-from trifocal.media.decode import messages
+from trifocal.media.decode import jobs
 from trifocal.media.decode import process as decoder
 from trifocal.media.media import FrameSample
 from trifocal.media.reader import MediaReader
@@ -210,14 +210,14 @@ def test_a_process_serves_many_jobs_and_is_replaced_some_day() -> None:
 
 
 def test_a_process_that_keeps_much_memory_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = messages.OpenImage(messages.File("here", len(SMALL), 10_000, 30.0))
+    job = jobs.OpenImage(jobs.File("here", len(SMALL), 10_000, 30.0))
     monkeypatch.setattr(decoder, "limit_seconds", lambda *_: None)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", PIL.Image.MAX_IMAGE_PIXELS)  # opening a picture changes it
     for held, is_spent in ((127 << 20, False), (129 << 20, True)):
         monkeypatch.setattr(decoder, "own_bytes", lambda held=held: held)
         answers = io.BytesIO()
-        decoder.serve(io.BytesIO((packed(messages.encode(job)) + SMALL) * 2), answers)
-        done = packed(messages.encode(messages.Done(is_spent)))
+        decoder.serve(io.BytesIO((packed(jobs.encode(job)) + SMALL) * 2), answers)
+        done = packed(jobs.encode(jobs.Done(is_spent)))
         assert answers.getvalue().count(done) == (1 if is_spent else 2) and answers.getvalue().endswith(done)
 
 

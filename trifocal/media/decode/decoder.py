@@ -1,4 +1,4 @@
-"""`Decoder`: a decoder process from the outside, in the messages of `messages.py`."""
+"""`Decoder`: a decoder process from the outside, in the messages of `jobs.py`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from trifocal.errors import RequestError
 from trifocal.helpers.pool import Helper, HelperDiedError
-from trifocal.media.decode import messages
+from trifocal.media.decode import jobs
 
-A = TypeVar("A", bound=messages.Answer)
+A = TypeVar("A", bound=jobs.Answer)
 
 
 class Decoder(Helper):
@@ -21,20 +21,20 @@ class Decoder(Helper):
     def __init__(self, memory_bytes: int) -> None:
         super().__init__("trifocal.media.decode.process", str(memory_bytes))
 
-    def ask(self, job: messages.Job, data: bytes) -> None:
+    def ask(self, job: jobs.Job, data: bytes) -> None:
         """Begin a job on a file; its time runs from now on."""
         self.start_job(job.file.timeout_s)
-        self.send(messages.encode(job), data)
+        self.send(jobs.encode(job), data)
 
-    def next(self) -> messages.Answer:
+    def next(self) -> jobs.Answer:
         """The next message. Raises `RequestError` if the file is refused."""
         try:
-            answer = messages.decode_answer(self.receive())
+            answer = jobs.decode_answer(self.receive())
         except msgspec.DecodeError:  # of which `ValidationError` is one
             raise HelperDiedError("it sent nonsense") from None
-        if isinstance(answer, messages.Done | messages.Refused):
+        if isinstance(answer, jobs.Done | jobs.Refused):
             self.end_job(is_spent=answer.is_spent)
-        if isinstance(answer, messages.Refused):
+        if isinstance(answer, jobs.Refused):
             raise RequestError(answer.message, param="messages")
         return answer
 
@@ -47,9 +47,9 @@ class Decoder(Helper):
 
     def done(self) -> None:
         """Read that the job has ended."""
-        self.answer(messages.Done)
+        self.answer(jobs.Done)
 
-    def pixels(self, frame: messages.Frame, into: NDArray[np.uint8]) -> None:
+    def pixels(self, frame: jobs.Frame, into: NDArray[np.uint8]) -> None:
         """Fill `into` [height, width, 3] with the pixels of a frame, which must have its size."""
         if (frame.height, frame.width) != into.shape[:2]:
             raise HelperDiedError("it sent nonsense")

@@ -16,7 +16,7 @@ import numpy as np
 from trifocal.errors import RequestError
 from trifocal.helpers.process import begin, end_of_job, limit_seconds, own_bytes, read_message, write_message
 from trifocal.malloc import few_heaps, give_back, no_large_leftovers
-from trifocal.media.decode import messages
+from trifocal.media.decode import jobs
 from trifocal.media.decode.image import OtherSizeError, as_array, load_image, open_image, refusal, scaled
 
 CPU_PER_SECOND = 4  # computing time allowed for each second of a job's: decoders have so many threads
@@ -25,29 +25,29 @@ _NICENESS = 10  # answers that are being written come first where the processors
 _MAX_IDLE_BYTES = 128 << 20  # a process that still holds so much memory of its own after a job is replaced
 
 
-def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
+def serve(incoming: BinaryIO, answers: BinaryIO) -> None:
     """Do jobs until their pipe is closed or the process is worn out."""
     for count in range(1, _MAX_JOBS + 1):
-        asked = read_message(jobs)
+        asked = read_message(incoming)
         if asked is None:
             return
-        job = messages.decode_job(asked)
+        job = jobs.decode_job(asked)
         limit_seconds(job.file.timeout_s, job.file.timeout_s * CPU_PER_SECOND)
-        message = _do(job, jobs.read(job.file.num_bytes), answers)
+        message = _do(job, incoming.read(job.file.num_bytes), answers)
         end_of_job()
         give_back()
         is_spent = count == _MAX_JOBS or own_bytes() > _MAX_IDLE_BYTES
-        _send(answers, messages.Done(is_spent) if message is None else messages.Refused(message, is_spent))
+        _send(answers, jobs.Done(is_spent) if message is None else jobs.Refused(message, is_spent))
         if is_spent:
             return
 
 
-def _do(job: messages.Job, data: bytes, answers: BinaryIO) -> str | None:
+def _do(job: jobs.Job, data: bytes, answers: BinaryIO) -> str | None:
     """Answer one job; the reason if its file cannot be used."""
     try:
         for answer in answer_job(job, data):
             if isinstance(answer, np.ndarray):
-                _send(answers, messages.Frame(*answer.shape[:2]))
+                _send(answers, jobs.Frame(*answer.shape[:2]))
                 answers.write(answer.data)
             else:
                 _send(answers, answer)
@@ -62,41 +62,41 @@ def _do(job: messages.Job, data: bytes, answers: BinaryIO) -> str | None:
     return None
 
 
-def answer_job(job: messages.Job, data: bytes) -> Iterator[messages.ImageHeader | messages.VideoHeader | np.ndarray]:
+def answer_job(job: jobs.Job, data: bytes) -> Iterator[jobs.ImageHeader | jobs.VideoHeader | np.ndarray]:
     """The header of a file or its pixels, RGB uint8 [height, width, 3] each. Raises `RequestError` and anything."""
-    if isinstance(job, messages.OpenImage):
+    if isinstance(job, jobs.OpenImage):
         opened = open_image(data, job.file.where, job.file.max_pixels)
-        yield messages.ImageHeader(opened.height, opened.width)
-    elif isinstance(job, messages.LoadImage):
+        yield jobs.ImageHeader(opened.height, opened.width)
+    elif isinstance(job, jobs.LoadImage):
         yield _picture(job, data)
-    elif isinstance(job, messages.OpenVideo):
+    elif isinstance(job, jobs.OpenVideo):
         yield _video_header(job, data)
     else:
         yield from _frames(job, data)
 
 
-def _picture(job: messages.LoadImage, data: bytes) -> np.ndarray | messages.ImageHeader:
+def _picture(job: jobs.LoadImage, data: bytes) -> np.ndarray | jobs.ImageHeader:
     opened = open_image(data, job.file.where, job.file.max_pixels)
     try:
         return np.ascontiguousarray(load_image(opened, job.plan).pixels)
     except OtherSizeError as found:
         if (found.width, found.height) == job.plan.size:
-            return messages.ImageHeader(found.height, found.width)
+            return jobs.ImageHeader(found.height, found.width)
         raise refusal(job.file.where, "its size is not what its header says") from None
 
 
-def _video_header(job: messages.OpenVideo, data: bytes) -> messages.VideoHeader:
+def _video_header(job: jobs.OpenVideo, data: bytes) -> jobs.VideoHeader:
     from trifocal.media.decode.animation import Animation, is_animation
     from trifocal.media.decode.video_file import VideoFile
 
     if is_animation(data):
         moving = Animation(data, job.file.where, job.file.max_pixels)
-        return messages.VideoHeader(moving.num_frames, moving.fps, moving.height, moving.width)
+        return jobs.VideoHeader(moving.num_frames, moving.fps, moving.height, moving.width)
     file = VideoFile(data, job.file.where, job.file.max_pixels)
-    return messages.VideoHeader(file.num_frames, file.fps, file.height, file.width, file.index)
+    return jobs.VideoHeader(file.num_frames, file.fps, file.height, file.width, file.index)
 
 
-def _frames(job: messages.LoadVideo, data: bytes) -> Iterator[np.ndarray]:
+def _frames(job: jobs.LoadVideo, data: bytes) -> Iterator[np.ndarray]:
     from trifocal.media.decode.animation import Animation
     from trifocal.media.decode.video_file import VideoFile
 
@@ -109,8 +109,8 @@ def _frames(job: messages.LoadVideo, data: bytes) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(as_array(scaled(picture, job.plan.decoded)))
 
 
-def _send(answers: BinaryIO, message: messages.Answer) -> None:
-    write_message(answers, messages.encode(message))
+def _send(answers: BinaryIO, message: jobs.Answer) -> None:
+    write_message(answers, jobs.encode(message))
 
 
 def main() -> None:

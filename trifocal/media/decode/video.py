@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trifocal.media.arrays import frames_of, is_array, pil_picture
 from trifocal.media.decode.image import OpenedImage, refusal, scaled, to_rgb
-from trifocal.media.decode.messages import VideoHeader
+from trifocal.media.decode.jobs import VideoHeader
 from trifocal.media.given import is_with_metadata, wrong_object
 from trifocal.media.limits import MediaLimits
 from trifocal.media.media import FrameSample, Video
