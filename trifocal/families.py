@@ -55,6 +55,7 @@ class Family:
 DECODERS: Registry[Any] = Registry(
     "language model",
     {
+        "GraniteForCausalLM": "trifocal.models.granite:GraniteDecoder",
         "InternLM2ForCausalLM": "trifocal.models.internlm2:InternLM2Decoder",
         "LlamaForCausalLM": "trifocal.models.llama:LlamaDecoder",
         "MiniCPMForCausalLM": "trifocal.models.minicpm:MiniCPMDecoder",
