@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tests import tiny
 
-Text = Literal["qwen2", "qwen3", "llama", "internlm2", "phi3", "mistral", "minicpm"]
+Text = Literal["qwen2", "qwen3", "llama", "internlm2", "phi3", "mistral", "minicpm", "granite"]
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16
 VOCAB, MAX_POSITIONS, LONGROPE_ORIGINAL = 400, 2048, 32
@@ -24,7 +24,7 @@ SCALES = {"scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 32}  # of Mini
 _CLASSES: dict[Text, str] = {
     "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM",
     "internlm2": "InternLM2ForCausalLM", "phi3": "Phi3ForCausalLM", "mistral": "MistralForCausalLM",
-    "minicpm": "MiniCPMForCausalLM",
+    "minicpm": "MiniCPMForCausalLM", "granite": "GraniteForCausalLM",
 }  # fmt: skip
 # Of the released Qwen2.5-based models: strings only.
 CHAT_TEMPLATE = (
