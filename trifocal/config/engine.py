@@ -463,7 +463,7 @@ def _mm_processor_cache_bytes(args: EngineArgs) -> int:
 
 def _media_limits(limits: dict[str, Any], taken: tuple[str, ...]) -> dict[str, int]:
     """Items of each kind that a prompt may hold; `taken` are the kinds that the model takes."""
-    numbers = {name: _DEFAULT_MEDIA_LIMIT if name in taken else 0 for name in _MODALITIES}
+    numbers: dict[str, int] = {name: _DEFAULT_MEDIA_LIMIT if name in taken else 0 for name in _MODALITIES}
     for name, limit in limits.items():
         number = _count(name, limit) if isinstance(limit, dict) else limit
         if name == "audio" and number == 0:  # asks for what is so anyway
