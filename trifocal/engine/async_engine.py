@@ -117,7 +117,7 @@ class AsyncEngine:
         await self.check_health()
         check(prompt, params, self._limits)
         users = [str(next(self._media_users)) for _ in range(params.n)]
-        prompt = await self._share(users, prompt)
+        prompt = replace(await self._share(users, prompt), text=None)  # which the engine has no use for
         try:
             return self._accept(request_id, prompt, params, users)
         except BaseException:

@@ -91,7 +91,7 @@ class EngineProcess:
 
     def _add(self, engine: Engine, message: messages.AddRequest) -> None:
         try:
-            request = message.unpack()
+            request = message.request
             media = tuple(map_pixels(item) for item in request.prompt.media)
             engine.add(replace(request, prompt=replace(request.prompt, media=media)))
             return
@@ -100,7 +100,7 @@ class EngineProcess:
         except Exception:  # whatever is wrong with it, it is wrong with this request alone
             reason = "the request could not be taken in"
             logger.exception(reason)
-        self._send_outputs(engine, [TokenOutput(message.request_id, [], None, "error", reason)])
+        self._send_outputs(engine, [TokenOutput(message.request.request_id, [], None, "error", reason)])
 
     def _send_outputs(self, engine: Engine, outputs: list[TokenOutput]) -> None:
         stats = _stats(engine)

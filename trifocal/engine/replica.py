@@ -81,7 +81,7 @@ class Replica:
         if to_abort:
             self._supervisor.send(messages.AbortRequests(to_abort))
         for request in requests:
-            self._supervisor.send(messages.AddRequest.pack(request))
+            self._supervisor.send(messages.AddRequest(request))
 
     # ------------------------------------------------------------------------------------------ `supervisor.Client`
 
