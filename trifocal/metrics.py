@@ -23,8 +23,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BOTH = ("vllm", "trifocal")
 _OURS = ("trifocal",)
 _OLD = ("vllm",)  # names of vLLM 0.9 and before that later versions changed; dashboards of their time ask for them
-_ENGINE_LABELS = ["model_name", "engine"]  # engines are numbered from 0, as in vLLM
-_VLLM_LABELS = {"engine": "0"}  # of what the server itself observes; some dashboards group by engine
+_VLLM_LABELS = {"engine": "0"}  # of what the server observes: vLLM numbers engines, some dashboards group by that
 _OWN_NAMES = {
     "requests_queued", "tokens_queued", "media_bytes_in_flight", "http_responses", "requests_refused",
     "media_step_seconds", "request_body_bytes", "media_bytes",
@@ -54,10 +53,19 @@ class EngineMetric:
         """The metric as Prometheus takes it, once per prefix; `stats` are those of each engine."""
         kind = CounterMetricFamily if self.is_counter else GaugeMetricFamily
         for prefix in self.prefixes:
-            family = kind(f"{prefix}:{self.name}", self.meaning, labels=_ENGINE_LABELS)
+            family = kind(f"{prefix}:{self.name}", self.meaning, labels=_label_names(prefix, stats))
             for index, each in enumerate(stats):
-                family.add_metric([model_name, str(index)], self.value(each))
+                family.add_metric(_labels(prefix, stats, model_name, index), self.value(each))
             yield family
+
+
+def _label_names(prefix: str, stats: Sequence[EngineStats]) -> list[str]:
+    """Labels of what each engine has; those of vLLM have a number even where there is one engine."""
+    return ["model_name", "engine"] if prefix == "vllm" or len(stats) > 1 else ["model_name"]
+
+
+def _labels(prefix: str, stats: Sequence[EngineStats], model_name: str, index: int) -> list[str]:
+    return [model_name, str(index)][: len(_label_names(prefix, stats))]
 
 
 def _kv_usage(stats: EngineStats) -> float:
@@ -202,29 +210,31 @@ class Metrics(Collector):
 
     def _step_tokens(self, prefix: str) -> Metric:
         bounds = [*(str(float(bound)) for bound in STEP_TOKEN_BOUNDS), "+Inf"]
-        family = HistogramMetricFamily(f"{prefix}:iteration_tokens_total", "tokens of a step", labels=_ENGINE_LABELS)
+        names = _label_names(prefix, self._stats)
+        family = HistogramMetricFamily(f"{prefix}:iteration_tokens_total", "tokens of a step", labels=names)
         for index, stats in enumerate(self._stats):
+            labels = _labels(prefix, self._stats, self._model_name, index)
             buckets = list(zip(bounds, accumulate(stats.steps_by_tokens), strict=True))
-            family.add_metric([self._model_name, str(index)], buckets, sum_value=stats.num_step_tokens)
+            family.add_metric(labels, buckets, sum_value=stats.num_step_tokens)
         return family
 
     def _cache_config_info(self, prefix: str) -> Metric:
-        labels = [*_ENGINE_LABELS, *self._cache_config, "num_gpu_blocks"]
-        family = GaugeMetricFamily(f"{prefix}:cache_config_info", "how the KV cache is set up", labels=labels)
+        names = [*_label_names(prefix, self._stats), *self._cache_config, "num_gpu_blocks"]
+        family = GaugeMetricFamily(f"{prefix}:cache_config_info", "how the KV cache is set up", labels=names)
         for index, stats in enumerate(self._stats):
-            values = [self._model_name, str(index), *self._cache_config.values(), str(stats.kv_blocks_total)]
-            family.add_metric(values, 1)
+            labels = _labels(prefix, self._stats, self._model_name, index)
+            family.add_metric([*labels, *self._cache_config.values(), str(stats.kv_blocks_total)], 1)
         return family
 
 
 def cache_config(config: EngineConfig) -> dict[str, str]:
     """vLLM's labels of `cache_config_info`, those that have a meaning here."""
     values = {
-        "block_size": config.block_size,
-        "cache_dtype": config.kv_cache_dtype,
-        "enable_prefix_caching": config.enable_prefix_caching,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
-        "num_gpu_blocks_override": config.num_blocks_override,
+        "block_size": config.cache.block_size,
+        "cache_dtype": config.cache.kv_cache_dtype,
+        "enable_prefix_caching": config.scheduling.enable_prefix_caching,
+        "gpu_memory_utilization": config.cache.gpu_memory_utilization,
+        "num_gpu_blocks_override": config.cache.num_gpu_blocks_override,
     }
     return {name: str(value) for name, value in values.items()}
 

@@ -68,7 +68,7 @@ async def test_answers_equal_offline_ones_and_nothing_is_left(
 ) -> None:
     prompts = [picture_prompt(builder, seed) for seed in range(3)] + [builder.build("The quick brown", [], [])]
     texts = await asyncio.gather(*(text_of(engine, str(i), prompt) for i, prompt in enumerate(prompts)))
-    with LLM(config.spec.path, max_model_len=512) as llm:
+    with LLM(config.model.spec.path, max_model_len=512) as llm:
         pixels = [np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8) for seed in range(3)]
         inputs = [{"prompt": f"{IMAGE}What is in the image?", "multi_modal_data": {"image": each}} for each in pixels]
         offline = llm.generate([*inputs, "The quick brown"], GREEDY, use_tqdm=False)

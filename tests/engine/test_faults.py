@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest_asyncio
 from tests import tiny
 from tests.engine.processes import is_gone_soon, is_running, open_memory
 from trifocal.config.engine import EngineArgs, EngineConfig, resolve
+from trifocal.config.supervision import SupervisionConfig
 from trifocal.engine.async_engine import AsyncEngine
 from trifocal.errors import ConfigError, EngineDeadError, RequestError
 from trifocal.prompt.builder import PromptBuilder
@@ -59,6 +61,7 @@ async def start(config: EngineConfig, builder: PromptBuilder) -> AsyncIterator[S
     started: list[AsyncEngine] = []
 
     async def begin(config: EngineConfig = config) -> AsyncEngine:
+        config = replace(config, supervision=SupervisionConfig())  # as the environment of now says
         started.append(await AsyncEngine.start(config, lambda: builder.tokenizer))
         return started[-1]
 
@@ -457,6 +460,7 @@ async def test_it_is_killed_or_stopped_before_it_is_up(
     """Nobody knows of it yet; the next one comes up. One that starts slowly is left alone."""
     monkeypatch.setenv("VLLM_ENGINE_ITERATION_TIMEOUT_S", "0.5")  # less than any start takes
     before = _children()
+    config = replace(config, supervision=SupervisionConfig())
     starting = asyncio.create_task(AsyncEngine.start(config, lambda: builder.tokenizer))
 
     async def is_new() -> bool:
@@ -502,7 +506,7 @@ async def test_the_server_process_is_killed(moment: str, config: EngineConfig, m
         monkeypatch.setenv("TRIFOCAL_FAULT_INJECT", "hang:poison")
         monkeypatch.setenv("TRIFOCAL_ALLOW_FAULT_INJECTION", "1")
     files = set(Path("/dev/shm").iterdir())
-    command = [sys.executable, "-c", _SERVER, config.spec.path, moment]
+    command = [sys.executable, "-c", _SERVER, config.model.spec.path, moment]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         pid = int(server.stdout.readline())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trifocal.engine.replica import Replica
 from trifocal.engine.stream import RequestStream
 from trifocal.engine.supervisor import Supervisor
 from trifocal.errors import EngineDeadError, RequestError
+from trifocal.metrics import Metrics
 from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 
@@ -25,7 +27,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 
 
 async def start_replica(config: EngineConfig) -> Replica:
-    supervisor = Supervisor()
+    supervisor = Supervisor(config.supervision)
     await supervisor.spawn()
     return Replica(supervisor, (await supervisor.start(config)).limits)
 
@@ -50,6 +52,11 @@ async def test_requests_of_a_replica_that_is_given_up(folder: Path, monkeypatch:
         await text_of(await engine.submit(str(number), prompt, GREEDY)) for number, prompt in enumerate(prompts)
     ]
     assert [stats.num_generation_tokens for stats in await engine.stats()] == [120, 0], "the first one that is ready"
+    shown = Metrics("tiny", {}).render(await engine.stats()).decode()
+    for prefix in ("vllm", "trifocal"):
+        found = re.findall(rf"^{prefix}:generation_tokens_total{{(.*)}} (.*)$", shown, re.MULTILINE)
+        assert [('engine="0"' in labels, value) for labels, value in found] == [(True, "120.0"), (False, "0.0")]
+        assert len(re.findall(rf"^{prefix}:iteration_tokens_total_count{{.*engine=", shown, re.MULTILINE)) == 2
     with pytest.raises(RequestError, match="in use"):
         await asyncio.gather(*(engine.submit("twice", prompts[0], GREEDY) for _ in range(2)))
 

@@ -169,6 +169,7 @@ def test_kv_cache_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert platform.kv_cache_bytes(0.6, 3 * _GIB) == 0
     assert platform.kv_cache_bytes(1.0, 0) == 4 * _GIB  # the cap
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7.5")
+    platform = CpuPlatform()
     assert platform.kv_cache_bytes(0.1, _GIB) == int(7.5 * _GIB)
 
 

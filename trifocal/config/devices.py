@@ -12,16 +12,29 @@ attention backends of its own. `TRIFOCAL_PLUGINS` selects plug-ins by their name
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
 from trifocal.config import envs
-from trifocal.errors import ConfigError
+from trifocal.config.arguments import from_env
+from trifocal.errors import ArgumentError
 from trifocal.log import get_logger
 from trifocal.registry import Registry
 
 logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlatformConfig:
+    """What the environment says about devices: kernels, and GiB of KV cache with the variable that gives them."""
+
+    cpu_kernels: str = from_env(envs.CPU_KERNELS)
+    cpu_kvcache_space: float | None = from_env(envs.CPU_KVCACHE_SPACE)
+    cpu_kvcache_variable: str | None = field(default_factory=lambda: envs.CPU_KVCACHE_SPACE.variable)
+
+
 _GROUP = "trifocal.platforms"
 
 PLATFORMS: Registry[Any] = Registry(
@@ -39,7 +52,7 @@ def detect_device(wanted: str) -> str:
     _warn(faults)
     if wanted != "auto":
         if wanted not in PLATFORMS:
-            raise ConfigError(f"--device {wanted!r} is unknown; known: auto, {', '.join(sorted(PLATFORMS))}")
+            raise ArgumentError("{device} {!r} is unknown; known: auto, {}", wanted, ", ".join(sorted(PLATFORMS)))
         return wanted
     has_nvidia = os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     if has_nvidia:

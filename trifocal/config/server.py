@@ -6,8 +6,7 @@ import ssl
 from dataclasses import dataclass, fields
 from typing import Any
 
-from trifocal.config.arguments import fit_fields
-from trifocal.config.engine import arg
+from trifocal.config.arguments import arg, fit_fields
 from trifocal.errors import ConfigError
 
 CONTENT_FORMATS = ("auto", "string", "openai")

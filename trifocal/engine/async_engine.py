@@ -69,7 +69,7 @@ class AsyncEngine:
         self._limits = min((replica.limits for replica in replicas), key=lambda limits: limits.context_len)
         self.max_model_len = self._limits.max_model_len
         self._tokenizer = tokenizer
-        self._rng = random.Random(config.seed)
+        self._rng = random.Random(config.model.seed)
         self._death: str | None = None
         self._media_store = MediaStore()
         self._media_users = count()
@@ -85,11 +85,11 @@ class AsyncEngine:
 
         `read_tokenizer` is called in a thread, while the process starts.
         """
-        supervisor = Supervisor()
+        supervisor = Supervisor(config.supervision)
         try:
             await supervisor.spawn()
             tokenizer = await asyncio.to_thread(read_tokenizer)
-            config = replace(config, num_vocab=tokenizer.vocab_size)
+            config = replace(config, model=replace(config.model, num_vocab=tokenizer.vocab_size))
             ready = await supervisor.start(config)
             return cls(config, [Replica(supervisor, ready.limits)], tokenizer)
         except BaseException:
@@ -131,7 +131,7 @@ class AsyncEngine:
             request_id,
             prompt,
             params,
-            eos_ids=self.config.spec.eos_token_ids,
+            eos_ids=self.config.model.spec.eos_token_ids,
             max_model_len=self.max_model_len,
             rng=self._rng,
         )

@@ -11,6 +11,7 @@ import faulthandler
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
@@ -39,7 +40,7 @@ class EngineProcess:
     def __init__(self, channel: Channel, note: StepNote) -> None:
         self._channel = channel
         self._note = note
-        self._inject = injected_fault()
+        self._inject: Callable[[StepPlan], None] | None = None
         self._sent_stats = EngineStats()
         self.is_ready = False
 
@@ -47,6 +48,7 @@ class EngineProcess:
         """Serve until told to stop. Raises `ConfigError` if the engine cannot start."""
         EXECUTORS.get("uni")  # imports torch, while the server still reads the tokenizer
         config = messages.decode_config(self._channel.receive(None) or b"")
+        self._inject = injected_fault(config.supervision)
         engine = Engine(config, self._begin_step)
         self._send(messages.Ready(engine.limits))
         self.is_ready = True

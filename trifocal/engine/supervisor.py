@@ -14,8 +14,8 @@ from enum import Enum, auto
 from time import monotonic
 from typing import Protocol
 
-from trifocal.config import envs
 from trifocal.config.engine import EngineConfig
+from trifocal.config.supervision import SupervisionConfig
 from trifocal.engine import messages
 from trifocal.engine.child import Death, EngineChild, VanishedError
 from trifocal.errors import EngineDeadError, TrifocalError
@@ -57,7 +57,8 @@ class Client(Protocol):
 class Supervisor:
     """Engine processes, one at a time. One lifetime: `start`, `watch` .. `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: SupervisionConfig) -> None:
+        self._bounds = bounds
         self._config: EngineConfig | None = None
         self._state = State.STARTING
         self._child: EngineChild | None = None
@@ -77,7 +78,7 @@ class Supervisor:
 
     async def spawn(self) -> None:
         """Start the first process, which takes its time to import what it needs before `start` configures it."""
-        self._child = await EngineChild.spawn()
+        self._child = await EngineChild.spawn(self._bounds)
 
     async def start(self, config: EngineConfig) -> messages.Ready:
         """Configure the engine and wait until it is ready. One that says why it cannot start is not tried again.
@@ -91,7 +92,7 @@ class Supervisor:
             await self.stop()
             raise
         # A new engine must have room for whatever this one accepted, so it does not measure anew.
-        self._config = replace(config, num_blocks_before=ready.limits.num_blocks)
+        self._config = replace(config, cache=replace(config.cache, num_blocks_before=ready.limits.num_blocks))
         return ready
 
     def watch(self, client: Client) -> None:
@@ -142,7 +143,7 @@ class Supervisor:
             await asyncio.sleep(self._backoff_s())
             try:
                 if self._child is None:
-                    self._child = await EngineChild.spawn()
+                    self._child = await EngineChild.spawn(self._bounds)
                     self.num_restarts += 1
                 ready = await self._child.ready(self._config)
             except TrifocalError as error:
@@ -158,7 +159,7 @@ class Supervisor:
     def _count_failure(self, reason: str) -> None:
         """Raises `EngineDeadError` if this was one too many."""
         self._num_failures += 1
-        if self._num_failures > envs.ENGINE_MAX_RESTARTS.get():
+        if self._num_failures > self._bounds.max_restarts:
             num_restarts = self._num_failures - 1
             raise EngineDeadError(f"{reason}, after {num_restarts} fruitless restarts (TRIFOCAL_ENGINE_MAX_RESTARTS)")
 
@@ -166,7 +167,7 @@ class Supervisor:
         """The first to replace an engine that worked comes at once."""
         if self._num_failures <= 1:
             return 0.0
-        return min(envs.ENGINE_RESTART_BACKOFF_S.get() * 2.0 ** (self._num_failures - 2), _MAX_BACKOFF_S)
+        return min(self._bounds.restart_backoff_s * 2.0 ** (self._num_failures - 2), _MAX_BACKOFF_S)
 
     async def _remove_child(self) -> None:
         if self._child is not None:

@@ -110,7 +110,7 @@ def check_params(params: SamplingParams, args: ServerArgs) -> None:
 
 def check_token_ids(token_ids: Iterable[int], config: EngineConfig, field: str) -> None:
     """Raise `RequestError` naming `field` for an id that the model does not have."""
-    size = config.spec.text.vocab_size
+    size = config.model.spec.text.vocab_size
     for token_id in token_ids:
         if not 0 <= token_id < size:
             raise RequestError(f"{field}: the vocabulary ends at {size - 1}, got {token_id}", param=field)

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trifocal.config import envs
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.families import MODELS
 from trifocal.kernels.base import TORCH, Kernels
@@ -33,13 +32,13 @@ _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older rel
 
 def load_model(
     spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, load_format: str, seed: int, progress: bool = False,
-    quantization: Quantization | None = None, kernels: Kernels = TORCH,
+    quantization: Quantization | None = None, kernels: Kernels = TORCH, packed_cache: bool = False,
 ) -> Model:  # fmt: skip
     """Build the model of `spec` and fill it, from its folder or (`load_format="dummy"`) with seeded random numbers.
 
     The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers
-    are in the format that `quantization` asks for, laid out as `kernels`, which its layers use, want it. Raises
-    `ConfigError`.
+    are in the format that `quantization` asks for, laid out as `kernels`, which its layers use, want it. With
+    `packed_cache` weights for a CPU are kept in the cache folder as they are laid out. Raises `ConfigError`.
     """
     model = empty_model(spec, dtype)
     if quantization:
@@ -58,7 +57,7 @@ def load_model(
         _fill_randomly(model, seed)
     else:
         wanted = (dtype, quantization, kernels.wants_blocks)
-        keeps = envs.PACKED_CACHE.get() and device.type == "cpu"
+        keeps = packed_cache and device.type == "cpu"
         cache = PackedCache.of(Path(spec.path), wanted) if keeps else None
         if cache is None or not cache.restore(model):
             load_weights(model, Path(spec.path), progress=progress)
@@ -117,7 +116,7 @@ def _columns(rows: Tensor, per_column: int, name: str) -> Tensor:
         columns = rows.view(-1, per_column)
         if torch.equal(columns, columns[:, :1] // per_column * per_column + torch.arange(per_column)):
             return columns[:, 0] // per_column
-    raise NotAvailableYetError(f"outputs of several layers in one integer ({name})")
+    raise NotAvailableYetError("outputs of several layers in one integer ({})", name)
 
 
 def _packed_names(model: Model, folder: Path) -> frozenset[str]:

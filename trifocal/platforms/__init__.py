@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trifocal.config.devices import PLATFORMS, load_plugins
+from trifocal.config import devices
 
 if TYPE_CHECKING:
     from trifocal.platforms.interface import Platform
 
 
-def get_platform(device: str) -> Platform:
+def get_platform(device: str, config: devices.PlatformConfig | None = None) -> Platform:
     """The platform object of a device name. Raises `ConfigError` for one that is unknown."""
-    load_plugins()
-    platform: Platform = PLATFORMS.get(device)()
+    devices.load_plugins()
+    platform: Platform = devices.PLATFORMS.get(device)(config)
     return platform

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trifocal.config.devices import PlatformConfig
 from trifocal.kernels.base import TORCH, Kernels
 
 
@@ -36,6 +37,10 @@ class Platform(ABC):
     pin_memory: bool = False
     max_profile_tokens: int | None = None  # profile at most so many tokens and scale up (None: the whole budget)
 
+    def __init__(self, config: PlatformConfig | None = None) -> None:
+        """Without a `config` the environment is read."""
+        self.config = config or PlatformConfig()
+
     @abstractmethod
     def device(self, index: int = 0) -> torch.device:
         """Make device `index` current and return it."""
@@ -57,8 +62,8 @@ class Platform(ABC):
         return TORCH
 
     def kv_cache_setting(self, utilization: float) -> str:
-        """What decides on `kv_cache_bytes`, as whoever set it wrote it."""
-        return f"--gpu-memory-utilization {utilization:g}"
+        """What decides on `kv_cache_bytes`; a part of the message of an `ArgumentError`."""
+        return f"{{gpu_memory_utilization}} {utilization:g}"
 
     @abstractmethod
     def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:

@@ -15,9 +15,9 @@ from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
-from trifocal.config import envs
+from trifocal.config.arguments import part
 from trifocal.config.engine import EngineConfig
-from trifocal.errors import ConfigError, RequestError
+from trifocal.errors import ArgumentError, ConfigError, RequestError, errors_in_keywords
 from trifocal.families import PROCESSORS
 from trifocal.media.cache import MediaCache
 from trifocal.media.decode.image import OpenedImage
@@ -84,8 +84,8 @@ class PromptBuilder:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
-        self.tokenizer = load_tokenizer(config.tokenizer, trust_remote_code=config.trust_remote_code)
-        self.processor: Processor = PROCESSORS.get(config.spec.architecture)(config.spec, self.tokenizer)
+        self.tokenizer = load_tokenizer(config.model.tokenizer, trust_remote_code=config.model.trust_remote_code)
+        self.processor: Processor = PROCESSORS.get(config.model.spec.architecture)(config.model.spec, self.tokenizer)
         self._server_options = self._options_of_server()
         source = read_chat_template(chat_template) if chat_template else self.tokenizer.chat_template
         source = source or self.processor.chat_template
@@ -97,19 +97,19 @@ class PromptBuilder:
         try:
             check_variables(self._template_kwargs)
         except RequestError as error:
-            raise ConfigError(f"--default-chat-template-kwargs: {error.message}") from None
-        threads = max(envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1), 1)
+            raise ArgumentError("{default_chat_template_kwargs}: {}", error.message) from None
+        threads = max(config.media.num_threads or min(_MAX_THREADS, os.cpu_count() or 1), 1)
         self._executor = Threads(threads, "media")
         # Text has threads of its own: it must not wait until a hundred pictures of somebody else are decoded.
         self._text_executor = Threads(_TEXT_THREADS, "text")
         self._slow_executor = Threads(1, "slow")
         self._media_at_once = max(threads - 1, 1)  # of one request: another's single picture gets its turn
-        cache = MediaCache(config.mm_processor_cache_bytes)
-        self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads, cache=cache)
+        cache = MediaCache(config.cache.mm_processor_cache_bytes)
+        self._reader = MediaReader(part(MediaLimits, config.media), num_decoders=threads, cache=cache)
         self._loop: LoopThread | None = None
         self._loop_lock = Lock()
         self._fetch_policy = fetch_policy or FetchPolicy()
-        self._fetcher = Fetcher(self._executor, self._fetch_policy)
+        self._fetcher = Fetcher(self._executor, self._fetch_policy, config=self.config.media.fetch)
 
     # ------------------------------------------------------------------------------------------ entry points
 
@@ -157,7 +157,9 @@ class PromptBuilder:
         """Run `work` with a fetcher of its own, beside any loop that the caller may be running (notebooks do)."""
 
         async def run() -> T:
-            fetcher = Fetcher(self._executor, self._fetch_policy)  # HTTP clients belong to one loop
+            fetcher = Fetcher(
+                self._executor, self._fetch_policy, config=self.config.media.fetch
+            )  # HTTP clients belong to one loop
             try:
                 return await work(fetcher)
             finally:
@@ -232,7 +234,7 @@ class PromptBuilder:
                 "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
             )
         guard = self.tokenizer.guard()
-        keeps_order = self.config.interleave_mm_strings
+        keeps_order = self.config.media.interleave_mm_strings
         parser = MessageParser(template, self.processor.placeholder, keeps_order=keeps_order)
         try:
             conversation = parser.parse(messages, guard)
@@ -251,7 +253,7 @@ class PromptBuilder:
                 max_seconds=max_seconds,
             )
         except RenderedTooLongError:
-            raise self._too_long(self.config.max_model_len + 1, "at least ") from None
+            raise self._too_long(self.config.scheduling.max_model_len + 1, "at least ") from None
         if open_end is not None:
             text = open_end.cut(text)
         token_ids = self._tokenize(text, partial(self.tokenizer.encode_chat, protected=guard.protected), "messages")
@@ -261,10 +263,11 @@ class PromptBuilder:
     def _given_template(self, text_or_path: str) -> ChatTemplate:
         """The template of one call; making it takes two renderings, so some are kept."""
         try:
-            source = read_chat_template(text_or_path)
-            template = self._given_templates.get(source) or ChatTemplate(source, self.tokenizer.special_tokens)
+            with errors_in_keywords():
+                source = read_chat_template(text_or_path)
+                template = self._given_templates.get(source) or ChatTemplate(source, self.tokenizer.special_tokens)
         except ConfigError as error:
-            raise RequestError(str(error).replace("--chat-template", "chat_template"), param="chat_template") from None
+            raise RequestError(str(error), param="chat_template") from None
         if len(self._given_templates) >= _MAX_GIVEN_TEMPLATES:
             self._given_templates.clear()
         self._given_templates[source] = template
@@ -334,7 +337,7 @@ class PromptBuilder:
         if isinstance(prompt, str):
             encode = partial(self.tokenizer.encode, add_special_tokens=add_special_tokens)
             prompt = self._tokenize(self.processor.normalize_prompt(prompt), encode, "prompt")
-        vocab_size = self.config.spec.text.vocab_size
+        vocab_size = self.config.model.spec.text.vocab_size
         for token_id in prompt:
             if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
                 message = f"token id {token_id!r} is not in the vocabulary (0 .. {vocab_size - 1})"
@@ -345,7 +348,7 @@ class PromptBuilder:
 
     def _tokenize(self, text: str, encode: Callable[[str], list[int]], param: str) -> list[int]:
         """Ids of `text`; one that is far too long is refused by its beginning: all of it might take seconds."""
-        limit = self.config.max_model_len
+        limit = self.config.scheduling.max_model_len
         beginning = text[: limit * _CHARS_PER_TOKEN]
         is_cut = len(beginning) < len(text)
         if len(text) > self._max_chars or (is_cut and len(encode(beginning)) > limit + _SEAM):
@@ -394,7 +397,7 @@ class PromptBuilder:
         items: Sequence[OpenedItem] = (),
     ) -> Prompt:
         prompt = self.processor.build(token_ids, media, options.processor)
-        if len(prompt.token_ids) > self.config.max_model_len:
+        if len(prompt.token_ids) > self.config.scheduling.max_model_len:
             raise self._too_long(len(prompt.token_ids))
         self._check_encoder_room(prompt, items)
         return replace(
@@ -410,17 +413,17 @@ class PromptBuilder:
     def _options_of_server(self) -> ItemOptions:
         """The two flags' as the first layers of every request's. Raises `ConfigError`."""
         try:
-            self.processor.check_options(seen_by_processor(self.config.mm_processor_kwargs))
+            self.processor.check_options(seen_by_processor(self.config.media.mm_processor_kwargs))
         except RequestError as error:
             message = error.message.removeprefix("mm_processor_kwargs: ")
-            raise ConfigError(f"--mm-processor-kwargs: {message}") from None
+            raise ArgumentError("{mm_processor_kwargs}: {}", message) from None
         try:
-            reading = reading_layer(self.config.media_io_kwargs)
+            reading = reading_layer(self.config.media.media_io_kwargs)
             self._check_reading(reading)
         except RequestError as error:
             message = error.message.removeprefix("media_io_kwargs: ")
-            raise ConfigError(f"--media-io-kwargs: {message}") from None
-        options = ItemOptions().overlaid(self.config.mm_processor_kwargs)
+            raise ArgumentError("{media_io_kwargs}: {}", message) from None
+        options = ItemOptions().overlaid(self.config.media.mm_processor_kwargs)
         return options.overlaid(reading, is_own=True, is_capped=True)
 
     def _options(
@@ -428,7 +431,7 @@ class PromptBuilder:
     ) -> ItemOptions:
         """The request's over the server's."""
         given = whole(_object(mm_processor_kwargs, "mm_processor_kwargs"))
-        server = {name: value for name, value in self.config.mm_processor_kwargs.items() if name not in given}
+        server = {name: value for name, value in self.config.media.mm_processor_kwargs.items() if name not in given}
         self.processor.check_options(seen_by_processor({**server, **given}))
         reading = reading_layer(_object(media_io_kwargs, "media_io_kwargs"))
         self._check_reading(reading)
@@ -457,10 +460,10 @@ class PromptBuilder:
 
     @property
     def _max_chars(self) -> int:
-        return self.config.max_model_len * self.tokenizer.longest_token
+        return self.config.scheduling.max_model_len * self.tokenizer.longest_token
 
     def _check_limits(self, refs: Sequence[MediaRef]) -> None:
-        for modality, limit in self.config.limit_mm_per_prompt.items():
+        for modality, limit in self.config.media.limit_mm_per_prompt.items():
             count = sum(ref.modality == modality for ref in refs)
             if count > limit:
                 raise RequestError(
@@ -502,7 +505,8 @@ class PromptBuilder:
     @property
     def _encoder_room(self) -> int:
         """Embeddings that the encoder's cache holds."""
-        return self.config.encoder_cache_bytes // (self.config.spec.text.hidden_size * _DTYPE_BYTES[self.config.dtype])
+        model = self.config.model
+        return self.config.cache.encoder_cache_bytes // (model.spec.text.hidden_size * _DTYPE_BYTES[model.dtype])
 
     def _proposal(self, items: Sequence[OpenedItem], num_text: int) -> str:
         """What would bring these items, beside `num_text` other tokens, within all limits, and where to say it."""
@@ -519,7 +523,7 @@ class PromptBuilder:
 
     def _excess(self, total: int, items: Sequence[SizedItem]) -> RequestError | None:
         """The error about a prompt of `total` tokens with these items, if it is too much."""
-        if total > self.config.max_model_len:
+        if total > self.config.scheduling.max_model_len:
             return self._too_long(total)
         sizes = [item.size for item in items]
         scaled = [(item.size[0], *self._target(item.modality, item.options, *item.size)) for item in items]
@@ -556,8 +560,8 @@ class PromptBuilder:
 
     def _too_long(self, num_tokens: int, roughly: str = "", param: str = "messages") -> RequestError:
         return RequestError(
-            f"This model's maximum context length is {self.config.max_model_len} tokens. However, you requested "
-            f"{roughly}{num_tokens} tokens in the {param}. Please reduce the length of the {param}.",
+            f"This model's maximum context length is {self.config.scheduling.max_model_len} tokens. However, you "
+            f"requested {roughly}{num_tokens} tokens in the {param}. Please reduce the length of the {param}.",
             param=param,
             code="context_length_exceeded",
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
 from trifocal.attention.registry import ATTENTION
 from trifocal.config.engine import EngineConfig
-from trifocal.errors import ConfigError
+from trifocal.errors import ArgumentError, spelled
 from trifocal.log import get_logger
 from trifocal.models.loader import load_model
 from trifocal.platforms import get_platform
@@ -31,31 +31,34 @@ class Worker:
     @torch.inference_mode()
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.platform = get_platform(config.device)
+        self.platform = get_platform(config.parallel.device, config.parallel.platform)
         self.device = self.platform.device()
-        self.dtype: torch.dtype = getattr(torch, config.dtype)
-        self.cache_dtype: torch.dtype = getattr(torch, config.kv_cache_dtype)
+        self.dtype: torch.dtype = getattr(torch, config.model.dtype)
+        self.cache_dtype: torch.dtype = getattr(torch, config.cache.kv_cache_dtype)
         started = perf_counter()
         self.model = load_model(
-            config.spec,
+            config.model.spec,
             dtype=self.dtype,
             device=self.device,
-            load_format=config.load_format,
-            seed=config.seed,
+            load_format=config.model.load_format,
+            packed_cache=config.model.packed_cache,
+            seed=config.model.seed,
             progress=True,
-            quantization=config.quantization,
+            quantization=config.model.quantization,
             kernels=self.platform.kernels(),
         )
-        how = f", linear layers in {config.quantization.method}" if config.quantization else ""
-        logger.info("weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.dtype, how, self.device)
+        how = f", linear layers in {config.model.quantization.method}" if config.model.quantization else ""
+        logger.info(
+            "weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.model.dtype, how, self.device
+        )
         num_blocks = self._num_blocks()
         self.capacity = Capacity(
             num_blocks=num_blocks,
             max_model_len=self._max_model_len(num_blocks),
-            bytes_per_embed=config.spec.text.hidden_size * self.dtype.itemsize,
+            bytes_per_embed=config.model.spec.text.hidden_size * self.dtype.itemsize,
         )
         cache = self._cache(num_blocks)
-        attention = ATTENTION.get(self.platform.default_attention)(cache, config.capture_sizes)
+        attention = ATTENTION.get(self.platform.default_attention)(cache, config.parallel.capture_sizes)
         started = perf_counter()
         attention.capture(lambda num_tokens: self._dummy_pass(attention, num_tokens))
         logger.info("steps captured in %.1f s (--enforce-eager: none are)", perf_counter() - started)
@@ -69,87 +72,91 @@ class Worker:
 
     def reset(self) -> None:
         """Forget every sequence and all embeddings; weights and the memory of the KV cache stay."""
-        sampler = Sampler(self.config.num_vocab, self.platform.kernels())
+        sampler = Sampler(self.config.model.num_vocab, self.platform.kernels())
         self.runner = ModelRunner(self.model, self._attention, sampler, self.platform)
 
     # ------------------------------------------------------------------------------------------ memory
 
     def _cache(self, num_blocks: int) -> KVCache:
-        text = self.config.spec.text
-        shape = (text.num_layers, num_blocks, text.num_kv_heads, self.config.block_size, text.head_dim)
+        text = self.config.model.spec.text
+        shape = (text.num_layers, num_blocks, text.num_kv_heads, self.config.cache.block_size, text.head_dim)
         return KVCache.allocate(shape, dtype=self.cache_dtype, device=self.device)
 
     def _num_blocks(self) -> int:
         """Blocks to allocate: those asked for, or what fits. Raises `ConfigError` naming a setting that is too much."""
-        config, text = self.config, self.config.spec.text
-        if config.num_blocks_before is not None:
-            return config.num_blocks_before
+        cache, scheduling, text = self.config.cache, self.config.scheduling, self.config.model.spec.text
+        if cache.num_blocks_before is not None:
+            return cache.num_blocks_before
         per_head = KVCache.bytes_per_head(text.head_dim, self.cache_dtype)
-        per_block = text.num_layers * text.num_kv_heads * per_head * config.block_size
-        num_blocks = config.num_blocks_override
-        setting = f"--num-gpu-blocks-override {num_blocks}"
+        per_block = text.num_layers * text.num_kv_heads * per_head * cache.block_size
+        num_blocks = cache.num_gpu_blocks_override
+        setting = f"{{num_gpu_blocks_override}} {num_blocks}"
         if num_blocks is None:
             num_bytes, setting = self._kv_cache_bytes()
-            most = config.max_num_seqs * -(-config.max_model_len // config.block_size)
+            most = scheduling.max_num_seqs * -(-scheduling.max_model_len // cache.block_size)
             num_blocks = min(num_bytes // per_block, most)
-        num_tokens = num_blocks * config.block_size
+        num_tokens = num_blocks * cache.block_size
         total, free = num_blocks * per_block, self.platform.memory().free
         if num_blocks < 1:
-            raise ConfigError(
+            raise ArgumentError(
                 f"no memory is left for the KV cache by {setting}, a block takes {per_block} bytes: raise it, lower "
-                "--max-num-batched-tokens, or take --kv-cache-dtype int8 or a smaller model"
+                "{max_num_batched_tokens}, or take {kv_cache_dtype} int8 or a smaller model"
             )
         if total > free:
-            raise ConfigError(
+            raise ArgumentError(
                 f"{setting}: a KV cache of {num_blocks} blocks takes {total / _GIB:.2f} GiB, but "
                 f"{free / _GIB:.2f} GiB are free; at most {free // per_block} blocks fit"
             )
         logger.info(
             "KV cache: %d blocks of %d tokens in %s, %.2f GiB for %d tokens (%s)",
-            *(num_blocks, config.block_size, config.kv_cache_dtype, total / _GIB, num_tokens, setting),
+            *(num_blocks, cache.block_size, cache.kv_cache_dtype, total / _GIB, num_tokens, spelled(setting)),
         )
         return num_blocks
 
     def _kv_cache_bytes(self) -> tuple[int, str]:
-        """What is asked for, or is left beside a full step; and the setting that decides on it."""
+        """What is asked for, or is left beside a full step; and the setting that decides on it (`ArgumentError`)."""
         config, platform = self.config, self.platform
-        if config.kv_cache_memory_bytes is not None:
-            return config.kv_cache_memory_bytes, f"--kv-cache-memory-bytes {config.kv_cache_memory_bytes}"
+        if config.cache.kv_cache_memory_bytes is not None:
+            num_bytes = config.cache.kv_cache_memory_bytes
+            return num_bytes, f"{{kv_cache_memory_bytes}} {num_bytes}"
         activation, memory = self._profile_peak(), platform.memory()
-        num_bytes = platform.kv_cache_bytes(config.gpu_memory_utilization, activation)
+        num_bytes = platform.kv_cache_bytes(config.cache.gpu_memory_utilization, activation)
         if activation > memory.free:
             message = (
-                f"--max-num-batched-tokens {config.max_num_batched_tokens}: a step of {self._step_tokens} tokens takes "
-                f"about {activation / _GIB:.2f} GiB, but {memory.free / _GIB:.2f} GiB are free; steps of "
+                f"{{max_num_batched_tokens}} {config.scheduling.max_num_batched_tokens}: a step of {self._step_tokens} "
+                f"tokens takes about {activation / _GIB:.2f} GiB, but {memory.free / _GIB:.2f} GiB are free; steps of "
                 f"{self._step_tokens * memory.free // activation} tokens fit"
             )
             if activation > memory.total or num_bytes == 0:
-                raise ConfigError(message)
-            logger.warning("%s", message)  # a guess, and whoever set the size of the KV cache may know better
+                raise ArgumentError(message)
+            logger.warning("%s", spelled(message))  # a guess, and whoever set the size of the KV cache may know better
         logger.info(
             "measured: a step's peak %.2f GiB, left for the KV cache %.2f GiB. More or less: --gpu-memory-utilization "
             "(now %g), --kv-cache-memory-bytes",
-            *(activation / _GIB, num_bytes / _GIB, config.gpu_memory_utilization),
+            *(activation / _GIB, num_bytes / _GIB, config.cache.gpu_memory_utilization),
         )
-        return num_bytes, platform.kv_cache_setting(config.gpu_memory_utilization)
+        return num_bytes, platform.kv_cache_setting(config.cache.gpu_memory_utilization)
 
     def _max_model_len(self, num_blocks: int) -> int:
-        config = self.config
-        room = num_blocks * config.block_size
-        if room >= config.max_model_len:
-            return config.max_model_len
-        if config.is_max_model_len_explicit:
-            raise ConfigError(
-                f"--max-model-len {config.max_model_len} does not fit: the KV cache has room for {room} tokens; lower "
-                "it, or raise --gpu-memory-utilization (TRIFOCAL_CPU_KVCACHE_SPACE on a CPU)"
+        room, scheduling = num_blocks * self.config.cache.block_size, self.config.scheduling
+        if room >= scheduling.max_model_len:
+            return scheduling.max_model_len
+        if scheduling.is_max_model_len_explicit:
+            raise ArgumentError(
+                "{max_model_len} {} does not fit: the KV cache has room for {} tokens; lower it, or raise "
+                "{gpu_memory_utilization} (TRIFOCAL_CPU_KVCACHE_SPACE on a CPU)",
+                scheduling.max_model_len,
+                room,
             )
-        logger.warning("max_model_len is %d, what the KV cache holds (the model allows %d)", room, config.max_model_len)
+        logger.warning(
+            "max_model_len is %d, what the KV cache holds (the model allows %d)", room, scheduling.max_model_len
+        )
         return room
 
     @property
     def _step_tokens(self) -> int:
         """Tokens of the largest step that one sequence alone makes."""
-        return min(self.config.max_num_batched_tokens, self.config.max_model_len)
+        return min(self.config.scheduling.max_num_batched_tokens, self.config.scheduling.max_model_len)
 
     def _profile_peak(self) -> int:
         """Bytes that a full step may take beside weights and KV cache, measured on dummy input.
@@ -158,19 +165,19 @@ class Worker:
         """
         budget = self._step_tokens
         num_tokens = min(budget, self.platform.max_profile_tokens or budget)
-        cache = self._cache(-(-num_tokens // self.config.block_size))
+        cache = self._cache(-(-num_tokens // self.config.cache.block_size))
         attention = ATTENTION.get(self.platform.default_attention)(cache)
         item = self.model.dummy_item(num_tokens)
         with self.platform.measure_peak() as peak:
             self.model.encode([item])
             hidden = self._dummy_pass(attention, num_tokens)
-            self.model.logits(hidden[: self.config.max_num_seqs])
+            self.model.logits(hidden[: self.config.scheduling.max_num_seqs])
         return peak.num_bytes * budget // num_tokens
 
     def _dummy_pass(self, attention: AttentionBackend, num_tokens: int) -> Tensor:
         """Hidden states of one sequence of the same token, at the beginning of the cache."""
         tokens = torch.arange(num_tokens, device=self.device)
-        num_blocks = -(-num_tokens // self.config.block_size)
+        num_blocks = -(-num_tokens // self.config.cache.block_size)
         tables = torch.arange(num_blocks, device=self.device)[None]
         attention.begin(AttentionBatch(tokens, tables, query_lens=[num_tokens], context_lens=[num_tokens]))
         embeds = self.model.embed(torch.zeros_like(tokens))

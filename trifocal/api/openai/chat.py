@@ -38,7 +38,7 @@ class Chat(Generation):
     absent = ("service_tier", "system_fingerprint", "prompt_logprobs")
 
     def __init__(self, service: Service, request: Request, body: ChatBody) -> None:
-        super().__init__(service, request, body, body.to_params(service.config.default_sampling))
+        super().__init__(service, request, body, body.to_params(service.config.model.default_sampling))
         self._chat = body
         self._role = service.args.response_role
 

@@ -38,7 +38,7 @@ class Completion(Generation):
     absent = ("service_tier", "system_fingerprint")
 
     def __init__(self, service: Service, request: Request, body: CompletionBody) -> None:
-        super().__init__(service, request, body, body.to_params(service.config.default_sampling))
+        super().__init__(service, request, body, body.to_params(service.config.model.default_sampling))
         self._completion = body
         self._echoes: list[str] = []  # what each prompt's choices begin with
         self._offsets: dict[int, int] = {}  # characters of each choice that have been sent

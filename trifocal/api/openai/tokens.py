@@ -54,7 +54,7 @@ async def _token_ids(service: Service, body: TokenizeBody) -> list[int]:
 
 def _check_chars(service: Service, prompt: str) -> None:
     """Counting may go beyond the context, but tokenizing megabytes of text would take a core for minutes."""
-    most = service.config.max_model_len * service.builder.tokenizer.longest_token
+    most = service.config.scheduling.max_model_len * service.builder.tokenizer.longest_token
     if len(prompt) > most:
         raise RequestError(f"prompt: at most {most} characters can be tokenized, got {len(prompt)}", param="prompt")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from trifocal.config import envs
+from trifocal.config.media import FetchConfig
 from trifocal.errors import RequestError
 from trifocal.media.fetch.download import Downloader, DownloadError, Resolver, TooLargeError
 from trifocal.media.fetch.local_file import FileRefusedError, FileTooLargeError, read_file
@@ -36,12 +36,22 @@ _BASE64_HEAD = re.compile(r";\s*base64\s*\Z", re.IGNORECASE)
 
 
 class Fetcher:
-    """Fetches media for one event loop; `executor` runs what would block it (base64, disk)."""
+    """Fetches media for one event loop; `executor` runs what would block it (base64, disk).
 
-    def __init__(self, executor: Executor, policy: FetchPolicy | None = None, resolver: Resolver | None = None) -> None:
+    Without a `config` the environment is read.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        policy: FetchPolicy | None = None,
+        resolver: Resolver | None = None,
+        config: FetchConfig | None = None,
+    ) -> None:
         self._executor = executor
         self._policy = policy or FetchPolicy()
-        self._downloader = Downloader(self._policy, resolver)
+        self._config = config or FetchConfig()
+        self._downloader = Downloader(self._policy, resolver, allows_redirects=self._config.allows_redirects)
 
     async def fetch(self, url: str, modality: Modality, where: str) -> bytes:
         """The bytes of `url`. Raises `RequestError` that begins with `where`; cancelling it closes the connection."""
@@ -68,7 +78,7 @@ class Fetcher:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
     async def _download(self, url: str, modality: Modality, where: str) -> bytes:
-        timeout = (envs.IMAGE_FETCH_TIMEOUT if modality == "image" else envs.VIDEO_FETCH_TIMEOUT).get()
+        timeout = self._config.image_timeout if modality == "image" else self._config.video_timeout
         try:
             async with asyncio.timeout(timeout):  # for all of it: neither a slow name nor a slow body stretches it
                 return await self._downloader.get(url, MAX_BYTES[modality])
