@@ -168,8 +168,8 @@ class AsyncEngine:
     def end(self, request_ids: Sequence[str]) -> None:
         """Forget requests; those still running are aborted in the engine.
 
-        It is told before their pixels are given back: a request that it has not looked at yet would find the pixels of
-        somebody else in their place, and is dropped with the word that comes right behind it.
+        They are aborted before their pixels are released: an engine that has not mapped these yet may find those of
+        another request under the same descriptor.
         """
         ended = [flight for replica in self.replicas for flight in replica.remove(request_ids)]
         users = [flight.media_user for flight in ended if flight.request.prompt.media]

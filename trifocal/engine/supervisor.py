@@ -3,7 +3,7 @@
     STARTING ──ready──► RUNNING ──death──► STARTING (again, after a pause) ── ... ──► LOST
         └─────────── cannot start, or too many deaths in a row ───────────────────────►┘
 
-What becomes of the requests is not decided here but by its client (`AsyncEngine`), which is told of every turn.
+What becomes of the requests is not decided here but by its listener (`Replica`), which is told of every turn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class State(Enum):
     STOPPED = auto()  # by `stop`, from any state
 
 
-class Client(Protocol):
+class Listener(Protocol):
     """Who is told. Every method returns at once."""
 
     def is_busy(self) -> bool:
@@ -95,46 +95,46 @@ class Supervisor:
         self._config = replace(config, cache=replace(config.cache, num_blocks_before=ready.limits.num_blocks))
         return ready
 
-    def watch(self, client: Client) -> None:
+    def watch(self, listener: Listener) -> None:
         """Keep the engine running from now on."""
-        self._watching = asyncio.create_task(self._watch(client))
+        self._watching = asyncio.create_task(self._watch(listener))
 
     def send(self, message: messages.ToEngine) -> None:
         """Send to the engine; it must be RUNNING. What it does not live to read is lost."""
         assert self._child is not None and self._state is State.RUNNING
         self._child.send(message)
 
-    async def _watch(self, client: Client) -> None:
+    async def _watch(self, listener: Listener) -> None:
         try:
-            await self._keep_running(client)
+            await self._keep_running(listener)
         except Exception as error:
             if not isinstance(error, TrifocalError):
                 logger.exception("the supervisor failed")
             self._state = State.LOST
-            client.engine_lost(str(error))
+            listener.engine_lost(str(error))
 
-    async def _keep_running(self, client: Client) -> None:
+    async def _keep_running(self, listener: Listener) -> None:
         """Replace one engine after the other. Raises `ConfigError` or `EngineDeadError` when that cannot go on."""
 
         def receive(message: messages.FromEngine) -> None:
             if isinstance(message, messages.Outputs) and any(output.token_ids for output in message.outputs):
                 self._num_failures = 0
-            client.receive(message)
+            listener.receive(message)
 
         while True:
             assert self._child is not None
             started = monotonic()
-            death = await self._child.run(receive, client.is_busy)
+            death = await self._child.run(receive, listener.is_busy)
             self._state = State.STARTING
             logger.error("the engine died: %s", death.reason)
-            if not client.is_busy() and monotonic() - started > _QUIET_S:
+            if not listener.is_busy() and monotonic() - started > _QUIET_S:
                 self._num_failures = 0  # it had nothing to produce
             await self._remove_child()
-            client.engine_died(death)
+            listener.engine_died(death)
             self._count_failure(death.reason)
             await self._start_until_ready(retries=(EngineDeadError,))
             logger.warning("a new engine is ready")
-            client.engine_started()
+            listener.engine_started()
 
     async def _start_until_ready(self, retries: tuple[type[EngineDeadError], ...]) -> messages.Ready:
         """Start engines until one is ready, pausing longer each time."""
