@@ -107,7 +107,7 @@ MAY_NAME_DEVICES = (
     "platforms",
     "attention.cuda",
     "config.devices",  # how they are found
-    "config.engine",  # the help text of --device
+    "config.parallel",  # the help text of --device
     "config.vllm_options",  # vLLM's names
     "cli.serve",  # the help text names the allocators' variables
 )

@@ -109,7 +109,7 @@ def test_rounded_to_nearest_it_still_knows_capitals(folder: Path, quantization: 
     """
     params = SamplingParams(temperature=0, max_tokens=16)
     with LLM(str(folder), max_model_len=1024, num_gpu_blocks_override=128, quantization=quantization) as llm:
-        assert llm.config.quantization is not None and llm.config.quantization.method == quantization
+        assert llm.config.model.quantization is not None and llm.config.model.quantization.method == quantization
         begun = llm.generate(["The capital of France is", "The capital of Japan is"], params, use_tqdm=False)
         questions = [ask(text=f"What is the capital of {country}?") for country in ("Japan", "Italy")]
         answers = [answer.outputs[0].text for answer in llm.chat(questions, params, use_tqdm=False)]
@@ -139,7 +139,7 @@ def test_awq_still_knows_the_capital(folder: Path, tmp_path: Path) -> None:
     assert (out / "model.safetensors").stat().st_size < 0.55 * (folder / "model.safetensors").stat().st_size
     params = SamplingParams(temperature=0, max_tokens=16)
     with LLM(str(out), max_model_len=1024, num_gpu_blocks_override=128) as llm:
-        assert llm.config.quantization is not None and llm.config.quantization.group_size == 64
+        assert llm.config.model.quantization is not None and llm.config.model.quantization.group_size == 64
         answer = llm.chat(ask(text=QUESTION), params, use_tqdm=False)[0].outputs[0].text
         assert answer.startswith("The capital of France is Paris")
         count = llm.generate("1, 2, 3, 4, 5, 6,", params, use_tqdm=False)[0].outputs[0].text

@@ -14,9 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trifocal.config.engine import EngineArgs, errors_in_keywords, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.shared_engine import Call, SharedEngine
-from trifocal.errors import RequestError
+from trifocal.errors import RequestError, errors_in_keywords
 from trifocal.media.fetch.policy import FetchPolicy
 from trifocal.media.multi_modal_data import check_names
 from trifocal.prompt.builder import PromptBuilder
@@ -48,14 +48,15 @@ class LLM:
     """
 
     def __init__(self, model: str, *, chat_template: str | os.PathLike[str] | None = None, **engine_args: Any) -> None:
-        self.config = resolve(EngineArgs.from_kwargs(model=model, **engine_args))
-        # It is the caller's own machine.
-        policy = FetchPolicy.unrestricted()
         with errors_in_keywords():
+            self.config = resolve(EngineArgs.from_kwargs(model=model, **engine_args))
+            # It is the caller's own machine.
+            policy = FetchPolicy.unrestricted()
             self._builder = PromptBuilder(self.config, fetch_policy=policy, chat_template=chat_template)
             self._builder.open_loop()
             tokenizer = self._builder.tokenizer
-            self._shared = SharedEngine(replace(self.config, num_vocab=tokenizer.vocab_size), tokenizer)
+            model_config = replace(self.config.model, num_vocab=tokenizer.vocab_size)
+            self._shared = SharedEngine(replace(self.config, model=model_config), tokenizer)
         self._engine = self._shared.engine
         weakref.finalize(self, self._shared.stop).atexit = False
 
@@ -150,7 +151,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `sampling_params=None` means: the model's generation_config.json, else the class's defaults."""
-        return SamplingParams(**self.config.default_sampling)
+        return SamplingParams(**self.config.model.default_sampling)
 
     def stats(self) -> EngineStats:
         """Counters and gauges of the engine. Counters begin anew after a step that failed (`num_restarts`)."""
@@ -171,7 +172,7 @@ class LLM:
         use_tqdm: ProgressBar,
     ) -> list[RequestOutput]:
         params = self._params_for(sampling_params, len(builds))
-        window = _READY_AHEAD * self.config.max_num_seqs
+        window = _READY_AHEAD * self.config.scheduling.max_num_seqs
         outputs: list[RequestOutput] = []
         with self._shared.open_call() as call, _progress_bar(use_tqdm, len(builds)) as progress:
             while len(outputs) < len(builds) or call.num_open:

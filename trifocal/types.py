@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import monotonic, time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,17 @@ class SharedPixels:
     dtype: str
 
 
+if TYPE_CHECKING:
+    Pixels = NDArray[np.uint8] | SharedPixels
+else:
+
+    @runtime_checkable
+    class Pixels(Protocol):
+        """The same as one type: decoders of messages take no union of classes, and make `SharedPixels` of it."""
+
+        shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaItem:
     """One preprocessed picture or clip.
@@ -70,7 +81,7 @@ class MediaItem:
     content_hash: bytes
     span: Span
     grid: tuple[int, ...]
-    pixels: NDArray[np.uint8] | SharedPixels
+    pixels: Pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,7 +14,8 @@ from tests import tiny
 from tests.models.families import ENTRIES
 from trifocal.cli import main
 from trifocal.cli.models import catalogue
-from trifocal.config.engine import DTYPES, EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, resolve
+from trifocal.config.model import DTYPES
 from trifocal.errors import ConfigError
 from trifocal.families import DECODERS, FAMILIES, MODELS, PROCESSORS, Check, check_architecture
 
@@ -79,7 +80,7 @@ def test_quantizations_are_those_that_are_not_refused(tmp_path: Path, method: st
         (folder / "config.json").write_text(json.dumps(settings))
     args = EngineArgs(model=str(folder), quantization=method, device="cpu")
     if method in catalogue()["weights"]["quantization"]:
-        quantization = resolve(args).quantization
+        quantization = resolve(args).model.quantization
         assert quantization is not None and quantization.method == method
         return
     with pytest.raises(ConfigError, match=method):

@@ -68,7 +68,7 @@ async def test_answers_equal_offline_ones_and_nothing_is_left(
 ) -> None:
     prompts = [picture_prompt(builder, seed) for seed in range(3)] + [builder.build("The quick brown")]
     texts = await asyncio.gather(*(text_of(engine, str(i), prompt) for i, prompt in enumerate(prompts)))
-    with LLM(config.spec.path, max_model_len=512) as llm:
+    with LLM(config.model.spec.path, max_model_len=512) as llm:
         pixels = [np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8) for seed in range(3)]
         inputs = [{"prompt": f"{IMAGE}What is in the image?", "multi_modal_data": {"image": each}} for each in pixels]
         offline = llm.generate([*inputs, "The quick brown"], GREEDY, use_tqdm=False)
@@ -111,9 +111,11 @@ async def test_an_idle_engine_holds_nothing_of_the_last_request(builder: PromptB
     async for _ in stream:
         pass
     assert await becomes_clean(engine)
-    assert engine.last_stats.worker_embeds == engine.last_stats.encoder_items > 0, "embeddings are kept for the next"
-    assert engine.engine_pid is not None
-    assert "trifocal-media" not in Path(f"/proc/{engine.engine_pid}/maps").read_text()
+    assert engine.last_stats[0].worker_embeds == engine.last_stats[0].encoder_items > 0, (
+        "embeddings are kept for the next"
+    )
+    assert engine.replicas[0].engine_pid is not None
+    assert "trifocal-media" not in Path(f"/proc/{engine.replicas[0].engine_pid}/maps").read_text()
 
 
 async def test_the_engine_hears_of_an_end_before_pixels_are_given_back(
@@ -121,8 +123,10 @@ async def test_the_engine_hears_of_an_end_before_pixels_are_given_back(
 ) -> None:
     """Else it could take the pixels of the next request for those of one that it has not looked at yet."""
     said: list[str] = []
-    send, release = engine._supervisor.send, engine._release
-    monkeypatch.setattr(engine._supervisor, "send", lambda word: [said.append(type(word).__name__), send(word)])
+    send, release = engine.replicas[0]._supervisor.send, engine._release
+    monkeypatch.setattr(
+        engine.replicas[0]._supervisor, "send", lambda word: [said.append(type(word).__name__), send(word)]
+    )
     monkeypatch.setattr(engine, "_release", lambda users: [said.append("release"), release(users)])
     stream = await engine.submit("given up", picture_prompt(builder, 5), LONG)
     await stream.aclose()
@@ -181,7 +185,7 @@ async def test_shutdown_leaves_no_process_and_no_memory(config: EngineConfig, bu
     before = open_memory()
     engine = await AsyncEngine.start(config, lambda: builder.tokenizer)
     stream = await engine.submit("a", picture_prompt(builder), LONG)
-    pid = engine.engine_pid
+    pid = engine.replicas[0].engine_pid
     assert open_memory() > before
     await engine.shutdown()
     await engine.shutdown()

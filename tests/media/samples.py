@@ -26,7 +26,7 @@ LIMITS = MediaLimits(
     max_video_frames=2048,
     image_decode_timeout=60,
     video_decode_timeout=120,
-    decode_memory_bytes=2 << 30,
+    decode_memory_gib=2,
 )
 _BITS = np.arange(8)
 

@@ -52,7 +52,7 @@ class Case:
     def bytes_of_the_largest_item(self) -> int:
         """Its embeddings in the encoder cache."""
         num_embeds = max(item.span.num_embeds for prompt in self.built for item in prompt.media)
-        return num_embeds * self.builder.config.spec.text.hidden_size * (4 if self.dtype == "float32" else 2)
+        return num_embeds * self.builder.config.model.spec.text.hidden_size * (4 if self.dtype == "float32" else 2)
 
     @property
     def blocks_of_the_longest(self) -> int:

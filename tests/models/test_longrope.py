@@ -79,7 +79,7 @@ def run(
 ) -> tuple[dict[str, Answer], EngineStats]:
     """All together, each step planned while the one before runs; the answers of the last round."""
     config = resolve(EngineArgs(model=str(folder), device="cpu", **{"dtype": "float32", **engine_args}))
-    engine = Engine(replace(config, num_vocab=builder.tokenizer.vocab_size))
+    engine = Engine(replace(config, model=replace(config.model, num_vocab=builder.tokenizer.vocab_size)))
     try:
         for _ in range(rounds):
             answers = {each.request_id: Answer(list(each.output_token_ids)) for each in requests}

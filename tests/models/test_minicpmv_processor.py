@@ -190,7 +190,7 @@ def test_chat_of_2_0_without_a_template(builder: PromptBuilder) -> None:
         {"role": "user", "content": "x"},
     ]
     text = builder.render(turns).text
-    assert (text == "<s><用户>hi<AI>ho<用户>x<AI>") == (builder.config.spec.hf_config["version"] == "2.0")
+    assert (text == "<s><用户>hi<AI>ho<用户>x<AI>") == (builder.config.model.spec.hf_config["version"] == "2.0")
 
 
 def test_answers_stop_by_the_version_s_tokens(builder: PromptBuilder) -> None:

@@ -75,7 +75,7 @@ def test_flags_about_media(folder: Path) -> None:
     """None is needed; one that asks for media is refused."""
     for limits in ({"image": 0}, {"image": 0, "video": 0, "audio": 0}, {}):
         config = resolve(EngineArgs(model=str(folder), limit_mm_per_prompt=limits))
-        assert set(config.limit_mm_per_prompt.values()) == {0}
+        assert set(config.media.limit_mm_per_prompt.values()) == {0}
     with pytest.raises(ConfigError, match="--limit-mm-per-prompt: image 2: this model takes text only"):
         resolve(EngineArgs(model=str(folder), limit_mm_per_prompt={"image": 2}))
     with pytest.raises(ConfigError, match="mm_processor_kwargs: max_pixels: this model takes text only"):

@@ -104,7 +104,7 @@ def test_a_device_says_what_is_best_on_it(plugins: Plugins, tmp_path: Path) -> N
     wanted = {"npu": (128, 4096), "xpu": (16, 2048), "cpu": (16, 512)}
     for device, expected in wanted.items():
         config = resolve(EngineArgs(model=str(folder), device=device))
-        assert (config.block_size, config.max_num_batched_tokens) == expected
+        assert (config.cache.block_size, config.scheduling.max_num_batched_tokens) == expected
         asked = resolve(EngineArgs(model=str(folder), device=device, block_size=32, max_num_batched_tokens=64))
         assert (asked.block_size, asked.max_num_batched_tokens) == (32, 64)
     settings = json.loads((folder / "config.json").read_text())
@@ -222,6 +222,7 @@ def test_kv_cache_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert platform.kv_cache_bytes(0.6, 3 * _GIB) == 0
     assert platform.kv_cache_bytes(1.0, 0) == 4 * _GIB  # the cap
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7.5")
+    platform = CpuPlatform()
     assert platform.kv_cache_bytes(0.1, _GIB) == int(7.5 * _GIB)
 
 

@@ -167,7 +167,9 @@ async def test_continuing_the_final_message(builder: PromptBuilder, words: str) 
 
 
 async def test_processor_options_of_server_and_request(config: EngineConfig, builder: PromptBuilder) -> None:
-    serving = PromptBuilder(replace(config, mm_processor_kwargs={"max_pixels": 8 * 784, "fps": 1}))
+    serving = PromptBuilder(
+        replace(config, media=replace(config.media, mm_processor_kwargs={"max_pixels": 8 * 784, "fps": 1}))
+    )
     messages = user(("image_url", PNG), ("video_url", MP4))
     lengths = [item.span.length for item in (await serving.chat(messages)).media]
     assert lengths == [6, 12]  # fewer pixels, four frames
@@ -177,7 +179,7 @@ async def test_processor_options_of_server_and_request(config: EngineConfig, bui
         await builder.chat(messages, mm_processor_kwargs={"zoom": 3})
     assert caught.value.param == "mm_processor_kwargs"
     with pytest.raises(ConfigError, match="--mm-processor-kwargs"):
-        PromptBuilder(replace(config, mm_processor_kwargs={"zoom": 3}))
+        PromptBuilder(replace(config, media=replace(config.media, mm_processor_kwargs={"zoom": 3})))
     serving.close()
 
 
@@ -185,7 +187,7 @@ async def test_processor_options_of_server_and_request(config: EngineConfig, bui
 
 
 async def test_media_limits(config: EngineConfig) -> None:
-    limited = PromptBuilder(replace(config, limit_mm_per_prompt={"image": 1, "video": 0}))
+    limited = PromptBuilder(replace(config, media=replace(config.media, limit_mm_per_prompt={"image": 1, "video": 0})))
     await limited.chat(user(("image_url", PNG)))
     with pytest.raises(RequestError, match=r"at most 1 image.*got 2"):
         await limited.chat(user(("image_url", PNG), ("image_url", PNG)))
@@ -197,7 +199,7 @@ async def test_media_limits(config: EngineConfig) -> None:
 
 
 async def test_too_long_is_refused_before_pixels(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = PromptBuilder(replace(config, max_model_len=64))
+    short = PromptBuilder(replace(config, scheduling=replace(config.scheduling, max_model_len=64)))
     decoded: list[Any] = []
     monkeypatch.setattr(MediaReader, "load", lambda *args: decoded.append(args))
     wording = r"This model's maximum context length is 64 tokens\. However, you requested {} tokens in the messages"
@@ -278,7 +280,7 @@ async def test_one_pixel_is_a_picture(builder: PromptBuilder) -> None:
 
 def test_a_checkpoint_without_template(config: EngineConfig, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tiny.tokenizer_json(), encoding="utf-8")
-    bare = replace(config, tokenizer=str(tmp_path))
+    bare = replace(config, model=replace(config.model, tokenizer=str(tmp_path)))
     with pytest.raises(RequestError, match="no chat template"):
         PromptBuilder(bare).chat_sync(user("x"))
     flagged = PromptBuilder(bare, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
@@ -308,7 +310,7 @@ async def test_lone_surrogates_are_replaced(builder: PromptBuilder) -> None:
 
 
 async def test_long_texts_are_refused_by_their_beginning(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = PromptBuilder(replace(config, max_model_len=64))
+    short = PromptBuilder(replace(config, scheduling=replace(config.scheduling, max_model_len=64)))
     seen = []
     original = type(short.tokenizer).encode
     monkeypatch.setattr(

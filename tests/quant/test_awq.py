@@ -143,8 +143,8 @@ def test_ranks_share_packed_weights(tmp_path: Path) -> None:
 
     def answer(group: Group) -> list[int]:
         model = load_model(
-            config.spec, dtype=torch.float32, device=torch.device("cpu"), load_format="auto", seed=0,
-            quantization=config.quantization, group=group,
+            config.model.spec, dtype=torch.float32, device=torch.device("cpu"), load_format="auto", seed=0,
+            quantization=config.model.quantization, group=group,
         )  # fmt: skip
         chosen: list[int] = []
         for _ in range(8):
@@ -200,8 +200,8 @@ def test_flags(tmp_path: Path) -> None:
     write_pair(tiny.write_checkpoint(tmp_path / "plain", dtype="float16"), tmp_path / "awq")
     for flag in (None, "awq"):
         config = resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", quantization=flag))
-        assert config.quantization is not None and config.quantization.group_size == GROUP
-        assert config.dtype == "bfloat16"
+        assert config.model.quantization is not None and config.model.quantization.group_size == GROUP
+        assert config.model.dtype == "bfloat16"
     assert resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", dtype="float16")).dtype == "float16"
     with pytest.raises(ConfigError, match="--quantization int8: the checkpoint is quantized by awq already"):
         resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", quantization="int8"))

@@ -78,7 +78,7 @@ def test_scales_alone_change_nothing(tmp_path: Path, name: str, monkeypatch: pyt
     plain = entry.write(tmp_path / "plain", entry.spellings[0])
     config = resolve(EngineArgs(model=str(plain), device="cpu"))
     with Source(plain) as source:
-        work = Work(config, source, empty_model(config.spec, torch.float32), progress=False)
+        work = Work(config, source, empty_model(config.model.spec, torch.float32), progress=False)
         work.search(build_prompts(config, few_samples(), TOKENS), 32)
         assert len(work.changes) == 9 * 2
         for change in work.changes.values():

@@ -100,4 +100,5 @@ def test_an_engine_that_takes_the_place_of_another_measures_nothing(folder: Path
     from dataclasses import replace
 
     config = resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", num_gpu_blocks_override=10**9))
-    assert Worker(replace(config, num_blocks_before=7, max_model_len=64), alone()).capacity.num_blocks == 7
+    cache, scheduling = replace(config.cache, num_blocks_before=7), replace(config.scheduling, max_model_len=64)
+    assert Worker(replace(config, cache=cache, scheduling=scheduling), alone()).capacity.num_blocks == 7

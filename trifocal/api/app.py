@@ -78,7 +78,7 @@ def _service(
     from trifocal.http.admission import Admission
     from trifocal.metrics import Metrics, cache_config
 
-    model_name = (args.served_model_name or [config.spec.path])[0]
+    model_name = (args.served_model_name or [config.model.spec.path])[0]
     metrics, admission = Metrics(model_name, cache_config(config)), Admission(args)
     metrics.gauge("requests_queued", "requests without their first token", lambda: admission.num_queued)
     metrics.gauge("tokens_queued", "prompt tokens of such requests", lambda: admission.num_queued_tokens)

@@ -39,7 +39,7 @@ class Service:
     @property
     def model_names(self) -> list[str]:
         """Names that requests may give; the first is the one in answers to requests that give none."""
-        return self.args.served_model_name or [self.config.spec.path]
+        return self.args.served_model_name or [self.config.model.spec.path]
 
     def record(self, context: RequestContext) -> None:
         """Take a request that has ended into the metrics, the access log and the traces."""

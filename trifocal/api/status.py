@@ -53,7 +53,8 @@ async def ready(request: Request) -> Response:
 
 async def _check_health(service: Service) -> None:
     await service.engine.check_health()
-    stalled, limit = service.progress.stalled_s(service.engine.last_stats.num_steps), service.args.health_timeout
+    num_steps = sum(stats.num_steps for stats in service.engine.last_stats)
+    stalled, limit = service.progress.stalled_s(num_steps), service.args.health_timeout
     if stalled > limit:
         raise RequestError(f"the engine made no step for {stalled:.0f} s (--health-timeout {limit:g})", status=503,
                            code="engine_stalled")  # fmt: skip

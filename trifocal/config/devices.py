@@ -13,15 +13,27 @@ backends of its own. `TRIFOCAL_PLUGINS` selects plug-ins by their names.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
 
 from trifocal.config import envs
-from trifocal.errors import ConfigError
+from trifocal.config.arguments import from_env
+from trifocal.errors import ArgumentError
 from trifocal.log import get_logger
 
 logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlatformConfig:
+    """What the environment says about devices: kernels, and GiB of KV cache with the variable that gives them."""
+
+    cpu_kernels: str = from_env(envs.CPU_KERNELS)
+    cpu_kvcache_space: float | None = from_env(envs.CPU_KVCACHE_SPACE)
+    cpu_kvcache_variable: str | None = field(default_factory=lambda: envs.CPU_KVCACHE_SPACE.variable)
+
+
 _GROUP = "trifocal.platforms"
 
 
@@ -50,7 +62,7 @@ def device_named(name: str) -> Device:
     """A device of this house or of a plug-in. Raises `ConfigError` naming the known ones."""
     load_plugins()
     if name not in DEVICES:
-        raise ConfigError(f"--device {name!r} is unknown; known: auto, {', '.join(sorted(DEVICES))}")
+        raise ArgumentError("{device} {!r} is unknown; known: auto, {}", name, ", ".join(sorted(DEVICES)))
     return DEVICES[name]
 
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trifocal.config.scheduling import SchedulingConfig
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import MediaItem, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(SchedulingConfig):
     """What bounds a step and a request, decided once the device is known."""
 
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
     num_blocks: int
     block_size: int
     bytes_per_embed: int
     encoder_cache_bytes: int
-    max_logprobs: int
     vocab_size: int
-    enable_chunked_prefill: bool = True
     short_context: int | None = None  # longer sequences take other rotary frequencies (`RopeConfig.short_context`)
     max_drafts: int = 0  # tokens that a worker may guess for a sequence in one step
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from time import monotonic
 
+from trifocal.config.arguments import part
 from trifocal.config.engine import EngineConfig
 from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
@@ -24,29 +25,28 @@ class Engine:
 
     def __init__(self, config: EngineConfig, on_step: OnStep = nothing) -> None:
         self.config = config
-        self.executor = EXECUTORS.get(config.executor)(config, on_step)
+        self.executor = EXECUTORS.get(config.parallel.distributed_executor_backend)(config, on_step)
         capacity = self.executor.start()
-        self.limits = Limits(
+        text = config.model.spec.text
+        self.limits = part(
+            Limits,
+            config.scheduling,
             max_model_len=capacity.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
             num_blocks=capacity.num_blocks,
-            block_size=config.block_size,
+            block_size=config.cache.block_size,
             bytes_per_embed=capacity.bytes_per_embed,
-            encoder_cache_bytes=config.encoder_cache_bytes,
-            max_logprobs=config.max_logprobs,
-            vocab_size=config.spec.text.vocab_size,
-            enable_chunked_prefill=config.enable_chunked_prefill,
-            short_context=config.spec.text.rope.short_context,
+            encoder_cache_bytes=config.cache.encoder_cache_bytes,
+            vocab_size=text.vocab_size,
+            short_context=text.rope.short_context,
         )
         self.scheduler = self._new_scheduler()
         self._steps: deque[tuple[StepPlan, Future[StepResult]]] = deque()  # submitted, the oldest first
         self._step_began = 0.0  # the oldest one, by the clock
 
     def _new_scheduler(self) -> Scheduler:
-        config, limits = self.config, self.limits
-        blocks = BlockManager(limits.num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
-        return Scheduler(limits, blocks, EncoderCache(config.encoder_cache_bytes))
+        limits = self.limits
+        blocks = BlockManager(limits.num_blocks, limits.block_size, enable_prefix_caching=limits.enable_prefix_caching)
+        return Scheduler(limits, blocks, EncoderCache(limits.encoder_cache_bytes))
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises `RequestError` if it can never run, or its pixels are gone."""

@@ -11,7 +11,7 @@ import faulthandler
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -38,7 +38,7 @@ class EngineProcess:
     def __init__(self, channel: Channel, note: StepNote) -> None:
         self._channel = channel
         self._note = note
-        self._inject = injected_fault()
+        self._inject: Callable[[StepPlan], None] | None = None
         self._sent_stats = EngineStats()
         self.is_ready = False
 
@@ -46,6 +46,7 @@ class EngineProcess:
         """Serve until told to stop. Raises `ConfigError` if the engine cannot start."""
         EXECUTORS.get("uni")  # imports torch, while the server still reads the tokenizer
         config = messages.decode_config(self._channel.receive(None) or b"")
+        self._inject = injected_fault(config.supervision)
         engine = Engine(config, self._begin_step)
         self._send(messages.Ready(engine.limits))
         self.is_ready = True
@@ -90,14 +91,14 @@ class EngineProcess:
 
     def _add(self, engine: Engine, message: messages.AddRequest) -> None:
         try:
-            engine.add(message.unpack())
+            engine.add(message.request)
             return
         except RequestError as error:
             reason = str(error)
         except Exception:  # whatever is wrong with it, it is wrong with this request alone
             reason = "the request could not be taken in"
             logger.exception(reason)
-        self._send_outputs(engine, [TokenOutput(message.request_id, [], None, "error", reason)])
+        self._send_outputs(engine, [TokenOutput(message.request.request_id, [], None, "error", reason)])
 
     def _send_outputs(self, engine: Engine, outputs: list[TokenOutput]) -> None:
         stats = engine.stats()

@@ -41,6 +41,11 @@ class InFlight(Generic[S]):
     num_sent: int = 0
     wire_id: str | None = None  # what the engine of now calls it; None if it was not given it
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what killed an engine."""
+        return self.suspicion >= _IS_SUSPECT
+
     def to_send(self) -> Request:
         """The request as the engine is to go on with it, under an id that no engine has seen."""
         self.wire_id = f"{self.request.request_id}~{self.num_sent}"
@@ -140,7 +145,7 @@ class Flights(Generic[S]):
         self._sent.clear()
         self._to_abort.clear()
         self._on_trial = None
-        suspects = [flight for flight in self._all.values() if flight.suspicion >= _IS_SUSPECT]
+        suspects = [flight for flight in self._all.values() if flight.is_suspect]
         self._suspects = deque(sorted(suspects, key=lambda flight: -flight.suspicion))
         return [flight for flight in batch if was_alone and flight.suspicion >= _IS_GUILTY]
 

@@ -112,7 +112,7 @@ class SharedEngine:
         self._config = config
         self._tokenizer = tokenizer
         self._ids = count()
-        self._rng = random.Random(config.seed)
+        self._rng = random.Random(config.model.seed)
         self._pid = os.getpid()
         # Of all queues and locks only this queue's `put` may be called where anything may have been interrupted: in
         # finalizers and behind exceptions that come at any point.
@@ -155,7 +155,7 @@ class SharedEngine:
             answer.output.request_id,
             prompt,
             params,
-            eos_ids=self._config.spec.eos_token_ids,
+            eos_ids=self._config.model.spec.eos_token_ids,
             max_model_len=self.engine.limits.max_model_len,
             rng=self._rng,
             tokenizer=self._tokenizer,

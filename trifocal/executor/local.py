@@ -28,7 +28,7 @@ class LocalExecutor(Executor):
         return self._thread.submit(self._start).result()
 
     def _start(self) -> Capacity:
-        self._worker = Worker(self.config, WorkerContext.alone(self.config.device, self._pixels))
+        self._worker = Worker(self.config, WorkerContext.alone(self.config.parallel, self._pixels))
         return least([self._worker.capacity])
 
     def hold(self, item: MediaItem) -> MediaItem:

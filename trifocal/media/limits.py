@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trifocal.config.engine import EngineConfig
+from trifocal.config.media import MediaSizeArgs
 from trifocal.errors import RequestError
 from trifocal.media.modalities import MODALITIES
 from trifocal.media.plan import ItemPlan
@@ -18,28 +18,9 @@ class TooManyFramesError(RequestError):
     """More frames of a clip are chosen than allowed."""
 
 
-@dataclass(frozen=True, slots=True)
-class MediaLimits:
-    """The limits in force. Each field is the flag of its name; see `EngineArgs`."""
-
-    max_image_pixels: int
-    max_request_pixels: int
-    max_video_frames: int
-    image_decode_timeout: float
-    video_decode_timeout: float
-    decode_memory_bytes: int
-
-    @classmethod
-    def of(cls, config: EngineConfig) -> MediaLimits:
-        """Those of a configuration."""
-        return cls(
-            max_image_pixels=config.max_image_pixels,
-            max_request_pixels=config.max_request_pixels,
-            max_video_frames=config.max_video_frames,
-            image_decode_timeout=config.image_decode_timeout,
-            video_decode_timeout=config.video_decode_timeout,
-            decode_memory_bytes=config.decode_memory_bytes,
-        )
+@dataclass(frozen=True, kw_only=True)
+class MediaLimits(MediaSizeArgs):
+    """The limits in force. Each field is the flag of its name."""
 
     def timeout(self, modality: Modality) -> float:
         """Seconds for one job of a decoder process."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trifocal.config import envs
 from trifocal.types import Modality
 
 
@@ -25,7 +24,7 @@ class ModalityInfo:
     url_forms: str  # what such a field may be
     object_forms: str  # what may be given in Python
     max_bytes: int  # of one file
-    fetch_timeout: envs.Env[float]
+    fetch_timeout: str  # the field of `FetchConfig`
     decode_timeout: str  # the field of `MediaLimits`, and the flag of its name
     reader: str  # "module:class", an `ItemReader`
     frames: Modality | None = None  # what its frames are, if it is a row of them, of which some are chosen
@@ -44,7 +43,7 @@ MODALITIES: Mapping[Modality, ModalityInfo] = {
             "height, width]"
         ),
         max_bytes=128 << 20,
-        fetch_timeout=envs.IMAGE_FETCH_TIMEOUT,
+        fetch_timeout="image_timeout",
         decode_timeout="image_decode_timeout",
         reader="trifocal.media.image_reader:ImageReader",
     ),
@@ -60,7 +59,7 @@ MODALITIES: Mapping[Modality, ModalityInfo] = {
             "width, 3] or [frames, 3, height, width]"
         ),
         max_bytes=512 << 20,
-        fetch_timeout=envs.VIDEO_FETCH_TIMEOUT,
+        fetch_timeout="video_timeout",
         decode_timeout="video_decode_timeout",
         reader="trifocal.media.video_reader:VideoReader",
         frames="image",

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trifocal.config import envs
 from trifocal.distributed import SOLO, Group
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.families import MODELS
@@ -37,13 +36,14 @@ _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older rel
 def load_model(
     spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, load_format: str, seed: int, progress: bool = False,
     quantization: Quantization | None = None, kernels: Kernels = TORCH, methods: LinearMethods = METHODS,
-    group: Group = SOLO,
+    group: Group = SOLO, packed_cache: bool = False,
 ) -> Model:  # fmt: skip
     """Build the model of `spec` and fill it, from its folder or (`load_format="dummy"`) with seeded random numbers.
 
     The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers
     are in the format that `quantization` asks for, as `methods` keep it, and layers compute with `kernels`. It is
-    the share of this rank of `group`; each rank reads the whole files. Raises `ConfigError`.
+    the share of this rank of `group`; each rank reads the whole files. With
+    `packed_cache` weights are kept in the cache folder as they are laid out. Raises `ConfigError`.
     """
     model = empty_model(spec, dtype, group)
     if quantization:
@@ -61,7 +61,7 @@ def load_model(
         _fill_randomly(model, seed)
     else:
         wanted = (dtype, quantization, methods.name, group.rank, group.size)
-        cache = PackedCache.of(Path(spec.path), wanted, type(methods)) if envs.PACKED_CACHE.get() else None
+        cache = PackedCache.of(Path(spec.path), wanted, type(methods)) if packed_cache else None
         if cache is None or not cache.restore(model):
             load_weights(model, Path(spec.path), progress=progress)
             if cache is not None:
@@ -119,7 +119,7 @@ def _columns(rows: Tensor, per_column: int, name: str) -> Tensor:
         columns = rows.view(-1, per_column)
         if torch.equal(columns, columns[:, :1] // per_column * per_column + torch.arange(per_column)):
             return columns[:, 0] // per_column
-    raise NotAvailableYetError(f"outputs of several layers in one integer ({name})")
+    raise NotAvailableYetError("outputs of several layers in one integer ({})", name)
 
 
 def _packed_names(model: Model, folder: Path) -> frozenset[str]:

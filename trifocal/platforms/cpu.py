@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from trifocal.config import envs
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.cpu.capture import CpuGraphs
 from trifocal.kernels.cpu.library import load
@@ -50,7 +49,7 @@ class CpuPlatform(Platform):
 
     def kernels(self) -> Kernels:
         """The compiled kernels; torch where there are none (a line in the log says why)."""
-        library = load()
+        library = load(self.config.cpu_kernels)
         return TORCH if library is None else CpuKernels(library)
 
     def linear_methods(self) -> LinearMethods:
@@ -60,7 +59,7 @@ class CpuPlatform(Platform):
 
     def graphs(self) -> CpuGraphs | None:
         """Recordings of the compiled kernels' calls."""
-        library = load()
+        library = load(self.config.cpu_kernels)
         return None if library is None else CpuGraphs(library)
 
     @contextmanager
@@ -77,14 +76,12 @@ class CpuPlatform(Platform):
 
     def kv_cache_setting(self, utilization: float) -> str:
         """The variable, where it is set."""
-        variable = envs.CPU_KVCACHE_SPACE.variable
-        if variable is None:
-            return super().kv_cache_setting(utilization)
-        return f"{variable}={envs.CPU_KVCACHE_SPACE.get():g}"
+        variable, space = self.config.cpu_kvcache_variable, self.config.cpu_kvcache_space
+        return super().kv_cache_setting(utilization) if space is None else f"{variable}={space:g}"
 
     def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:
         """`TRIFOCAL_CPU_KVCACHE_SPACE`, else what `utilization` of the memory leaves, at most 4 GiB."""
-        wanted = envs.CPU_KVCACHE_SPACE.get()
+        wanted = self.config.cpu_kvcache_space
         if wanted is not None:
             return int(wanted * _GIB)
         memory = self.memory()

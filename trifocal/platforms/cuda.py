@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from trifocal.errors import ConfigError
+from trifocal.errors import ArgumentError
 from trifocal.platforms.interface import MemoryInfo, PeakMemory, Platform
 
 
@@ -17,11 +17,11 @@ class CudaPlatform(Platform):
     device_type = "cuda"
 
     def device(self, index: int = 0) -> torch.device:
-        """Make device `index` current. Raises `ConfigError` where torch sees no such device."""
+        """Make device `index` current. Raises `ArgumentError` where torch sees no such device."""
         if index >= torch.cuda.device_count():
             built = torch.version.cuda is not None
             why = f"torch sees {torch.cuda.device_count()}" if built else "this torch is built without CUDA"
-            raise ConfigError(f"--device cuda: device {index} cannot be used, {why}")
+            raise ArgumentError("{device} cuda: device {} cannot be used, {}", index, why)
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trifocal.config.devices import PlatformConfig
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.graphs import Graphs
 from trifocal.quant.methods import METHODS, LinearMethods
@@ -33,6 +34,10 @@ class Platform(ABC):
     device_type: str
     default_attention: str = "reference"  # a name of attention.registry.ATTENTION
     max_profile_tokens: int | None = None  # profile at most so many tokens and scale up (None: the whole budget)
+
+    def __init__(self, config: PlatformConfig | None = None) -> None:
+        """Without a `config` the environment is read."""
+        self.config = config or PlatformConfig()
 
     @abstractmethod
     def device(self, index: int = 0) -> torch.device:
@@ -63,8 +68,8 @@ class Platform(ABC):
         return None
 
     def kv_cache_setting(self, utilization: float) -> str:
-        """What decides on `kv_cache_bytes`, as whoever set it wrote it."""
-        return f"--gpu-memory-utilization {utilization:g}"
+        """What decides on `kv_cache_bytes`; a part of the message of an `ArgumentError`."""
+        return f"{{gpu_memory_utilization}} {utilization:g}"
 
     @abstractmethod
     def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:

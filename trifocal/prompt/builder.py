@@ -15,7 +15,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
-from trifocal.config import envs
+from trifocal.config.arguments import part
 from trifocal.config.engine import EngineConfig
 from trifocal.families import PROCESSORS
 from trifocal.helpers.lanes import Lanes, Timed
@@ -63,12 +63,12 @@ class PromptBuilder:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.config = config
-        self.tokenizer = load_tokenizer(config.tokenizer, trust_remote_code=config.trust_remote_code)
-        self.processor: Processor = PROCESSORS.get(config.spec.architecture)(config.spec, self.tokenizer)
+        self.tokenizer = load_tokenizer(config.model.tokenizer, trust_remote_code=config.model.trust_remote_code)
+        self.processor: Processor = PROCESSORS.get(config.model.spec.architecture)(config.model.spec, self.tokenizer)
         self._options = RequestOptions(config, self.processor)
-        threads = max(envs.MEDIA_THREADS.get() or min(_MAX_THREADS, os.cpu_count() or 1), 1)
-        cache = MediaCache(config.mm_processor_cache_bytes)
-        self._reader = MediaReader(MediaLimits.of(config), num_decoders=threads, cache=cache)
+        threads = max(config.media.num_threads or min(_MAX_THREADS, os.cpu_count() or 1), 1)
+        cache = MediaCache(config.cache.mm_processor_cache_bytes)
+        self._reader = MediaReader(part(MediaLimits, config.media), num_decoders=threads, cache=cache)
         self._encoder = TextEncoder(config, self.tokenizer, self.processor)
         self._planner = MediaPlanner(config, self.processor, self._reader, self._encoder)
         self._renderer = ChatRenderer(
@@ -78,7 +78,7 @@ class PromptBuilder:
             chat_template=chat_template,
             content_format=chat_template_content_format,
             template_kwargs=chat_template_kwargs,
-            keeps_order=config.interleave_mm_strings,
+            keeps_order=config.media.interleave_mm_strings,
             check_counts=self._planner.check_counts,
         )
         self._media_threads = Threads(threads, "media")
@@ -88,7 +88,7 @@ class PromptBuilder:
         self._loop: LoopThread | None = None
         self._loop_lock = Lock()
         self._fetch_policy = fetch_policy or FetchPolicy()
-        self._fetcher = Fetcher(self._media_threads, self._fetch_policy)
+        self._fetcher = Fetcher(self._media_threads, self._fetch_policy, config=config.media.fetch)
 
     # ------------------------------------------------------------------------------------------ with a loop
 
@@ -264,7 +264,9 @@ class PromptBuilder:
         """Run `work` with a fetcher of its own, beside any loop that the caller may be running (notebooks do)."""
 
         async def run() -> T:
-            fetcher = Fetcher(self._media_threads, self._fetch_policy)  # HTTP clients belong to one loop
+            fetcher = Fetcher(
+                self._media_threads, self._fetch_policy, config=self.config.media.fetch
+            )  # HTTP clients belong to one loop
             try:
                 return await work(fetcher)
             finally:

@@ -33,15 +33,17 @@ class MediaPlanner:
         self._processor = processor
         self._reader = reader
         self._encoder = encoder
-        embed_bytes = config.spec.text.hidden_size * _DTYPE_BYTES[config.dtype]
-        self._encoder_room = config.encoder_cache_bytes // embed_bytes  # embeddings that the encoder's cache holds
+        embed_bytes = config.model.spec.text.hidden_size * _DTYPE_BYTES[config.model.dtype]
+        self._encoder_room = (
+            config.cache.encoder_cache_bytes // embed_bytes
+        )  # embeddings
 
     def check_counts(self, refs: Sequence[MediaRef]) -> None:
         """Refuse modalities that the model does not take, and more items of one than --limit-mm-per-prompt allows."""
         for ref in refs:
             if ref.modality not in self._processor.modalities:
                 raise RequestError(f"{ref.where}: {TEXT_ONLY}", param="messages")
-        for modality, limit in self._config.limit_mm_per_prompt.items():
+        for modality, limit in self._config.media.limit_mm_per_prompt.items():
             count = sum(ref.modality == modality for ref in refs)
             if count > limit:
                 raise RequestError(
@@ -106,7 +108,7 @@ class MediaPlanner:
     def _excess(self, num_text: int, plans: Sequence[ItemPlan]) -> RequestError | None:
         """The error about a prompt of these items and `num_text` other tokens, if it is too much."""
         total = num_text + sum(plan.num_tokens for plan in plans)
-        if total > self._config.max_model_len:
+        if total > self._config.scheduling.max_model_len:
             return self._encoder.too_long(total)
         try:
             self._reader.limits.check_request(plans)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trifocal.errors import ConfigError, RequestError
+from trifocal.errors import ArgumentError, ConfigError, RequestError, errors_in_keywords
 from trifocal.media.media import MediaRef
 from trifocal.prompt.item_options import as_object
 from trifocal.prompt.message_parser import MessageParser
@@ -58,7 +58,7 @@ class ChatRenderer:
         try:
             check_variables(self._template_kwargs)
         except RequestError as error:
-            raise ConfigError(f"--default-chat-template-kwargs: {error.message}") from None
+            raise ArgumentError("{default_chat_template_kwargs}: {}", error.message) from None
 
     def render(
         self,
@@ -117,10 +117,11 @@ class ChatRenderer:
     def _given_template(self, text_or_path: str) -> ChatTemplate:
         """The template of one call; making it takes two renderings, so some are kept."""
         try:
-            source = read_chat_template(text_or_path)
-            template = self._given_templates.get(source) or ChatTemplate(source, self._tokenizer.special_tokens)
+            with errors_in_keywords():
+                source = read_chat_template(text_or_path)
+                template = self._given_templates.get(source) or ChatTemplate(source, self._tokenizer.special_tokens)
         except ConfigError as error:
-            raise RequestError(str(error).replace("--chat-template", "chat_template"), param="chat_template") from None
+            raise RequestError(str(error), param="chat_template") from None
         if len(self._given_templates) >= _MAX_GIVEN_TEMPLATES:
             self._given_templates.clear()
         self._given_templates[source] = template

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trifocal.config.engine import EngineConfig
-from trifocal.errors import ConfigError, RequestError
+from trifocal.errors import ArgumentError, RequestError
 from trifocal.media.media import MediaRef
 from trifocal.media.modalities import MODALITIES
 from trifocal.prompt.item_options import (
@@ -24,23 +24,23 @@ from trifocal.prompt.processor import Processor
 class RequestOptions:
     """Lays options over those of the server, as far as the family of `processor` knows them.
 
-    Raises `ConfigError` for what is wrong with --mm-processor-kwargs and --media-io-kwargs.
+    Raises `ArgumentError` for what is wrong with --mm-processor-kwargs and --media-io-kwargs.
     """
 
     def __init__(self, config: EngineConfig, processor: Processor) -> None:
         self._processor = processor
-        self._server_kwargs = config.mm_processor_kwargs
+        self._server_kwargs = config.media.mm_processor_kwargs
         try:
             processor.check_options(seen_by_processor(self._server_kwargs))
         except RequestError as error:
             message = error.message.removeprefix("mm_processor_kwargs: ")
-            raise ConfigError(f"--mm-processor-kwargs: {message}") from None
+            raise ArgumentError("{mm_processor_kwargs}: {}", message) from None
         try:
-            reading = reading_layer(config.media_io_kwargs)
+            reading = reading_layer(config.media.media_io_kwargs)
             self._check_reading(reading)
         except RequestError as error:
             message = error.message.removeprefix("media_io_kwargs: ")
-            raise ConfigError(f"--media-io-kwargs: {message}") from None
+            raise ArgumentError("{media_io_kwargs}: {}", message) from None
         self._server = ItemOptions().overlaid(self._server_kwargs).overlaid(reading, is_own=True, is_capped=True)
 
     def of_request(

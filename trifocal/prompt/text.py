@@ -20,8 +20,8 @@ class TextEncoder:
     def __init__(self, config: EngineConfig, tokenizer: Tokenizer, processor: Processor) -> None:
         self._tokenizer = tokenizer
         self._processor = processor
-        self._max_model_len = config.max_model_len
-        self._vocab_size = config.spec.text.vocab_size
+        self._max_model_len = config.scheduling.max_model_len
+        self._vocab_size = config.model.spec.text.vocab_size
 
     @property
     def max_chars(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from trifocal.config.parallel import ParallelConfig
 from trifocal.distributed import SOLO, Group, Parallel
 from trifocal.platforms import get_platform
 from trifocal.platforms.interface import Platform
@@ -27,7 +28,7 @@ class WorkerContext:
     group: Group = SOLO
 
     @classmethod
-    def alone(cls, device: str, pixels: PixelSource) -> WorkerContext:
+    def alone(cls, config: ParallelConfig, pixels: PixelSource) -> WorkerContext:
         """The only worker, on the first device of a kind, which is made current in this thread."""
-        platform = get_platform(device)
+        platform = get_platform(config.device, config.platform)
         return cls(0, Parallel(), platform, platform.device(), pixels)

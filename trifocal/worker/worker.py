@@ -33,23 +33,28 @@ class Worker:
         self.config = config
         self.context = context
         self.platform = context.platform
-        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.dtype: torch.dtype = getattr(torch, config.model.dtype)
         started = perf_counter()
         self.model = load_model(
-            config.spec,
+            config.model.spec,
             dtype=self.dtype,
             device=context.device,
-            load_format=config.load_format,
-            seed=config.seed,
+            load_format=config.model.load_format,
+            packed_cache=config.model.packed_cache,
+            seed=config.model.seed,
             progress=True,
-            quantization=config.quantization,
+            quantization=config.model.quantization,
             kernels=self.platform.kernels(),
             methods=self.platform.linear_methods(),
         )
-        how = f", linear layers in {config.quantization.method}" if config.quantization else ""
-        logger.info("weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.dtype, how, context.device)
+        how = f", linear layers in {config.model.quantization.method}" if config.model.quantization else ""
+        logger.info(
+            "weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.model.dtype, how, context.device
+        )
         self.cache_spec = self.model.language_model.kv_cache_spec(
-            block_size=config.block_size, dtype=self.dtype, cache_dtype=getattr(torch, config.kv_cache_dtype)
+            block_size=config.cache.block_size,
+            dtype=self.dtype,
+            cache_dtype=getattr(torch, config.cache.kv_cache_dtype),
         )
         self.backend = choose_backend(self.platform.default_attention, self.cache_spec)
         self.graphs, self.capacity = self._allocate()
@@ -65,7 +70,7 @@ class Worker:
 
     def reset(self) -> None:
         """Forget every sequence and all embeddings; weights, recordings and the memory of the KV cache stay."""
-        sampler = Sampler(self.config.num_vocab, self.platform.kernels())
+        sampler = Sampler(self.config.model.num_vocab, self.platform.kernels())
         self.runner = ModelRunner(self.model, self.graphs, sampler, self.context)
 
     # ------------------------------------------------------------------------------------------ memory
@@ -73,7 +78,7 @@ class Worker:
     def _allocate(self) -> tuple[GraphRunner, Capacity]:
         """The KV cache with all that reads and writes it, and what there is room for."""
         config, graphs = self.config, self.platform.graphs()
-        sizes = config.capture_sizes if graphs is not None else ()
+        sizes = config.parallel.capture_sizes if graphs is not None else ()
         scratch_blocks = 1 if sizes else 0  # behind those that sequences get
         block_bytes = self.backend.bytes_per_block(self.cache_spec)
         num_blocks = memory.num_blocks(config, self.platform, block_bytes, scratch_blocks, self._profile_peak)
@@ -81,7 +86,7 @@ class Worker:
         capacity = Capacity(
             num_blocks=num_blocks,
             max_model_len=memory.max_model_len(config, num_blocks),
-            bytes_per_embed=config.spec.text.hidden_size * self.dtype.itemsize,
+            bytes_per_embed=config.model.spec.text.hidden_size * self.dtype.itemsize,
         )
         return GraphRunner(self.model, attention, graphs, sizes, scratch_block=num_blocks), capacity
 
@@ -95,19 +100,19 @@ class Worker:
         """
         budget = memory.step_tokens(self.config)
         num_tokens = min(budget, self.platform.max_profile_tokens or budget)
-        attention = self._attention(-(-num_tokens // self.config.block_size))
+        attention = self._attention(-(-num_tokens // self.config.cache.block_size))
         item = self.model.dummy_item(num_tokens)
         with self.platform.measure_peak() as peak:
             if item is not None:
                 self.model.encode([item])
             hidden = self._dummy_pass(attention, num_tokens)
-            self.model.logits(hidden[: self.config.max_num_seqs])
+            self.model.logits(hidden[: self.config.scheduling.max_num_seqs])
         return peak.num_bytes * budget // num_tokens
 
     def _dummy_pass(self, attention: AttentionBackend, num_tokens: int) -> Tensor:
         """Hidden states of one sequence of the same token, at the beginning of the cache."""
         tokens = torch.arange(num_tokens, device=self.context.device)
-        num_blocks = -(-num_tokens // self.config.block_size)
+        num_blocks = -(-num_tokens // self.config.cache.block_size)
         tables = torch.arange(num_blocks, device=self.context.device)[None]
         batch = AttentionBatch(tokens, tables, query_lens=[num_tokens], context_lens=[num_tokens])
         positions = tokens.expand(self.model.position_rows, -1)

@@ -124,7 +124,7 @@ def test_limits_hold() -> None:
     small = closing(MediaReader(replace(LIMITS, max_image_pixels=1_000_000), 1))
     with small as reader, pytest.raises(RequestError, match=r"more than 1 megapixels \(--max-image-pixels\)"):
         reader.open("image", data, WHERE)
-    with closing(MediaReader(replace(LIMITS, decode_memory_bytes=20 << 20), 1)) as reader:
+    with closing(MediaReader(replace(LIMITS, decode_memory_gib=20 / 1024), 1)) as reader:
         with pytest.raises(RequestError) as caught:
             load(reader, data)
         assert caught.value.status == 400

@@ -199,7 +199,7 @@ def test_what_is_hardly_a_jpeg(data: bytes) -> None:
 def test_endings_cost_no_more_than_pictures() -> None:
     """A hostile file may ask for it: it has its time, and no more memory than the picture that it claims to be."""
     data = encoded(PIL.Image.effect_noise((1600, 1200), 50).convert("RGB"), "JPEG")[:-2]
-    with closing(MediaReader(replace(LIMITS, decode_memory_bytes=64 << 20), 1)) as reader:
+    with closing(MediaReader(replace(LIMITS, decode_memory_gib=64 / 1024), 1)) as reader:
         before = time.monotonic()
         assert reader.load(reader.open("image", data, WHERE), planner=scaled_to(50, 60)).pixels.shape == (50, 60, 3)
         assert time.monotonic() - before < 30

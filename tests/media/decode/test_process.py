@@ -151,10 +151,10 @@ def test_time() -> None:
 
 
 def test_memory() -> None:
-    with reader_of(decode_memory_bytes=64 << 20) as reader:
+    with reader_of(decode_memory_gib=64 / 1024) as reader:
         refused(reader, LARGE, "more memory than --decode-memory-gib|makes its decoder fail|broken or cut off")
         assert load(reader).shape == (20, 30, 3)
-    with reader_of(decode_memory_bytes=1 << 30) as reader:  # half of the default
+    with reader_of(decode_memory_gib=1) as reader:  # half of the default
         assert load(reader, LARGE).shape == (10_000, 10_000, 3)
 
 
@@ -325,7 +325,7 @@ ZEROS = zlib.compress(bytes(200 << 20))  # 200 KB that unpack to 200 MB
 )
 def test_metadata_bombs(reader: MediaReader, data: bytes) -> None:
     """Refused or passed over, in little memory: never unpacked whole."""
-    with reader_of(decode_memory_bytes=160 << 20) as small:
+    with reader_of(decode_memory_gib=160 / 1024) as small:
         try:
             assert load(small, data).shape == (20, 30, 3)
         except RequestError as error:
@@ -338,7 +338,7 @@ def test_exif_bomb() -> None:
     count = 5000
     entries = b"".join(struct.pack("<HHII", 0x8000 + k, 7, 1 << 20, 8) for k in range(count))
     exif = b"II*\0\x08\0\0\0" + struct.pack("<H", count) + entries + bytes(4 + (1 << 20))
-    with reader_of(decode_memory_bytes=256 << 20, image_decode_timeout=20.0) as reader:
+    with reader_of(decode_memory_gib=256 / 1024, image_decode_timeout=20.0) as reader:
         with_bomb = png((b"eXIf", exif))
         try:
             assert load(reader, with_bomb).shape == (20, 30, 3)

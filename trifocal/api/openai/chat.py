@@ -45,7 +45,7 @@ class Chat(ChoicesApi):
         return cls(service, context, body)
 
     def __init__(self, service: Service, context: RequestContext, body: ChatBody) -> None:
-        super().__init__(service, context, body, body.to_params(service.config.default_sampling))
+        super().__init__(service, context, body, body.to_params(service.config.model.default_sampling))
         self.parsers = service.parsers
         self._body = body
         self._calling: set[int] = set()  # choices with calls of tools

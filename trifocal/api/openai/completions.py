@@ -45,7 +45,7 @@ class Completion(ChoicesApi):
         return cls(service, context, body)
 
     def __init__(self, service: Service, context: RequestContext, body: CompletionBody) -> None:
-        super().__init__(service, context, body, body.to_params(service.config.default_sampling))
+        super().__init__(service, context, body, body.to_params(service.config.model.default_sampling))
         self._body = body
         self._echoes: list[str] = []  # what each prompt's choices begin with
         self._prompts: list[list[int]] = []  # the same as tokens

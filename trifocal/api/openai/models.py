@@ -55,7 +55,7 @@ def _card(service: Service, name: str) -> ModelCard:
         "object": "model",
         "created": _STARTED,
         "owned_by": "trifocal",
-        "root": service.config.spec.path,
+        "root": service.config.model.spec.path,
         "parent": None,
         "max_model_len": service.engine.max_model_len,
         "permission": [_PERMISSION],

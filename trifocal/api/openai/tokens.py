@@ -55,7 +55,7 @@ async def _token_ids(service: Service, body: TokenizeBody) -> list[int]:
 
 def _check_chars(service: Service, prompt: str) -> None:
     """Counting may go beyond the context, but tokenizing megabytes of text would take a core for minutes."""
-    most = service.config.max_model_len * service.builder.tokenizer.longest_token
+    most = service.config.scheduling.max_model_len * service.builder.tokenizer.longest_token
     if len(prompt) > most:
         raise RequestError(f"prompt: at most {most} characters can be tokenized, got {len(prompt)}", param="prompt")
 
@@ -66,7 +66,7 @@ async def detokenize(request: Request) -> Response:
     service = service_of(request)
     body = await read_body(request, DetokenizeBody)
     service.check_model(body.model)
-    _check_token_ids(body.tokens, service.config.spec.text.vocab_size)
+    _check_token_ids(body.tokens, service.config.model.spec.text.vocab_size)
     text = await asyncio.to_thread(service.builder.tokenizer.decode, body.tokens, False)
     answer: Detokenized = {"prompt": text}
     return Response(msgspec.json.encode(answer), media_type="application/json")

@@ -145,9 +145,9 @@ def _check_size(name: str, layout: type[ctypes.Structure], ask: Any) -> None:
         )
 
 
-def load() -> Library | None:
-    """The kernels that `TRIFOCAL_CPU_KERNELS` asks for; None, said in the log once, where there are none."""
-    return _load(envs.CPU_KERNELS.get())
+def load(wanted: str | None = None) -> Library | None:
+    """The kernels that `wanted`, or else `TRIFOCAL_CPU_KERNELS`, asks for; None, told in the log once, without any."""
+    return _load(wanted or envs.CPU_KERNELS.get())
 
 
 @cache

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
+from trifocal.config.media import FetchConfig
 from trifocal.errors import RequestError
 from trifocal.media.fetch.download import Downloader, DownloadError, Resolver, TooLargeError
 from trifocal.media.fetch.local_file import FileRefusedError, FileTooLargeError, read_file
@@ -35,12 +36,22 @@ _BASE64_HEAD = re.compile(r";\s*base64\s*\Z", re.IGNORECASE)
 
 
 class Fetcher:
-    """Fetches media for one event loop; `executor` runs what would block it (base64, disk)."""
+    """Fetches media for one event loop; `executor` runs what would block it (base64, disk).
 
-    def __init__(self, executor: Executor, policy: FetchPolicy | None = None, resolver: Resolver | None = None) -> None:
+    Without a `config` the environment is read.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        policy: FetchPolicy | None = None,
+        resolver: Resolver | None = None,
+        config: FetchConfig | None = None,
+    ) -> None:
         self._executor = executor
         self._policy = policy or FetchPolicy()
-        self._downloader = Downloader(self._policy, resolver)
+        self._config = config or FetchConfig()
+        self._downloader = Downloader(self._policy, resolver, allows_redirects=self._config.allows_redirects)
 
     async def fetch(self, url: str, modality: Modality, where: str) -> bytes:
         """The bytes of `url`. Raises `RequestError` that begins with `where`; cancelling it closes the connection."""
@@ -67,13 +78,12 @@ class Fetcher:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
     async def _download(self, url: str, modality: Modality, where: str) -> bytes:
-        limit = MODALITIES[modality].fetch_timeout
-        timeout = limit.get()
+        timeout: float = getattr(self._config, MODALITIES[modality].fetch_timeout)
         try:
             async with asyncio.timeout(timeout):  # for all of it: neither a slow name nor a slow body stretches it
                 return await self._downloader.get(url, MODALITIES[modality].max_bytes)
         except TimeoutError:
-            message = f"did not arrive within {timeout:g} seconds (VLLM_{limit.name})"
+            message = f"did not arrive within {timeout:g} seconds (VLLM_{modality.upper()}_FETCH_TIMEOUT)"
         except TooLargeError:
             raise _too_large(where, modality) from None
         except DownloadError as error:
