@@ -11,7 +11,7 @@ import pytest
 
 from tests import tiny
 from tests.logged import messages
-from trifocal.config.engine import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, EngineConfig, resolve
 from trifocal.errors import ConfigError
 from trifocal.platforms.cpu import CpuPlatform
 from trifocal.platforms.interface import MemoryInfo
@@ -37,11 +37,11 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def worker(folder: Path, **changes: Any) -> Worker:
     changes = {"enforce_eager": True, **changes}
-    return Worker(resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", **changes)), alone())
+    return made(resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", **changes)))
 
 
-def alone() -> WorkerContext:
-    return WorkerContext.alone("cpu", LocalPixels())
+def made(config: EngineConfig) -> Worker:
+    return Worker(config, WorkerContext.alone(config.parallel, LocalPixels()))
 
 
 def fitting(error: ConfigError) -> int:
@@ -101,4 +101,4 @@ def test_an_engine_that_takes_the_place_of_another_measures_nothing(folder: Path
 
     config = resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", num_gpu_blocks_override=10**9))
     cache, scheduling = replace(config.cache, num_blocks_before=7), replace(config.scheduling, max_model_len=64)
-    assert Worker(replace(config, cache=cache, scheduling=scheduling), alone()).capacity.num_blocks == 7
+    assert made(replace(config, cache=cache, scheduling=scheduling)).capacity.num_blocks == 7
