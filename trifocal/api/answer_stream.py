@@ -62,7 +62,7 @@ class AnswerStream:
         shares = params.n > 1 and params.prompt_logprobs is not None
         opened = cls(answer, meter, streams, shares_prompt_logprobs=shares, logs_text=logs_text)
         try:
-            opened._ready.append(await anext(opened))
+            opened._ready.appendleft(await anext(opened))
         except BaseException:
             await opened.aclose()
             raise
@@ -84,8 +84,9 @@ class AnswerStream:
         self._deltas: DeltaStream = streams[0] if len(streams) == 1 else _merged(streams, answer.n)
         self._ready: deque[Delta] = deque()
         self._shares_prompt_logprobs = shares_prompt_logprobs
-        self._held: dict[int, list[Delta]] = {}  # by prompt
-        self._begun: set[int] = set()
+        self._told: set[int] = set()  # prompts whose first choice has begun
+        self._held: dict[int, list[Delta]] = {}  # deltas of the others, by prompt
+        self._begun: set[int] = set()  # choices
         self._end = "abort"  # why choices ended that have no finish_reason of their own
         self._is_closed = False
         meter.begin()
@@ -115,16 +116,16 @@ class AnswerStream:
         if not self._shares_prompt_logprobs:
             self._ready.append(delta)
             return
-        prompt = delta.index // self.answer.n
-        held = self._held.setdefault(prompt, [])
-        held.append(delta)
-        logprobs = self.answer.outputs[prompt].prompt_logprobs
-        if logprobs is not None:
-            for each in held:
-                is_first = each.index not in self._begun
+        prompt, choice = divmod(delta.index, self.answer.n)
+        if choice and prompt not in self._told:
+            self._held.setdefault(prompt, []).append(delta)
+            return
+        self._told.add(prompt)
+        for each in (delta, *self._held.pop(prompt, ())):
+            if each.index not in self._begun:
                 self._begun.add(each.index)
-                self._ready.append(replace(each, prompt_logprobs=logprobs) if is_first else each)
-            held.clear()
+                each = replace(each, prompt_logprobs=self.answer.outputs[prompt].prompt_logprobs)
+            self._ready.append(each)
 
     def _take(self, delta: Delta) -> None:
         now = perf_counter()
