@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +12,8 @@ import pytest
 
 from trifocal.cli.local_server import LocalServer, choose_port
 from trifocal.demo.run import MODEL, NAME
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would we
 
 
 @pytest.fixture(scope="session")
