@@ -137,10 +137,13 @@ class RowLinear(Linear):
 
     def weight_slots(self) -> dict[str, Slot]:
         """They take in whole tensors."""
-        slots: dict[str, Slot] = {}
-        for name, slot in super().weight_slots().items():
+        slots = super().weight_slots()
+        if self.group.size == 1:
+            return slots
+        for name, slot in slots.items():
             axis = self.method.axes[name].inputs
-            slots[name] = slot if axis is None else ShareSlot(slot, axis, self.first_input, self.whole_in_features)
+            if axis is not None:
+                slots[name] = ShareSlot(slot, axis, self.first_input, self.whole_in_features)
         return slots | ({"bias": UnusedSlot(self.out_features)} if self.leaves_bias else {})
 
 

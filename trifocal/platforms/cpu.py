@@ -28,7 +28,6 @@ _CGROUP_FILES = (  # (limit, use, key of reclaimable file pages in memory.stat)
 class CpuPlatform(Platform):
     """Threads are torch's own (OMP_NUM_THREADS)."""
 
-    device_type = "cpu"
     default_attention = "cpu"
     max_profile_tokens = 256
 

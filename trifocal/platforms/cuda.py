@@ -14,8 +14,6 @@ from trifocal.platforms.interface import MemoryInfo, PeakMemory, Platform
 class CudaPlatform(Platform):
     """One CUDA device per worker; the allocator keeps PYTORCH_CUDA_ALLOC_CONF as the user set it."""
 
-    device_type = "cuda"
-
     def device(self, index: int = 0) -> torch.device:
         """Make device `index` current. Raises `ArgumentError` where torch sees no such device."""
         if index >= torch.cuda.device_count():

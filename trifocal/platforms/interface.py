@@ -29,9 +29,11 @@ class PeakMemory:
 
 
 class Platform(ABC):
-    """One kind of device, e.g. cpu or cuda."""
+    """One kind of device, e.g. cpu or cuda. Defaults are torch's: a platform overrides what its device does better.
 
-    device_type: str
+    What the server process must know before torch is loaded, is in `config.devices.Device`.
+    """
+
     default_attention: str = "reference"  # a name of attention.registry.ATTENTION
     max_profile_tokens: int | None = None  # profile at most so many tokens and scale up (None: the whole budget)
 
@@ -60,7 +62,10 @@ class Platform(ABC):
         return TORCH
 
     def linear_methods(self) -> LinearMethods:
-        """How linear layers keep weights of each format on this device, and compute with them."""
+        """How linear layers keep weights of each format on this device, how these are laid out, and what computes.
+
+        Asked once, while a model is made; methods may hold kernels of their own.
+        """
         return METHODS
 
     def graphs(self) -> Graphs | None:
