@@ -200,7 +200,8 @@ def modalities_of(architecture: str) -> tuple[Modality, ...]:
 def check_architecture(architecture: str) -> None:
     """Raise `ConfigError` for a model that nobody here can run, before any weight is read."""
     if architecture not in MODELS:
+        with_media = ", ".join(sorted(set(MODELS) - set(DECODERS)))
         raise ConfigError(
-            f"config.json: architectures: {architecture!r} is not supported; supported: {', '.join(sorted(MODELS))} "
-            "(more about them: trifocal models)"
+            f"config.json: architectures: {architecture!r} is not supported; supported: {with_media}, and, each with "
+            f"ForCausalLM behind it, {', '.join(_LANGUAGE_MODELS)} (more about them: trifocal models)"
         )

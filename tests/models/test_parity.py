@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.models.families import ENTRIES, Entry
 from tests.oracle import (
@@ -174,14 +174,19 @@ def test_decoder_in_equal_shares(case: Case, degree: int) -> None:
     tables = whole.tables(positions, x.dtype)
     backends = [one_sequence(part, len(x)) for part in shares]
     for layers in zip(*(part.layers for part in shares), strict=True):
-        y = layers[0].input_layernorm(x)
+        one = layers[0]
+        y = one.input_layernorm(x)
         parts = [
             layer.self_attn(y, tables[layer.rope], backend) for layer, backend in zip(layers, backends, strict=True)
         ]
-        x = x + layers[0].spec.residual_scale * sum(parts)
-        y = layers[0].post_attention_layernorm(x)
-        x = x + layers[0].spec.residual_scale * sum(layer.mlp(y) for layer in layers)
+        x = x + one.spec.residual_scale * normed(sum(parts), one.attention_output_norm)
+        y = one.post_attention_layernorm(x)
+        x = x + one.spec.residual_scale * normed(sum(layer.mlp(y) for layer in layers), one.mlp_output_norm)
     assert relative_error(shares[0].norm(x), expected) < TOLERANCE
+
+
+def normed(x: Tensor, norm: nn.Module | None) -> Tensor:
+    return x if norm is None else norm(x)
 
 
 def share(whole: Decoder, rank: int, degree: int) -> Decoder:
