@@ -55,6 +55,8 @@ class Family:
 DECODERS: Registry[Any] = Registry(
     "language model",
     {
+        "Gemma3ForCausalLM": "trifocal.models.gemma3:Gemma3Decoder",
+        "Gemma3ForCausalLM": "trifocal.models.gemma3:Gemma3Decoder",
         "GraniteForCausalLM": "trifocal.models.granite:GraniteDecoder",
         "InternLM2ForCausalLM": "trifocal.models.internlm2:InternLM2Decoder",
         "LlamaForCausalLM": "trifocal.models.llama:LlamaDecoder",
