@@ -56,7 +56,6 @@ DECODERS: Registry[Any] = Registry(
     "language model",
     {
         "Gemma3ForCausalLM": "trifocal.models.gemma3:Gemma3Decoder",
-        "Gemma3ForCausalLM": "trifocal.models.gemma3:Gemma3Decoder",
         "GraniteForCausalLM": "trifocal.models.granite:GraniteDecoder",
         "InternLM2ForCausalLM": "trifocal.models.internlm2:InternLM2Decoder",
         "LlamaForCausalLM": "trifocal.models.llama:LlamaDecoder",

@@ -82,8 +82,7 @@ def _rope(config: TextConfig, *, slides: bool) -> RopeConfig:
     transformers 5 writes one `rope_parameters` for each kind; released files have `rope_local_base_freq`.
     """
     given = config.extra.get("rope_parameters")
-    by_kind = isinstance(given, Mapping) and any(isinstance(each, Mapping) for each in given.values())
-    if by_kind:
+    if isinstance(given, Mapping) and any(isinstance(each, Mapping) for each in given.values()):
         own = given.get("sliding_attention" if slides else "full_attention") or {}
         return rope_config({"rope_theta": 10000.0 if slides else 1e6, **config.extra, "rope_parameters": own})
     if slides:
