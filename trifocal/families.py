@@ -55,6 +55,7 @@ class Family:
 DECODERS: Registry[Any] = Registry(
     "language model",
     {
+        "Gemma3ForCausalLM": "trifocal.models.gemma3:Gemma3Decoder",
         "GraniteForCausalLM": "trifocal.models.granite:GraniteDecoder",
         "InternLM2ForCausalLM": "trifocal.models.internlm2:InternLM2Decoder",
         "LlamaForCausalLM": "trifocal.models.llama:LlamaDecoder",
@@ -200,7 +201,8 @@ def modalities_of(architecture: str) -> tuple[Modality, ...]:
 def check_architecture(architecture: str) -> None:
     """Raise `ConfigError` for a model that nobody here can run, before any weight is read."""
     if architecture not in MODELS:
+        with_media = ", ".join(sorted(set(MODELS) - set(DECODERS)))
         raise ConfigError(
-            f"config.json: architectures: {architecture!r} is not supported; supported: {', '.join(sorted(MODELS))} "
-            "(more about them: trifocal models)"
+            f"config.json: architectures: {architecture!r} is not supported; supported: {with_media}, and, each with "
+            f"ForCausalLM behind it, {', '.join(_LANGUAGE_MODELS)} (more about them: trifocal models)"
         )

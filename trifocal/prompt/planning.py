@@ -34,9 +34,7 @@ class MediaPlanner:
         self._reader = reader
         self._encoder = encoder
         embed_bytes = config.model.spec.text.hidden_size * _DTYPE_BYTES[config.model.dtype]
-        self._encoder_room = (
-            config.cache.encoder_cache_bytes // embed_bytes
-        )  # embeddings
+        self._encoder_room = config.cache.encoder_cache_bytes // embed_bytes  # embeddings
 
     def check_counts(self, refs: Sequence[MediaRef]) -> None:
         """Refuse modalities that the model does not take, and more items of one than --limit-mm-per-prompt allows."""
