@@ -60,4 +60,4 @@ def test_all_steps_that_are_begun_and_not_finished_are_in_it(note: StepNote) -> 
     assert note.read() == {"a", "b", "c"}
     process._begin_step([StepPlan(2, step[1:])])
     assert note.read() == {"b", "c"}
-    channel._socket.close()
+    channel.close()
