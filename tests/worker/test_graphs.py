@@ -35,7 +35,7 @@ def test_padding_changes_no_row_that_is_real(monkeypatch: pytest.MonkeyPatch) ->
         close = 0.0 if method is not PLAIN else 1e-5
         made = decoder(CpuKernels(library), dtype, method)
         eager, padded = (Steps(made, dtype, library, sizes) for sizes in ((), (16, 24, 48)))
-        for seed, query_lens in enumerate([[15], [1, 1, 20], [22], [24], [3, 40], [45], [43], [16]]):
+        for seed, query_lens in enumerate([[1, 1, 20], [23], [24], [3, 42], [46], [47], [48], [16]]):
             ours, theirs = padded.step(seed, query_lens), eager.step(seed, query_lens)
             torch.testing.assert_close(ours, theirs, rtol=close, atol=close)
         assert padded.graphs.num_replayed == 8
@@ -45,7 +45,7 @@ def test_padding_changes_no_row_that_is_real(monkeypatch: pytest.MonkeyPatch) ->
         ):
             torch.testing.assert_close(ours[:, :-1], theirs[:, :-1], rtol=close, atol=close)
             assert not torch.equal(ours[:, -1], theirs[:, -1]), "there was padding"
-        for seed, query_lens in enumerate([[12], [17], [25], [49]]):  # the next size is far, or there is none
+        for seed, query_lens in enumerate([[1], [3], [25], [32], [49]]):  # the next size is far
             assert torch.equal(padded.step(seed, query_lens), eager.step(seed, query_lens))
         assert padded.graphs.num_replayed == 8
 

@@ -51,12 +51,18 @@ def fitting(error: ConfigError) -> int:
 
 
 def test_blocks_that_do_not_fit(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="^--num-gpu-blocks-override 100000000: .* but 0.06 GiB are free") as caught:
-        worker(folder, num_gpu_blocks_override=100_000_000)
-    num_blocks = fitting(caught.value)
-    with pytest.raises(ConfigError):
-        worker(folder, num_gpu_blocks_override=num_blocks + 1)
-    assert worker(folder, num_gpu_blocks_override=num_blocks).capacity.num_blocks == num_blocks
+    """Where steps are captured, the scratch block for padding takes its part."""
+    for is_eager in (True, False):
+        with pytest.raises(
+            ConfigError, match="^--num-gpu-blocks-override 100000000: .* but 0.06 GiB are free"
+        ) as caught:
+            worker(folder, num_gpu_blocks_override=100_000_000, enforce_eager=is_eager)
+        num_blocks = fitting(caught.value)
+        with pytest.raises(ConfigError):
+            worker(folder, num_gpu_blocks_override=num_blocks + 1, enforce_eager=is_eager)
+        made = worker(folder, num_gpu_blocks_override=num_blocks, enforce_eager=is_eager)
+        assert made.capacity.num_blocks == num_blocks
+        assert made.graphs.attention.cache.keys.shape[1] == num_blocks + (0 if is_eager else 1)
 
 
 @pytest.mark.parametrize("name", ["VLLM_CPU_KVCACHE_SPACE", "TRIFOCAL_CPU_KVCACHE_SPACE"])

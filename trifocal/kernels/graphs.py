@@ -37,3 +37,7 @@ class Graphs(Protocol):
     def setting(self) -> Hashable:
         """What a recording depends on beside shapes and dtypes: it is not replayed under another one."""
         ...
+
+    def most_rows(self, num_rows: int) -> int:
+        """How many rows a step of `num_rows` may be padded to and still be quicker than run by Python."""
+        ...

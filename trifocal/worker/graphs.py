@@ -115,11 +115,12 @@ class GraphRunner:
     # ------------------------------------------------------------------------------------------ padding
 
     def _size_for(self, num_rows: int) -> int | None:
-        """The captured size to run so many rows with, if there is one."""
+        """The captured size to run so many rows with, if there is one that costs little more than they do."""
         index = bisect_left(self.sizes, num_rows)
-        if index == len(self.sizes) or self.sizes[index] - num_rows > most_padding(num_rows):
+        if self._graphs is None or index == len(self.sizes):
             return None
-        return self.sizes[index]
+        size = self.sizes[index]
+        return size if size == num_rows or size <= self._graphs.most_rows(num_rows) else None
 
     def _padded(self, step: _Step, size: int) -> _Step:
         """The step with as many rows of padding as it lacks to `size`."""
@@ -145,8 +146,3 @@ class GraphRunner:
         none = torch.empty(0, dtype=torch.int64, device=self.attention.cache.keys.device)
         batch = AttentionBatch(none, none.view(0, 1), query_lens=[], context_lens=[])
         return _Step(self.model.merge(none), none.expand(self.model.position_rows, 0), batch, None)
-
-
-def most_padding(num_rows: int) -> int:
-    """Rows of padding that cost less than what a replay saves."""
-    return num_rows // 8

@@ -51,6 +51,14 @@ class CpuGraphs:
         """Threads: calls carry their number."""
         return torch.get_num_threads()
 
+    def most_rows(self, num_rows: int) -> int:
+        """As many as fill the last group of rows that linear layers compute at once, which costs little.
+
+        Fewer rows than one group have quicker ways of their own, and any row beyond the group costs more than Python.
+        """
+        at_once = self._library.rows_at_once
+        return num_rows if num_rows <= at_once else -(-num_rows // at_once) * at_once
+
 
 class _Product(Args):
     """Arguments of torch's product of float32 matrices, which is called in the place of a kernel."""

@@ -129,6 +129,8 @@ class Library:
         for name, layout in layouts.items():
             _check_size(name, layout, library[f"tri_{name}_bytes"])
         self.kernels = {name: Kernel(library[f"tri_{name}"], args, self.recording) for name, args in kernels.items()}
+        library["tri_rows_at_once"].restype = c_int64
+        self.rows_at_once: int = library["tri_rows_at_once"]()  # by linear layers
         self.read = library["tri_read"]  # (address, bytes, threads)
         self.read.argtypes = (c_void_p, c_int64, c_int32)
         self.replay = library["tri_replay"]  # (array of Call, count)
