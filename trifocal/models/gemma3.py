@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trifocal.attention.base import AttentionSpec
+from trifocal.distributed import SOLO, Group
 from trifocal.errors import NotAvailableYetError
 from trifocal.layers.embedding import ScaledEmbedding
 from trifocal.layers.mlp import GatedMLP
@@ -43,10 +44,11 @@ class Gemma3Norm(RMSNorm):
 class Gemma3Decoder(Decoder):
     """The language model of Gemma 3. Source: transformers' `modeling_gemma3.py`."""
 
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: TextConfig, group: Group = SOLO) -> None:
+        super().__init__(config, group)
+        # Rounded as theirs.
         scale = torch.tensor(math.sqrt(config.hidden_size), dtype=torch.get_default_dtype(), device="cpu")
-        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, scale.item())  # rounded as theirs
+        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, scale.item(), group)
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
         """See `Decoder.layer_spec`."""
@@ -71,9 +73,9 @@ class Gemma3Decoder(Decoder):
         return None if ours is None else ".".join(_NAMES.get(word, word) for word in ours.split("."))
 
 
-def _mlp(config: TextConfig) -> nn.Module:
+def _mlp(config: TextConfig, group: Group) -> nn.Module:
     activation = str(config.extra.get("hidden_activation", "gelu_pytorch_tanh"))
-    return GatedMLP(config.hidden_size, config.intermediate_size, activation)
+    return GatedMLP(config.hidden_size, config.intermediate_size, activation, group=group)
 
 
 def _rope(config: TextConfig, *, slides: bool) -> RopeConfig:

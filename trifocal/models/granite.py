@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from trifocal.attention.base import AttentionSpec
+from trifocal.distributed import SOLO, Group
 from trifocal.errors import NotAvailableYetError
 from trifocal.layers.embedding import ScaledEmbedding
 from trifocal.model_spec import TextConfig, positive_number
@@ -15,10 +16,10 @@ from trifocal.models.layer_spec import LayerSpec
 class GraniteDecoder(Decoder):
     """The language model of Granite 3 (dense). Source: transformers' `modeling_granite.py`."""
 
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: TextConfig, group: Group = SOLO) -> None:
+        super().__init__(config, group)
         scale = _field(config, "embedding_multiplier")
-        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, scale)
+        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, scale, group)
         self.logits_divisor = _field(config, "logits_scaling")
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
