@@ -106,11 +106,11 @@ def test_a_device_says_what_is_best_on_it(plugins: Plugins, tmp_path: Path) -> N
         config = resolve(EngineArgs(model=str(folder), device=device))
         assert (config.cache.block_size, config.scheduling.max_num_batched_tokens) == expected
         asked = resolve(EngineArgs(model=str(folder), device=device, block_size=32, max_num_batched_tokens=64))
-        assert (asked.block_size, asked.max_num_batched_tokens) == (32, 64)
+        assert (asked.cache.block_size, asked.scheduling.max_num_batched_tokens) == (32, 64)
     settings = json.loads((folder / "config.json").read_text())
     settings["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}
     (folder / "config.json").write_text(json.dumps(settings))
-    dtypes = [resolve(EngineArgs(model=str(folder), device=device)).dtype for device in wanted]
+    dtypes = [resolve(EngineArgs(model=str(folder), device=device)).model.dtype for device in wanted]
     assert dtypes == ["float32", "float16", "bfloat16"]
 
 
