@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from tests import tiny
 
-Text = Literal["qwen2", "qwen3", "llama", "internlm2", "phi3", "mistral", "minicpm"]
+Text = Literal["qwen2", "qwen3", "llama", "internlm2", "phi3", "mistral", "minicpm", "granite", "gemma3"]
 
 HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16
 VOCAB, MAX_POSITIONS, LONGROPE_ORIGINAL = 400, 2048, 32
@@ -24,7 +24,7 @@ SCALES = {"scale_emb": 3.0, "scale_depth": 1.4, "dim_model_base": 32}  # of Mini
 _CLASSES: dict[Text, str] = {
     "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM",
     "internlm2": "InternLM2ForCausalLM", "phi3": "Phi3ForCausalLM", "mistral": "MistralForCausalLM",
-    "minicpm": "MiniCPMForCausalLM",
+    "minicpm": "MiniCPMForCausalLM", "granite": "GraniteForCausalLM", "gemma3": "Gemma3ForCausalLM",
 }  # fmt: skip
 # Of the released Qwen2.5-based models: strings only.
 CHAT_TEMPLATE = (
@@ -53,6 +53,13 @@ def text_config(text: Text, *, tied: bool = False, **changes: Any) -> dict[str, 
         settings["sliding_window"] = 262144
     if text == "minicpm":
         settings |= SCALES
+    if text == "gemma3":  # as in the released files, which do not name hidden_act
+        settings |= {
+            "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 24, "rope_local_base_freq": 5000.0,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0}, "sliding_window": 10, "sliding_window_pattern": 2,
+            "attn_logit_softcapping": None, "final_logit_softcapping": None, "rope_theta": 1000000.0,
+        }  # fmt: skip
+        del settings["hidden_act"]
     return settings | changes
 
 
@@ -73,12 +80,15 @@ def text_shapes(text: Text, prefix: str, *, tied: bool) -> dict[str, tuple[int, 
                 shapes[f"{attention}{part}_proj.weight"] = (rows, HIDDEN)
                 if text == "qwen2":
                     shapes[f"{attention}{part}_proj.bias"] = (rows,)
-                if text == "qwen3" and part != "v":
+                if text in ("qwen3", "gemma3") and part != "v":
                     shapes[f"{attention}{part}_norm.weight"] = (HEAD_DIM,)
             shapes |= {f"{layer}mlp.{part}_proj.weight": (INTERMEDIATE, HIDDEN) for part in ("gate", "up")}
         shapes[f"{attention}o_proj.weight"] = (HIDDEN, width)
         shapes[f"{layer}mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
         shapes[f"{layer}input_layernorm.weight"] = shapes[f"{layer}post_attention_layernorm.weight"] = (HIDDEN,)
+        if text == "gemma3":
+            norms = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+            shapes |= {f"{layer}{norm}.weight": (HIDDEN,) for norm in norms}
     if not tied:
         shapes[f"{prefix}lm_head.weight"] = (VOCAB, HIDDEN)
     return shapes

@@ -51,11 +51,12 @@ class Family:
     is_run_as_released: bool = False
 
 
-_SUFFIX = "ForCausalLM"
 # Language models by architecture: each is served alone, and in whatever family names it as its language model.
 DECODERS: Registry[Any] = Registry(
     "language model",
     {
+        "Gemma3ForCausalLM": "trifocal.models.gemma3:Gemma3Decoder",
+        "GraniteForCausalLM": "trifocal.models.granite:GraniteDecoder",
         "InternLM2ForCausalLM": "trifocal.models.internlm2:InternLM2Decoder",
         "LlamaForCausalLM": "trifocal.models.llama:LlamaDecoder",
         "MiniCPMForCausalLM": "trifocal.models.minicpm:MiniCPMDecoder",
@@ -65,6 +66,7 @@ DECODERS: Registry[Any] = Registry(
         "Qwen3ForCausalLM": "trifocal.models.qwen3:Qwen3Decoder",
     },
 )
+_LANGUAGE_MODELS = tuple(architecture.removesuffix("ForCausalLM") for architecture in DECODERS)
 
 _PARITY = "tests/models/test_parity.py::test_logits"
 _TINY = "tiny random weights"
@@ -155,13 +157,13 @@ FAMILIES = (
     ),
     Family(
         name="Language models",
-        releases=("Llama", "Mistral", "Phi-3", "Qwen2", "Qwen2.5", "Qwen3", "InternLM2", "MiniCPM-2B"),
+        releases=_LANGUAGE_MODELS,
         formats=tuple(
             Format(architecture, ("as released and as transformers writes them",)) for architecture in DECODERS
         ),
         model="trifocal.models.text.model:TextModel",
         processor="trifocal.models.text.processor:TextProcessor",
-        language_models=tuple(architecture.removesuffix(_SUFFIX) for architecture in DECODERS),
+        language_models=_LANGUAGE_MODELS,
         checks=(
             Check(
                 "logits of each, with and without windows",
@@ -199,7 +201,8 @@ def modalities_of(architecture: str) -> tuple[Modality, ...]:
 def check_architecture(architecture: str) -> None:
     """Raise `ConfigError` for a model that nobody here can run, before any weight is read."""
     if architecture not in MODELS:
+        with_media = ", ".join(sorted(set(MODELS) - set(DECODERS)))
         raise ConfigError(
-            f"config.json: architectures: {architecture!r} is not supported; supported: {', '.join(sorted(MODELS))} "
-            "(more about them: trifocal models)"
+            f"config.json: architectures: {architecture!r} is not supported; supported: {with_media}, and, each with "
+            f"ForCausalLM behind it, {', '.join(_LANGUAGE_MODELS)} (more about them: trifocal models)"
         )

@@ -137,6 +137,8 @@ class ModelSpec:
     def max_model_len(self) -> int:
         """Longest context the checkpoint says it was made for, in tokens."""
         rope = self.text.rope
+        if self.text.model_type.startswith("gemma3"):  # whose field is the context that the scaling has reached
+            return self.text.max_position_embeddings
         if rope.kind in _SCALES_CONTEXT and rope.original_max_position_embeddings:
             return max(self.text.max_position_embeddings, int(rope.original_max_position_embeddings * rope.factor))
         return self.text.max_position_embeddings

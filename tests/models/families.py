@@ -107,6 +107,10 @@ ENTRIES: dict[str, Entry] = {
     "minicpmv-2.6": minicpmv("2.6"),
     "minicpmv-2.5": minicpmv("2.5"),
     "minicpmv-2.0": minicpmv("2.0"),
+    "text-gemma3": language_model("gemma3", in_engine=True),
+    "text-granite": language_model(
+        "granite", embedding_multiplier=3.0, attention_multiplier=0.4, residual_multiplier=0.6, logits_scaling=2.5
+    ),
     "text-llama": language_model("llama", tied=True),
     "text-internlm2": language_model("internlm2"),
     "text-minicpm": language_model("minicpm"),

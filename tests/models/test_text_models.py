@@ -13,6 +13,8 @@ from tests import tiny_text as tiny
 from tests.oracle import load_ours
 from trifocal.errors import ConfigError
 from trifocal.model_spec import ModelSpec, rope_config
+from trifocal.models.gemma3 import Gemma3Decoder
+from trifocal.models.granite import GraniteDecoder
 from trifocal.models.internlm2 import InternLM2Decoder
 from trifocal.models.llama import LlamaDecoder
 from trifocal.models.phi3 import Phi3Decoder
@@ -31,6 +33,9 @@ WINDOWS = {"use_sliding_window": True, "sliding_window": 8}
         ("qwen2", Qwen2Decoder, WINDOWS | {"layer_types": ["full_attention"]}, "layer_types must be a list of 2 words"),
         ("qwen2", Qwen2Decoder, WINDOWS | {"max_window_layers": "all"}, "max_window_layers must be an integer"),
         ("llama", LlamaDecoder, {"hidden_act": "relu"}, "hidden_act .relu. is not supported"),
+        ("gemma3", Gemma3Decoder, {"final_logit_softcapping": 30.0}, "final_logit_softcapping in a Gemma 3 decoder"),
+        ("gemma3", Gemma3Decoder, {"hidden_activation": "relu"}, "hidden_act .relu. is not supported"),
+        ("granite", GraniteDecoder, {"mlp_bias": True}, "mlp_bias in a Granite decoder"),
         ("qwen3", Qwen3Decoder, {"attention_bias": True}, "attention_bias in a Qwen3 decoder"),
         ("phi3", Phi3Decoder, {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
     ],

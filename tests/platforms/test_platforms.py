@@ -82,7 +82,6 @@ def test_auto_without_anything_is_the_cpu(plugins: Plugins) -> None:
 
 def test_auto_takes_an_nvidia_device(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins["ascend_vllm"] = npu_platforms
-    monkeypatch.setattr(platforms, "PLATFORMS", devices.PLATFORMS)
     monkeypatch.setattr(devices.os.path, "exists", lambda path: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert detect_device("auto") == "cuda"

@@ -42,6 +42,8 @@ def build_prompts(
         for sample in samples:
             if left < _LEAST_ROOM:
                 break
+            if sample.needs_media and not builder.processor.modalities:
+                continue
             prompt = _build(builder, sample)
             if not prompt.media:
                 prompt = replace(prompt, token_ids=prompt.token_ids[: min(left, _LONGEST_TEXT)])
