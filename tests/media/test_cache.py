@@ -13,12 +13,14 @@ import PIL.Image
 import pytest
 
 from tests import tiny
+from tests.media.decode.test_orientation import WRITERS
 from tests.media.samples import LIMITS, clip, data_url, scaled_to
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import RequestError
 from trifocal.media.cache import MediaCache
-from trifocal.media.decoding import Decoding
+from trifocal.media.decoding import Decoding, Opened
 from trifocal.media.media import FrameSample
+from trifocal.media.plan import ItemPlan
 from trifocal.media.reader import MediaReader
 from trifocal.prompt.builder import PromptBuilder
 
@@ -73,6 +75,22 @@ def test_each_size_has_its_own_pixels(reader: MediaReader, jobs: list[str]) -> N
     assert small.shape == (15, 20, 3) and reader.load(opened).pixels.shape == (30, 40, 3)
     assert reader.load(opened, planner=scaled_to(15, 20)).pixels is small
     assert len(jobs) == 3
+
+
+def test_a_picture_that_only_its_pixels_turn_is_planned_anew_once(reader: MediaReader, jobs: list[str]) -> None:
+    """The header of a PNG does not tell of EXIF data in a text; after the first decoding it is known."""
+    noisy = np.random.default_rng(1).integers(0, 256, (30, 40, 3), np.uint8)
+    data, planned = WRITERS["PNG, as text"](noisy, 6), []
+
+    def planner(opened: Opened) -> ItemPlan:
+        planned.append(opened.size)
+        return scaled_to(opened.size[1] // 2, 5)(opened)
+
+    for num_jobs in (3, 3):  # header, pixels that do not suit the plan, pixels
+        loaded = reader.load(reader.open("image", data, WHERE), planner=planner)
+        assert loaded.pixels.shape == (20, 5, 3) and loaded.plan.size == (40, 30)
+        assert len(jobs) == num_jobs
+    assert planned == [(1, 30, 40), (1, 40, 30), (1, 40, 30)]
 
 
 def test_tenants_share_nothing(reader: MediaReader, jobs: list[str]) -> None:

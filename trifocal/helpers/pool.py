@@ -111,10 +111,11 @@ class Helper:
     def fill(self, view: memoryview) -> None:
         """Fill `view` with bytes that follow a message."""
         while view:
-            self._wait(self._answers.fileno(), select.POLLIN)
+            self._check_time()
             try:
                 count = os.readv(self._answers.fileno(), [view])
             except BlockingIOError:
+                self._wait(self._answers.fileno(), select.POLLIN)
                 continue
             if not count:
                 raise self._death()
@@ -134,11 +135,11 @@ class Helper:
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            self._wait(self._jobs.fileno(), select.POLLOUT)
+            self._check_time()
             try:
                 view = view[os.write(self._jobs.fileno(), view[:_PIPE_BYTES]) :]
             except BlockingIOError:
-                continue
+                self._wait(self._jobs.fileno(), select.POLLOUT)
             except BrokenPipeError:
                 raise self._death() from None
 
@@ -150,7 +151,10 @@ class Helper:
     def _wait(self, descriptor: int, event: int) -> None:
         poll = select.poll()
         poll.register(descriptor, event)
-        if not poll.poll(max(self._deadline - monotonic(), 0) * 1000):
+        poll.poll(max(self._deadline - monotonic(), 0) * 1000)
+
+    def _check_time(self) -> None:
+        if monotonic() > self._deadline:
             raise HelperSlowError
 
     def _death(self) -> Exception:
