@@ -6,7 +6,7 @@ however the sequence got past the border.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from tests.oracle import Sample, load_ours, new_cache
 from tests.oracle_internvl import reference
 from tests.tiny_text import LONGROPE_ORIGINAL
 from trifocal.attention.base import AttentionBatch
-from trifocal.attention.cpu import CpuAttention
 from trifocal.attention.reference import ReferenceAttention
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.engine import Engine
@@ -32,6 +31,7 @@ from trifocal.models.base import Model
 from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import EngineStats, Prompt, Request, TokenLogprobs
+from trifocal.worker.graphs import GraphRunner
 
 BORDER = LONGROPE_ORIGINAL
 PARAMS = SamplingParams(temperature=0, max_tokens=20, logprobs=5, ignore_eos=True)
@@ -203,21 +203,20 @@ def test_replayed_steps_take_rows_of_both_sides(
     isa.library("1")
     is_mixed: list[bool] = []
     is_replayed: list[bool] = []
-    forward, through = RotaryEmbedding.forward, CpuAttention.through
+    forward, forward_pass = RotaryEmbedding.forward, GraphRunner._forward
 
     def watched_forward(self: RotaryEmbedding, positions: Tensor, dtype: torch.dtype, is_long: Tensor | None) -> Any:
         is_mixed.append(is_long is not None and not is_long.all())
         return forward(self, positions, dtype, is_long)
 
-    def watched_through(self: CpuAttention, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        assert self.captured is not None
-        before = self.captured.num_replayed
-        result = through(self, layers, *inputs)
-        is_replayed.append(self.captured.num_replayed > before)
+    def watched_pass(self: GraphRunner, *args: Any) -> Tensor:
+        before = self.num_replayed
+        result = forward_pass(self, *args)
+        is_replayed.append(self.num_replayed > before)
         return result
 
     monkeypatch.setattr(RotaryEmbedding, "forward", watched_forward)
-    monkeypatch.setattr(CpuAttention, "through", watched_through)
+    monkeypatch.setattr(GraphRunner, "_forward", watched_pass)
     answers, _ = run(folder, builder, requests_for(samples), dtype="bfloat16")
     assert sum(mixed and replayed for mixed, replayed in zip(is_mixed, is_replayed, strict=True)) > 5
     monkeypatch.undo()
