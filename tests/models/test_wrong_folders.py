@@ -305,7 +305,7 @@ def test_a_wrong_value_anywhere(whole: dict[str, Path], tmp_path: Path, family: 
 
 def build(folder: Path, tokenizer: Tokenizer) -> None:
     """What starting does up to the weights."""
-    spec = resolve(EngineArgs(model=str(folder))).spec
+    spec = resolve(EngineArgs(model=str(folder))).model.spec
     PROCESSORS.get(spec.architecture)(spec, tokenizer)
     with torch.device("meta"):
         MODELS.get(spec.architecture)(spec)

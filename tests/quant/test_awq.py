@@ -202,7 +202,7 @@ def test_flags(tmp_path: Path) -> None:
         config = resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", quantization=flag))
         assert config.model.quantization is not None and config.model.quantization.group_size == GROUP
         assert config.model.dtype == "bfloat16"
-    assert resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", dtype="float16")).dtype == "float16"
+    assert resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", dtype="float16")).model.dtype == "float16"
     with pytest.raises(ConfigError, match="--quantization int8: the checkpoint is quantized by awq already"):
         resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", quantization="int8"))
 
