@@ -68,6 +68,9 @@ class Helper:
             if _F_SETPIPE_SZ is not None:
                 with contextlib.suppress(OSError):  # the user's share of pipe memory is used up: slower, that is all
                     fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE_BYTES)
+        self._writable, self._readable = select.poll(), select.poll()
+        self._writable.register(self._jobs, select.POLLOUT)
+        self._readable.register(self._answers, select.POLLIN)
         self.is_free = False
         self.start_job(_START_S)
         try:
@@ -115,7 +118,7 @@ class Helper:
             try:
                 count = os.readv(self._answers.fileno(), [view])
             except BlockingIOError:
-                self._wait(self._answers.fileno(), select.POLLIN)
+                self._wait(self._readable)
                 continue
             if not count:
                 raise self._death()
@@ -139,7 +142,7 @@ class Helper:
             try:
                 view = view[os.write(self._jobs.fileno(), view[:_PIPE_BYTES]) :]
             except BlockingIOError:
-                self._wait(self._jobs.fileno(), select.POLLOUT)
+                self._wait(self._writable)
             except BrokenPipeError:
                 raise self._death() from None
 
@@ -148,9 +151,7 @@ class Helper:
         self.fill(memoryview(data))
         return data
 
-    def _wait(self, descriptor: int, event: int) -> None:
-        poll = select.poll()
-        poll.register(descriptor, event)
+    def _wait(self, poll: select.poll) -> None:
         poll.poll(max(self._deadline - monotonic(), 0) * 1000)
 
     def _check_time(self) -> None:
