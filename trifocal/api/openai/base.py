@@ -90,7 +90,7 @@ class ChoicesApi(Api):
 
     def frames(self, index: int, events: Sequence[Event], usage: Usage) -> Iterable[bytes]:
         """See `Api`."""
-        yield self._chunk([self.piece(index, events)], usage)
+        return (self._chunk([self.piece(index, events)], usage),)
 
     def end(self, usage: Usage) -> Iterable[bytes]:
         """See `Api`."""
