@@ -218,6 +218,22 @@ def test_penalties_break_a_loop(http: httpx.Client, name: str, value: float) -> 
     assert text_of(http, **loop) != text_of(http, **{**loop, name: value})
 
 
+def test_allowed_tokens_and_bad_words(http: httpx.Client) -> None:
+    """By both routes; a word is banned as it begins and as it goes on."""
+    loop = {**GREEDY, "logit_bias": {str(LETTER): 100}, "repetition_penalty": 1}
+    letter = text_of(http, **loop)[:1]
+    assert text_of(http, **loop) == letter * 12
+    assert set(text_of(http, allowed_token_ids=[LETTER, LETTER + 1])) <= {letter, chr(ord(letter) + 1)}
+    for route, source in (("chat/completions", {"messages": HELLO}), ("completions", {"prompt": "hello"})):
+        body = {"model": MODEL, **source, **loop, "bad_words": [letter]}
+        [choice] = http.post(f"/v1/{route}", json=body).json()["choices"]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        assert text and letter not in text
+        one = {"model": MODEL, **source, **GREEDY, "allowed_token_ids": [LETTER]}
+        [choice] = http.post(f"/v1/{route}", json=one).json()["choices"]
+        assert (choice["message"]["content"] if "message" in choice else choice["text"]) == letter * 12
+
+
 @pytest.mark.parametrize("as_list", [False, True])
 def test_stop_string(http: httpx.Client, as_list: bool) -> None:
     text = text_of(http, max_tokens=30)

@@ -37,9 +37,12 @@ def test_a_request_with_media_and_positions() -> None:
     )
     positions = np.arange(21).reshape(3, 7)[:, ::-1]
     prompt = Prompt([1, 2, 3, 4, 5, 6, 7], media, positions, -4, text="shown", cache_salt="sälz")
-    before = Request("x/1", prompt, EVERY_PARAM, frozenset({9, 4}), seed=(1 << 63) + 5, output_token_ids=(8, 8, 3))
+    before = Request(
+        "x/1", prompt, EVERY_PARAM, frozenset({9, 4}), seed=(1 << 63) + 5, output_token_ids=(8, 8, 3),
+        prompt_logprobs=-1, bad_word_ids=((7,), (8, 9)),
+    )  # fmt: skip
     after = send(before)
-    for name in ("request_id", "params", "stop_token_ids", "seed", "output_token_ids"):
+    for name in {field.name for field in fields(Request)} - {"prompt"}:
         assert getattr(after, name) == getattr(before, name)
     assert after.prompt.token_ids == prompt.token_ids
     assert after.prompt.positions is not None
@@ -68,6 +71,7 @@ def test_messages_to_the_engine(message: messages.ToEngine) -> None:
 
 
 _TOKENS = TokenOutput("a", [3], [TokenLogprobs([3, 4], [-0.5, float("-1e30")], 1)], "stop", 3, num_cached_tokens=16)
+_PROMPT = TokenOutput("a", [], finish_reason="length", prompt_logprobs=[None, TokenLogprobs([3], [-0.5], 7), None])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,7 @@ _TOKENS = TokenOutput("a", [3], [TokenLogprobs([3, 4], [-0.5, float("-1e30")], 1
     [
         messages.Ready(make_limits(enable_chunked_prefill=False)),
         messages.Failed("no memory", is_config=True),
-        messages.Outputs([_TOKENS, TokenOutput("b", [], None, "error", "broken")], EngineStats(num_running=3)),
+        messages.Outputs([_TOKENS, _PROMPT, TokenOutput("b", [], None, "error", "broken")], EngineStats(num_running=3)),
         messages.Report(EngineStats(kv_blocks_used=1, encoder_hits=1 << 40)),
     ],
 )

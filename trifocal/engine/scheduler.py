@@ -24,7 +24,6 @@ from trifocal.errors import RequestError
 from trifocal.types import (
     STEP_TOKEN_BOUNDS,
     EngineStats,
-    FinishReason,
     Request,
     StepPlan,
     StepResult,
@@ -253,7 +252,7 @@ class Scheduler:
         if num_unused and seq.block_ids:  # else it was preempted meanwhile
             seq.num_computed_tokens -= num_unused
             self.blocks.shrink(seq, seq.num_computed_tokens)
-        num_kept, reason, stop = (0, "length", None) if work.ends else _append(seq, token_ids)
+        num_kept, reason, stop = (0, "length", None) if work.ends else seq.append(token_ids)
         self._num_generation_tokens += num_kept
         if reason is not None:
             self._remove(seq)
@@ -328,23 +327,3 @@ class Scheduler:
             num_step_tokens=self._num_step_tokens,
             steps_by_tokens=tuple(self._steps_by_tokens),
         )
-
-
-def _append(seq: Sequence, token_ids: list[int]) -> tuple[int, FinishReason | None, int | None]:
-    """Append tokens up to the one that ends the sequence; returns how many, and why and by which token it ends."""
-    for num_kept, token_id in enumerate(token_ids, start=1):
-        seq.output_token_ids.append(token_id)
-        reason, stop = _stop_reason(seq, token_id)
-        if reason is not None:
-            return num_kept, reason, stop
-    return len(token_ids), None, None
-
-
-def _stop_reason(seq: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
-    params = seq.request.params
-    num_outputs = len(seq.output_token_ids)
-    if token_id in seq.request.stop_token_ids and num_outputs > params.min_tokens:
-        return "stop", token_id
-    if params.max_tokens is not None and num_outputs >= params.max_tokens:
-        return "length", None
-    return None, None

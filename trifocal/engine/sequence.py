@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import count
 
-from trifocal.types import MediaItem, Request, ScheduledNew
+from trifocal.types import FinishReason, MediaItem, Request, ScheduledNew
 
 _ORDER = count()
 
@@ -94,6 +94,17 @@ class Sequence:
         if end <= split:
             return prompt[start:end]
         return prompt[start:] + self.output_token_ids[max(0, start - split) : end - split]
+
+    def append(self, token_ids: list[int]) -> tuple[int, FinishReason | None, int | None]:
+        """Append sampled tokens up to the one that ends it; returns how many, and why and by which token it ends."""
+        for num_kept, token_id in enumerate(token_ids, start=1):
+            self.output_token_ids.append(token_id)
+            params, num_outputs = self.request.params, len(self.output_token_ids)
+            if token_id in self.request.stop_token_ids and num_outputs > params.min_tokens:
+                return num_kept, "stop", token_id
+            if params.max_tokens is not None and num_outputs >= params.max_tokens:
+                return num_kept, "length", None
+        return len(token_ids), None, None
 
     def introduce(self) -> ScheduledNew:
         """What workers are told when the sequence starts, or starts again."""

@@ -116,7 +116,9 @@ class Supervisor:
         """Replace one engine after the other. Raises `ConfigError` or `EngineDeadError` when that cannot go on."""
 
         def receive(message: messages.FromEngine) -> None:
-            if isinstance(message, messages.Outputs) and any(output.token_ids for output in message.outputs):
+            if isinstance(message, messages.Outputs) and any(
+                output.finish_reason != "error" for output in message.outputs
+            ):
                 self._num_failures = 0
             client.receive(message)
 

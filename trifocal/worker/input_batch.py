@@ -146,7 +146,8 @@ def build_batch(
 ) -> ForwardBatch:
     """Lay the plan's sequences out one after the other."""
     token_ids, positions, slots, media = [], [], [], []
-    sampled_rows, sampled_ids, prompts, query_lens, context_lens, row = [], [], [], [], [], 0
+    sampled_rows: list[int] = []
+    sampled_ids, prompts, query_lens, context_lens, row = [], [], [], [], 0
     most_blocks = max(len(states[seq.request_id].block_ids) for seq in plan.scheduled)
     block_tables = np.zeros((len(plan.scheduled), most_blocks), dtype=np.int64)
     for index, seq in enumerate(plan.scheduled):

@@ -108,10 +108,8 @@ class Sampler:
         facts = self._facts(logits, list(rows), known, [num_vocab if count == -1 else count for _ in rows])
         if not all(math.isfinite(each.largest) for each in facts):
             raise ValueError(_INVALID)
-        # A token that the tokenizer does not know has no probability, as it is never chosen.
-        impossible = {"own": -math.inf, "rank": num_vocab}
-        facts = [
-            each if token_id < num_vocab else replace(each, **impossible)
+        facts = [  # a token that the tokenizer does not know is never chosen, and has no probability
+            each if token_id < num_vocab else replace(each, own=-math.inf, rank=num_vocab)
             for each, token_id in zip(facts, token_ids, strict=True)
         ]
         return [_logprobs(each, token_id) for each, token_id in zip(facts, token_ids, strict=True)]
