@@ -69,12 +69,3 @@ class Api(ABC):
     @abstractmethod
     def error_frame(self, error: RequestError) -> bytes:
         """The last frame of a stream that breaks."""
-
-
-def with_param(error: RequestError, renamed: Mapping[str, str]) -> RequestError:
-    """`error` naming the field as the client wrote it."""
-    old = error.param or ""
-    if old not in renamed:
-        return error
-    message = error.message.replace(old, renamed[old], 1)  # messages begin with the name of the field
-    return RequestError(message, param=renamed[old], status=error.status, code=error.code)

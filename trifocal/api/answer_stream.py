@@ -107,15 +107,14 @@ class AnswerStream:
                 self._end = "error"
                 raise
             self._take(delta)
+            if not self._shares_prompt_logprobs:
+                return delta
             self._sort(delta)
         return self._ready.popleft()
 
     def _sort(self, delta: Delta) -> None:
         """Put what can be read now into `_ready`: the first choice alone brings its prompt's log-probabilities, and the
         others wait for them."""
-        if not self._shares_prompt_logprobs:
-            self._ready.append(delta)
-            return
         prompt, choice = divmod(delta.index, self.answer.n)
         if choice and prompt not in self._told:
             self._held.setdefault(prompt, []).append(delta)

@@ -10,11 +10,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trifocal.api.adapter import Api, with_param
+from trifocal.api.adapter import Api
 from trifocal.api.answer_stream import AnswerStream
 from trifocal.api.events import Event, Usage, events_of
 from trifocal.api.parsers.base import ParserChain
 from trifocal.api.service import Service, service_of
+from trifocal.api.validation import with_param
 from trifocal.config.server import ServerArgs
 from trifocal.engine.output import Answer
 from trifocal.errors import RequestError

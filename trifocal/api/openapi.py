@@ -14,7 +14,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
 from trifocal import __version__
-from trifocal.api.openai.responses import ErrorAnswer
+from trifocal.api.openai.objects import ErrorAnswer
 from trifocal.api.operations import Operation, operation_of
 from trifocal.http.auth import OPEN_PATHS
 from trifocal.http.context import IGNORED_HEADER

@@ -1,8 +1,9 @@
-"""pydantic's complaints about a body, as a `RequestError` that names the field."""
+"""Complaints about a body, as a `RequestError` that names the field as the client wrote it."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from pydantic import ValidationError
 
@@ -41,3 +42,12 @@ def shown(value: object) -> str:
     if isinstance(value, int) and abs(value) > 1 << 64:  # Python refuses to print integers of thousands of digits
         return "an integer beyond 64 bits"
     return repr(value)[:_MAX_SHOWN]
+
+
+def with_param(error: RequestError, renamed: Mapping[str, str]) -> RequestError:
+    """`error` naming the field as the client wrote it."""
+    old = error.param or ""
+    if old not in renamed:
+        return error
+    message = error.message.replace(old, renamed[old], 1)  # messages begin with the name of the field
+    return RequestError(message, param=renamed[old], status=error.status, code=error.code)

@@ -203,14 +203,10 @@ class Answer:
         self.counts = [ChoiceCount() for _ in range(n * len(prompts))]
         self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         self.num_generated_tokens = 0
+        self.num_cached_tokens = 0  # of the prompts: found in the prefix cache
         self.open = set(range(len(self.counts)))  # choices that have not ended
         self._observer = observer
         self._keeps_text = keeps_text
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Tokens of the prompts that were found in the prefix cache."""
-        return sum(output.num_cached_tokens for output in self.outputs)
 
     def count(self, index: int, num_tokens: int, now: float) -> None:
         """So many tokens more of a choice, shown or not, at `now`; none where a choice ends without one."""
@@ -239,6 +235,7 @@ class Answer:
                 gained = sum(each.logprobs[0] for each in delta.logprobs)
                 choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + gained
         if choice.index == 0:  # further choices find the first one's blocks: that is no saving to the client
+            self.num_cached_tokens += delta.num_cached_tokens - output.num_cached_tokens
             output.num_cached_tokens = delta.num_cached_tokens
         if delta.prompt_logprobs is not None:
             output.prompt_logprobs = delta.prompt_logprobs

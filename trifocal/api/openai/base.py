@@ -15,8 +15,8 @@ from trifocal.api.openai.body import parse_body
 from trifocal.api.openai.errors import error_form
 from trifocal.api.openai.extras import event_of
 from trifocal.api.openai.logprobs import prompt_logprobs
-from trifocal.api.openai.responses import PromptLogprobs
-from trifocal.api.openai.responses import Usage as UsageForm
+from trifocal.api.openai.objects import PromptLogprobs
+from trifocal.api.openai.objects import Usage as UsageForm
 from trifocal.api.openai.schemas import GenerationBody
 from trifocal.api.service import Service
 from trifocal.config.server import ServerArgs
@@ -90,7 +90,7 @@ class ChoicesApi(Api):
 
     def frames(self, index: int, events: Sequence[Event], usage: Usage) -> Iterable[bytes]:
         """See `Api`."""
-        yield self._chunk([self.piece(index, events)], usage)
+        return (self._chunk([self.piece(index, events)], usage),)
 
     def end(self, usage: Usage) -> Iterable[bytes]:
         """See `Api`."""

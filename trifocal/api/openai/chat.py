@@ -13,7 +13,7 @@ from trifocal.api.generation import respond
 from trifocal.api.openai.base import ChoicesApi
 from trifocal.api.openai.conversation import build_chat_prompt
 from trifocal.api.openai.logprobs import chat_logprobs
-from trifocal.api.openai.responses import ChatChoice, ChatCompletion, ChatMessage, FunctionCall
+from trifocal.api.openai.objects import ChatChoice, ChatCompletion, ChatMessage, FunctionCall
 from trifocal.api.openai.schemas import ChatBody
 from trifocal.api.operations import PREPARING, described
 from trifocal.api.service import Service

@@ -12,7 +12,7 @@ from trifocal.api.events import End, Event, PromptTokens, Text, Tokens
 from trifocal.api.generation import respond
 from trifocal.api.openai.base import ChoicesApi
 from trifocal.api.openai.logprobs import completion_logprobs, echoed_logprobs, joined
-from trifocal.api.openai.responses import CompletionChoice, CompletionLogprobs, TextCompletion
+from trifocal.api.openai.objects import CompletionChoice, CompletionLogprobs, TextCompletion
 from trifocal.api.openai.schemas import CompletionBody
 from trifocal.api.operations import PREPARING, described
 from trifocal.api.service import Service

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from trifocal.api.openai.responses import ErrorAnswer
+from trifocal.api.openai.objects import ErrorAnswer
 from trifocal.errors import RequestError
 from trifocal.http.errors import code_of
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
-from trifocal.api.openai.responses import (
+from trifocal.api.openai.objects import (
     ChatLogprobs,
     ChosenToken,
     CompletionLogprobs,

@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from trifocal.api.openai.responses import ModelCard, ModelList, ModelPermission
+from trifocal.api.openai.objects import ModelCard, ModelList, ModelPermission
 from trifocal.api.operations import GET, described
 from trifocal.api.service import Service, service_of
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from trifocal.api.openai.body import read_body
 from trifocal.api.openai.conversation import build_chat_prompt
-from trifocal.api.openai.responses import Detokenized, Tokenized
+from trifocal.api.openai.objects import Detokenized, Tokenized
 from trifocal.api.openai.schemas import DetokenizeBody, TokenizeBody
 from trifocal.api.operations import PREPARING, READING, described
 from trifocal.api.service import Service, service_of
