@@ -15,13 +15,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
 
-from trifocal.media.decode.image import TargetSize, load_image, open_image
+from trifocal.media.decode.image import load_image, open_image
+from trifocal.media.decoding import Opened
 from trifocal.media.limits import MediaLimits
-from trifocal.media.reader import MediaReader
+from trifocal.media.plan import ItemPlan, Size
+from trifocal.media.reader import MediaReader, as_it_is
 
 LIMITS = MediaLimits(128_000_000, 4_000_000_000, 2048, 30.0, 120.0, 2 << 30)
 
@@ -54,23 +57,28 @@ def main() -> int:
     args = parser.parse_args()
     reader = MediaReader(LIMITS, 1)
     started = time.perf_counter()
-    reader.open_image(picture(8, 8), "here")
+    reader.open("image", picture(8, 8), "here")
     print(f"starting a process: {1e3 * (time.perf_counter() - started):.0f} ms")
     is_good = True
     for size in args.sizes:
         width, height = map(int, size.split("x"))
         data = picture(width, height)
-        for name, target in (("scaled", lambda *_: (448, 448)), ("whole", None)):
+        for name, target in (("scaled", (448, 448)), ("whole", None)):
             is_good &= _compare(reader, f"{size} {name}", data, target, args.repeat)
     reader.close()
     return 0 if is_good else 1
 
 
-def _compare(reader: MediaReader, name: str, data: bytes, target: TargetSize | None, repeat: int) -> bool:
-    def inside() -> np.ndarray:
-        return load_image(open_image(data, "here", LIMITS.max_image_pixels), target).pixels
+def _compare(reader: MediaReader, name: str, data: bytes, target: Size | None, repeat: int) -> bool:
+    def plan(opened: Opened) -> ItemPlan:
+        whole = as_it_is(opened)
+        return whole if target is None else replace(whole, decoded=target)
 
-    there = median_ms(lambda: reader.load_image(reader.open_image(data, "here"), target), repeat)
+    def inside() -> np.ndarray:
+        opened = open_image(data, "here", LIMITS.max_image_pixels)
+        return load_image(opened, plan(opened)).pixels
+
+    there = median_ms(lambda: reader.load(reader.open("image", data, "here"), planner=plan), repeat)
     here = median_ms(inside, repeat)
     bound = 3 + (2 * len(data) + inside().nbytes) / 1e6
     print(f"{name}: {there:.1f} ms by a process, {here:.1f} ms here: {there - here:+.1f} ms (bound {bound:.1f})")

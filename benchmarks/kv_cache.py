@@ -51,8 +51,8 @@ def answers(args: argparse.Namespace, kv_cache_dtype: str) -> tuple[list[Request
     conversations = samples() if is_demo else [[{"role": "user", "content": text}] for text in TEXTS]
     greedy = SamplingParams(temperature=0, max_tokens=args.max_tokens, logprobs=0)
     with LLM(args.model, dtype=args.dtype, kv_cache_dtype=kv_cache_dtype, max_model_len=args.max_model_len) as llm:
-        text = llm.config.spec.text
-        per_head = KVCache.bytes_per_head(text.head_dim, getattr(torch, llm.config.kv_cache_dtype))
+        text = llm.config.model.spec.text
+        per_head = KVCache.bytes_per_head(text.head_dim, getattr(torch, llm.config.cache.kv_cache_dtype))
         return llm.chat(conversations, greedy, use_tqdm=False), text.num_layers * text.num_kv_heads * per_head
 
 

@@ -84,8 +84,8 @@ def load(folder: Path, quantization: str | None = None, kernels: Kernels = TORCH
     """In float32, whatever its weights are kept in."""
     config = resolve(EngineArgs(model=str(folder), device="cpu", dtype="float32", quantization=quantization))
     return load_model(
-        config.spec, dtype=torch.float32, device=torch.device("cpu"), load_format="auto", seed=0,
-        quantization=config.quantization, kernels=kernels,
+        config.model.spec, dtype=torch.float32, device=torch.device("cpu"), load_format="auto", seed=0,
+        quantization=config.model.quantization, kernels=kernels,
     )  # fmt: skip
 
 

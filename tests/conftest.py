@@ -6,6 +6,7 @@ Tests of properties (hypothesis) try the same examples each time. `-m slow` runs
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -18,6 +19,8 @@ import pytest
 
 from trifocal.cli.local_server import LocalServer, choose_port
 from trifocal.demo.run import MODEL, NAME
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would we
 
 settings.register_profile("ci", derandomize=True, deadline=None, database=None)
 settings.register_profile("random", deadline=None, print_blob=True)

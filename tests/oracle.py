@@ -13,10 +13,12 @@ from torch import Tensor
 
 from trifocal.attention.base import AttentionBatch, KVCache
 from trifocal.attention.reference import ReferenceAttention
+from trifocal.distributed import SOLO, Group
 from trifocal.families import PROCESSORS
 from trifocal.media.media import Image, Media, Video
-from trifocal.model_spec import ModelSpec, TextConfig
+from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
+from trifocal.models.decoder import Decoder
 from trifocal.models.loader import load_model
 from trifocal.prompt.processor import Processor
 from trifocal.tokenizer import load_tokenizer
@@ -31,9 +33,11 @@ def load_spec(folder: Path) -> ModelSpec:
     return ModelSpec.from_checkpoint(str(folder))
 
 
-def load_ours(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
-    """Our model of a folder."""
-    return load_model(load_spec(folder), dtype=dtype, device=torch.device("cpu"), load_format="auto", seed=0)
+def load_ours(folder: Path, dtype: torch.dtype = torch.float32, group: Group = SOLO) -> Model:
+    """Our model of a folder, or a rank's share of it."""
+    return load_model(
+        load_spec(folder), dtype=dtype, device=torch.device("cpu"), load_format="auto", seed=0, group=group
+    )
 
 
 def load_processor(folder: Path) -> Processor:
@@ -116,7 +120,9 @@ SAMPLES: dict[str, tuple[int | Picture | Clip, ...]] = {
     "odd sizes": (2, Picture(220, 110), Picture(330, 340), 1, Picture(190, 120), 3, Picture(900, 10), 2),
     "video": (2, Clip(140, 168, 6, fps=4.0), 6),
     "image and video": (Picture(252, 84), 2, Clip(140, 140, 4, fps=2.0), 6),
+    "long text": (150,),
 }
+TEXTS = ("text", "long text")
 
 
 def make_sample(processor: Processor, name: str) -> Sample:
@@ -153,10 +159,10 @@ class Reference(ABC):
 # ------------------------------------------------------------------------------------------------- our model
 
 
-def new_cache(text: TextConfig, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32) -> KVCache:
+def new_cache(decoder: Decoder, num_blocks: int, block_size: int, dtype: torch.dtype = torch.float32) -> KVCache:
     """A cache full of NaN, so that reading anything unwritten shows."""
-    shape = (text.num_layers, num_blocks, text.num_kv_heads, block_size, text.head_dim)
-    cache = KVCache.allocate(shape, dtype=dtype, device=torch.device("cpu"))
+    spec = decoder.kv_cache_spec(block_size=block_size, dtype=dtype, cache_dtype=dtype)
+    cache: KVCache = ReferenceAttention.allocate(spec, num_blocks, torch.device("cpu"))
     cache.keys.fill_(float("nan"))
     cache.values.fill_(float("nan"))
     return cache
@@ -172,7 +178,7 @@ class Runner:
         self.model = model
         num_blocks = num_tokens // block_size
         dtype = model.language_model.norm.weight.dtype
-        self.attention = ReferenceAttention(new_cache(model.language_model.config, num_blocks, block_size, dtype))
+        self.attention = ReferenceAttention(new_cache(model.language_model, num_blocks, block_size, dtype))
         self.free = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1)).tolist()
         self.block_size = block_size
 
@@ -198,7 +204,7 @@ class Runner:
             embeds = torch.cat([inputs[index][first:end] for index, end in zip(active, ends, strict=True)])
             parts = [samples[index].positions[:, first:end] for index, end in zip(active, ends, strict=True)]
             is_long = self._is_long([(samples[index], end - first) for index, end in zip(active, ends, strict=True)])
-            hidden = self.model(embeds, torch.cat(parts, dim=1), self.attention, is_long)
+            hidden = self.model((embeds,), torch.cat(parts, dim=1), self.attention, is_long)
             logits = self.model.logits(hidden)
             for index, part in zip(active, torch.split(logits, [end - first for end in ends]), strict=True):
                 outputs[index].append(part)
@@ -221,7 +227,8 @@ class Runner:
         self.attention.begin(AttentionBatch(torch.cat(slots), padded, [end - first for end in ends], ends))
 
     def _embeds(self, sample: Sample) -> Tensor:
-        embeds = self.model.embed(torch.tensor(sample.prompt.token_ids)).clone()
+        token_ids, media = torch.tensor(sample.prompt.token_ids), []
         if sample.media:
-            embeds[sample.is_embed] = torch.cat(self.model.encode(sample.prompt.media))
+            media = [(sample.is_embed.nonzero()[:, 0], torch.cat(self.model.encode(sample.prompt.media)))]
+        (embeds,) = self.model.merge(token_ids, media)
         return embeds

@@ -11,18 +11,19 @@ from torch import Tensor
 
 from tests import tiny_internvl as tiny
 from tests.oracle import Reference, Sample
+from tests.tiny_text import Text, text_config
 from trifocal.types import MediaItem
 
 
 class InternVLReference(Reference):
     """transformers' model with the weights of `tiny.tensors`, eager attention."""
 
-    def __init__(self, text: tiny.Text, vision: tiny.Vision, *, tied: bool = False, seed: int = 0) -> None:
+    def __init__(self, text: Text, vision: tiny.Vision, *, tied: bool = False, seed: int = 0) -> None:
         from transformers import InternVLConfig, InternVLForConditionalGeneration
 
         settings = tiny.config("llama" if text == "internlm2" else text, vision, "native", tied=tied)
         if text == "internlm2":
-            settings["text_config"]["rope_scaling"] = tiny.text_config(text)["rope_scaling"]
+            settings["text_config"]["rope_scaling"] = text_config(text)["rope_scaling"]
         config = InternVLConfig(**settings, attn_implementation="eager")
         self.model = InternVLForConditionalGeneration(config).eval()
         weights = tiny.renamed(tiny.tensors(text, vision, tied=tied, seed=seed), text, "native-memory")
@@ -47,7 +48,7 @@ class InternVLReference(Reference):
 
 
 @cache
-def reference(text: tiny.Text, vision: tiny.Vision) -> InternVLReference:
+def reference(text: Text, vision: tiny.Vision) -> InternVLReference:
     """One for all spellings of the same weights."""
     return InternVLReference(text, vision)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_internvl, tiny_minicpmv
+from tests.tiny_text import Text
 from trifocal.demo.run import MODEL, NAME, SAMPLES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -100,9 +101,7 @@ def test_offline(offline: Callable[..., Done]) -> None:
 
 
 @pytest.mark.parametrize(("text", "modality"), [("qwen2", "image"), ("internlm2", "video")])
-def test_offline_internvl(
-    offline: Callable[..., Done], tmp_path: Path, text: tiny_internvl.Text, modality: str
-) -> None:
+def test_offline_internvl(offline: Callable[..., Done], tmp_path: Path, text: Text, modality: str) -> None:
     folder = str(tiny_internvl.write_checkpoint(tmp_path, text))
     words = ["--model-type", "internvl_chat", "--model", folder, "--modality", modality, "--num-frames", "2"]
     words += ["--num-prompts", "1", "--text", "What is it?", "--max-model-len", "1024"]

@@ -170,7 +170,7 @@ def test_a_chat_template_for_every_call(llm: LLM) -> None:
     loud = "{% for message in messages %}{{ message.content | upper }}{% endfor %}"
     expected = llm.chat(HELLO, GREEDY, use_tqdm=False, chat_template=loud)
     assert tokens(llm.chat(HELLO, GREEDY, use_tqdm=False)) != tokens(expected)
-    folder = llm.config.spec.path
+    folder = llm.config.model.spec.path
     with LLM(folder, chat_template=loud, num_gpu_blocks_override=64, max_model_len=256) as other:
         assert tokens(other.chat(HELLO, GREEDY, use_tqdm=False)) == tokens(expected)
     with pytest.raises(ConfigError, match="^chat_template must be a file or a Jinja template, got 5"):
@@ -183,7 +183,7 @@ def test_a_chat_template_for_every_call(llm: LLM) -> None:
 def test_errors_behind_the_configuration_name_keywords_too(llm: LLM, name: str) -> None:
     wrong: dict[str, Any] = {name: {"bogus": 1}}
     with pytest.raises(ConfigError, match=f"^{name}: 'bogus' is not "):
-        LLM(llm.config.spec.path, **wrong)
+        LLM(llm.config.model.spec.path, **wrong)
 
 
 def test_a_progress_bar_of_ones_own(llm: LLM) -> None:

@@ -5,6 +5,7 @@ The vision tower is random, so pictures are only shown to pass through. Needs Py
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import openai
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.quantize import ROOT, compare, held_out, rounded_while_loading
 from tests.api.helpers import ask, clip, image_part, picture, video_part
@@ -24,6 +25,7 @@ from tools.smollm2.package import DownloadError, download
 from tools.smollm2.vision import TOKENS_PER_TILE
 from trifocal.cli import main
 from trifocal.cli.local_server import LocalServer, choose_port
+from trifocal.errors import RequestError
 from trifocal.llm import LLM
 from trifocal.model_spec import ModelSpec, read_json
 from trifocal.sampling_params import SamplingParams
@@ -101,6 +103,40 @@ def test_logits_are_those_of_transformers(folder: Path) -> None:
     assert int(expected.argmax(-1).max()) < known, "a token of InternVL is never the likeliest"
 
 
+def test_alone_it_is_the_same_model(folder: Path, tmp_path: Path) -> None:
+    """The same weights as a `LlamaForCausalLM` without towers: transformers' logits, and the answer of the chat."""
+    alone = language_model_of(folder, tmp_path / "alone")
+    text = f"<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\nThe capital of France is Paris. In 1789,"
+    token_ids = load_tokenizer(str(alone)).encode(text)
+    runner, sample = Runner(load_ours(alone)), Sample(Prompt(token_ids))
+    expected = reference_logits(folder, token_ids)
+    for chunk in (len(token_ids), 7):
+        assert relative_error(runner.logits([sample], chunk=chunk)[0], expected) < TOLERANCE
+    params = SamplingParams(temperature=0, max_tokens=40)
+    for options in ({}, {"quantization": "int8"}):
+        with LLM(str(alone), max_model_len=1024, num_gpu_blocks_override=128, **options) as llm:
+            answer = llm.chat(ask(text=QUESTION), params, use_tqdm=False)[0].outputs[0]
+            assert "Paris" in answer.text and answer.finish_reason == "stop", options
+            with pytest.raises(RequestError, match="this model takes text only"):
+                llm.chat(ask(image_part(picture(448, 224))), params, use_tqdm=False)
+
+
+def language_model_of(folder: Path, to: Path) -> Path:
+    """The folder of the language model alone, with the tokenizer as it is."""
+    to.mkdir()
+    prefix, weights = "language_model.", load_file(folder / "model.safetensors")
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    save_file(own, to / "model.safetensors")
+    settings = read_json(folder / "config.json")
+    (to / "config.json").write_text(json.dumps({"torch_dtype": settings["torch_dtype"], **settings["llm_config"]}))
+    for file in folder.glob("*token*.json"):
+        shutil.copy(file, to)
+    for name in ("generation_config.json", "chat_template.jinja"):
+        if (folder / name).exists():
+            shutil.copy(folder / name, to)
+    return to
+
+
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
 def test_rounded_to_nearest_it_still_knows_capitals(folder: Path, quantization: str) -> None:
     """`--quantization` while loading: int8 by output, int4 in groups of 64, which divides 576.
@@ -109,7 +145,7 @@ def test_rounded_to_nearest_it_still_knows_capitals(folder: Path, quantization: 
     """
     params = SamplingParams(temperature=0, max_tokens=16)
     with LLM(str(folder), max_model_len=1024, num_gpu_blocks_override=128, quantization=quantization) as llm:
-        assert llm.config.quantization is not None and llm.config.quantization.method == quantization
+        assert llm.config.model.quantization is not None and llm.config.model.quantization.method == quantization
         begun = llm.generate(["The capital of France is", "The capital of Japan is"], params, use_tqdm=False)
         questions = [ask(text=f"What is the capital of {country}?") for country in ("Japan", "Italy")]
         answers = [answer.outputs[0].text for answer in llm.chat(questions, params, use_tqdm=False)]
@@ -139,7 +175,7 @@ def test_awq_still_knows_the_capital(folder: Path, tmp_path: Path) -> None:
     assert (out / "model.safetensors").stat().st_size < 0.55 * (folder / "model.safetensors").stat().st_size
     params = SamplingParams(temperature=0, max_tokens=16)
     with LLM(str(out), max_model_len=1024, num_gpu_blocks_override=128) as llm:
-        assert llm.config.quantization is not None and llm.config.quantization.group_size == 64
+        assert llm.config.model.quantization is not None and llm.config.model.quantization.group_size == 64
         answer = llm.chat(ask(text=QUESTION), params, use_tqdm=False)[0].outputs[0].text
         assert answer.startswith("The capital of France is Paris")
         count = llm.generate("1, 2, 3, 4, 5, 6,", params, use_tqdm=False)[0].outputs[0].text

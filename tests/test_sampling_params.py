@@ -52,7 +52,16 @@ def test_a_value_of_another_type_is_refused_with_the_name(name: str, value: Any)
         ({"logit_bias": [1]}, "logit_bias must be a dict of numbers by token id, got [1]"),
         ({"logit_bias": {"7": 1}}, "logit_bias: each key must be an integer of at least 0, got '7'"),
         ({"logit_bias": {7: 101}}, "logit_bias[7] must be a number in [-100, 100], got 101"),
-        ({"max_tokens": "8"}, "max_tokens must be an integer of at least 1, got '8'"),
+        ({"max_tokens": "8"}, "max_tokens must be an integer of at least 0, got '8'"),
+        (
+            {"max_tokens": 0},
+            "max_tokens must be at least 1, got 0; 0 computes the prompt alone, which needs prompt_logprobs",
+        ),
+        ({"prompt_logprobs": -2}, "prompt_logprobs must be an integer of at least -1, got -2"),
+        ({"allowed_token_ids": []}, "allowed_token_ids must be a list of token ids that is not empty, got []"),
+        ({"allowed_token_ids": [-1]}, "allowed_token_ids[0] must be an integer of at least 0, got -1"),
+        ({"bad_words": "no"}, "bad_words must be a list of words, got 'no'"),
+        ({"bad_words": ["no", " "]}, "bad_words[1] must be a string with more in it than spaces, got ' '"),
         ({"n": True}, "n must be an integer of at least 1, got True"),
         ({"temperature": "hot"}, "temperature must be a number in [0, inf), got 'hot'"),
         ({"seed": "x" * 999}, f"seed must be an integer between {-(2**63)} and {2**63 - 1}, got '{'x' * 79}"),
@@ -66,6 +75,8 @@ def test_messages(given: dict[str, Any], message: str) -> None:
 def test_what_is_taken_is_put_in_order() -> None:
     params = SamplingParams(stop="x", stop_token_ids=(3, 4), ignore_eos=1, top_k=0)  # type: ignore[arg-type]
     assert (params.stop, params.stop_token_ids, params.top_k) == (["x"], [3, 4], -1)
+    assert params.bad_words == SamplingParams(bad_words=None).bad_words == []
+    assert SamplingParams(max_tokens=0, prompt_logprobs=0).max_tokens == 0
     assert params.ignore_eos is True
 
 
@@ -102,15 +113,15 @@ class Kind(enum.Enum):
 
 
 NEUTRAL: dict[str, list[Any]] = {
-    "prompt_logprobs": [None], "bad_words": [None, []], "allowed_token_ids": [None], "structured_outputs": [None],
-    "guided_decoding": [None], "logits_processors": [None, []], "truncate_prompt_tokens": [None], "best_of": [None, 1],
+    "structured_outputs": [None], "guided_decoding": [None],
+    "logits_processors": [None, []], "truncate_prompt_tokens": [None], "best_of": [None, 1],
     "detokenize": [True], "output_kind": [None, 0, Kind.DELTA, Kind.FINAL_ONLY], "extra_args": [None, {}],
     "spaces_between_special_tokens": [True], "skip_clone": [False, True], "use_beam_search": [False],
     "length_penalty": [1.0], "early_stopping": [False], "thinking_token_budget": [None],
 }  # fmt: skip
 MEANINGFUL: dict[str, Any] = {
-    "prompt_logprobs": 0, "bad_words": ["a"], "allowed_token_ids": [3], "structured_outputs": {"json": {}},
-    "guided_decoding": object(), "logits_processors": [len], "truncate_prompt_tokens": -1, "best_of": 2,
+    "structured_outputs": {"json": {}}, "guided_decoding": object(),
+    "logits_processors": [len], "truncate_prompt_tokens": -1, "best_of": 2,
     "detokenize": False, "output_kind": Kind.OTHER, "extra_args": {"a": 1}, "spaces_between_special_tokens": False,
     "use_beam_search": True, "length_penalty": 0.5, "early_stopping": True, "thinking_token_budget": 5,
 }  # fmt: skip

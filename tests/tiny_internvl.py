@@ -17,27 +17,16 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer
 
 from tests import tiny
+from tests.tiny_text import CHAT_TEMPLATE, HIDDEN, Text, as_internlm2, replaced, text_config, text_shapes
 
-Text = Literal["qwen2", "qwen3", "llama", "internlm2", "phi3"]
 Vision = Literal["300M", "6B"]
 Format = Literal["original", "native", "native-memory"]
 
-HIDDEN, INTERMEDIATE, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16
 VISION_HIDDEN, VISION_INTERMEDIATE, VISION_LAYERS, VISION_HEADS = 32, 48, 3, 2
-VOCAB, MAX_POSITIONS, TILE, PATCH, TOKENS_PER_TILE = 400, 2048, 56, 14, 4
-LONGROPE_ORIGINAL = 32
+TILE, PATCH, TOKENS_PER_TILE = 56, 14, 4
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPECIAL = ("<img>", "</img>", "<IMG_CONTEXT>")
-_CLASSES = {
-    "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM",
-    "internlm2": "InternLM2ForCausalLM", "phi3": "Phi3ForCausalLM",
-}  # fmt: skip
-# Of the released Qwen2.5-based models (strings only), and of transformers' InternVL files.
-ORIGINAL_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+# Of transformers' InternVL files.
 NATIVE_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{% if message['content'] is string %}"
     "{{ message['content'] }}{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}"
@@ -61,26 +50,6 @@ def token_ids() -> dict[str, int]:
     """Ids of the control tokens by name."""
     tokenizer = Tokenizer.from_str(tokenizer_json(True))
     return {name: tokenizer.token_to_id(name) for name in (*tiny.SPECIAL, *SPECIAL, "<video>")}
-
-
-def text_config(text: Text, *, tied: bool = False) -> dict[str, Any]:
-    """The language model's part of config.json."""
-    settings: dict[str, Any] = {
-        "architectures": [_CLASSES[text]], "model_type": text, "hidden_act": "silu", "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "rms_norm_eps": 1e-5, "vocab_size": VOCAB, "rope_theta": 10000.0,
-        "max_position_embeddings": MAX_POSITIONS, "tie_word_embeddings": tied, "eos_token_id": 2, "bos_token_id": 1,
-        "pad_token_id": None, "head_dim": HEAD_DIM,
-    }  # fmt: skip
-    if text in ("qwen2", "internlm2"):
-        settings["rope_scaling"] = {"type": "dynamic", "factor": 2.0}
-    if text == "phi3":
-        rng = np.random.default_rng(5)
-        factors = {name: rng.uniform(1, 8, HEAD_DIM // 2).tolist() for name in ("short_factor", "long_factor")}
-        settings["rope_scaling"] = {"type": "longrope", **factors}
-        settings["original_max_position_embeddings"] = LONGROPE_ORIGINAL
-        settings["sliding_window"] = 262144
-    return settings
 
 
 def config(text: Text, vision: Vision, layout: Format, *, tied: bool = False, tile: int = TILE) -> dict[str, Any]:
@@ -118,7 +87,7 @@ def tensors(text: Text, vision: Vision, *, tied: bool = False, seed: int = 0) ->
     """Random float32 weights under the names that transformers writes; InternLM2's as a Llama's."""
     random = np.random.default_rng(seed)
     made = {}
-    for name, shape in {**_vision_shapes(vision), **_text_shapes(text, tied=tied)}.items():
+    for name, shape in {**_vision_shapes(vision), **text_shapes(text, "language_model.", tied=tied)}.items():
         is_scale = "norm" in name and name.endswith("weight")
         values = random.uniform(0.5, 1.5, shape) if is_scale or "lambda" in name else random.normal(0.0, 0.25, shape)
         made[name] = torch.from_numpy(values.astype(np.float32))
@@ -156,33 +125,6 @@ def _vision_shapes(vision: Vision) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _text_shapes(text: Text, *, tied: bool) -> dict[str, tuple[int, ...]]:
-    width, kv_width = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
-    shapes: dict[str, tuple[int, ...]] = {
-        "language_model.model.embed_tokens.weight": (VOCAB, HIDDEN), "language_model.model.norm.weight": (HIDDEN,),
-    }  # fmt: skip
-    for index in range(LAYERS):
-        layer = f"language_model.model.layers.{index}."
-        attention = f"{layer}self_attn."
-        if text == "phi3":
-            shapes[f"{attention}qkv_proj.weight"] = (width + 2 * kv_width, HIDDEN)
-            shapes[f"{layer}mlp.gate_up_proj.weight"] = (2 * INTERMEDIATE, HIDDEN)
-        else:
-            for part, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
-                shapes[f"{attention}{part}_proj.weight"] = (rows, HIDDEN)
-                if text == "qwen2":
-                    shapes[f"{attention}{part}_proj.bias"] = (rows,)
-                if text == "qwen3" and part != "v":
-                    shapes[f"{attention}{part}_norm.weight"] = (HEAD_DIM,)
-            shapes |= {f"{layer}mlp.{part}_proj.weight": (INTERMEDIATE, HIDDEN) for part in ("gate", "up")}
-        shapes[f"{attention}o_proj.weight"] = (HIDDEN, width)
-        shapes[f"{layer}mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
-        shapes[f"{layer}input_layernorm.weight"] = shapes[f"{layer}post_attention_layernorm.weight"] = (HIDDEN,)
-    if not tied:
-        shapes["language_model.lm_head.weight"] = (VOCAB, HIDDEN)
-    return shapes
-
-
 _VISION_NAMES = (
     ("vision_tower.embeddings.cls_token", "vision_model.embeddings.class_embedding"),
     ("vision_tower.embeddings.position_embeddings", "vision_model.embeddings.position_embedding"),
@@ -197,11 +139,6 @@ _VISION_NAMES = (
     ("multi_modal_projector.linear_1", "mlp1.1"),
     ("multi_modal_projector.linear_2", "mlp1.3"),
 )
-_INTERNLM2_NAMES = (
-    ("embed_tokens", "tok_embeddings"), ("lm_head", "output"), ("self_attn.o_proj", "attention.wo"),
-    ("mlp.gate_proj", "feed_forward.w1"), ("mlp.up_proj", "feed_forward.w3"), ("mlp.down_proj", "feed_forward.w2"),
-    ("input_layernorm", "attention_norm"), ("post_attention_layernorm", "ffn_norm"),
-)  # fmt: skip
 
 
 def renamed(weights: dict[str, torch.Tensor], text: Text, layout: Format) -> dict[str, torch.Tensor]:
@@ -221,28 +158,8 @@ def renamed(weights: dict[str, torch.Tensor], text: Text, layout: Format) -> dic
             if f"{prefix}q_proj.{kind}" in vision:
                 vision[f"{prefix}qkv.{kind}"] = torch.cat([vision.pop(f"{prefix}{part}_proj.{kind}") for part in "qkv"])
     if text == "internlm2":
-        language = _as_internlm2(language)
-    return _replaced(vision, _VISION_NAMES) | language
-
-
-def _as_internlm2(language: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    for index in range(LAYERS):
-        prefix = f"language_model.model.layers.{index}."
-        q, k, v = (
-            language.pop(f"{prefix}self_attn.{part}_proj.weight").unflatten(0, (KV_HEADS, -1, HEAD_DIM))
-            for part in "qkv"
-        )
-        language[f"{prefix}attention.wqkv.weight"] = torch.cat([q, k, v], dim=1).flatten(0, 2)
-    return _replaced(language, _INTERNLM2_NAMES)
-
-
-def _replaced(weights: dict[str, torch.Tensor], names: tuple[tuple[str, str], ...]) -> dict[str, torch.Tensor]:
-    done = {}
-    for name, tensor in weights.items():
-        for old, new in names:
-            name = name.replace(old, new)
-        done[name] = tensor
-    return done
+        language = as_internlm2(language, "language_model.")
+    return replaced(vision, _VISION_NAMES) | language
 
 
 # ---------------------------------------------------------------------------------------------- folders
@@ -258,7 +175,7 @@ def write_checkpoint(
     weights = renamed(tensors(text, vision, tied=tied, seed=seed), text, layout)
     save_file({name: each.contiguous() for name, each in weights.items()}, folder / "model.safetensors")
     is_native = layout != "original"
-    settings = {"chat_template": NATIVE_TEMPLATE if is_native else ORIGINAL_TEMPLATE, "eos_token": "<|endoftext|>"}
+    settings = {"chat_template": NATIVE_TEMPLATE if is_native else CHAT_TEMPLATE, "eos_token": "<|endoftext|>"}
     preprocessor: dict[str, Any] = {"image_mean": list(IMAGE_MEAN), "image_std": list(IMAGE_STD)}
     if is_native:
         preprocessor |= {"size": {"height": tile, "width": tile}, "crop_to_patches": True, "max_patches": 12}

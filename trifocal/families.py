@@ -1,7 +1,8 @@
 """Which family serves which architecture; nothing of a family is imported before it is asked for.
 
 A family has two faces: a model (torch, in the worker) and a processor (no torch, in the server process). `FAMILIES` is
-the one place where a family is declared; `trifocal models` prints it.
+the one place where a family is declared; `trifocal models` prints it. `DECODERS` are the language models, which all
+families share.
 """
 
 from __future__ import annotations
@@ -49,6 +50,23 @@ class Family:
     modalities: tuple[Modality, ...] = ("image", "video")
     is_run_as_released: bool = False
 
+
+# Language models by architecture: each is served alone, and in whatever family names it as its language model.
+DECODERS: Registry[Any] = Registry(
+    "language model",
+    {
+        "Gemma3ForCausalLM": "trifocal.models.gemma3:Gemma3Decoder",
+        "GraniteForCausalLM": "trifocal.models.granite:GraniteDecoder",
+        "InternLM2ForCausalLM": "trifocal.models.internlm2:InternLM2Decoder",
+        "LlamaForCausalLM": "trifocal.models.llama:LlamaDecoder",
+        "MiniCPMForCausalLM": "trifocal.models.minicpm:MiniCPMDecoder",
+        "MistralForCausalLM": "trifocal.models.llama:MistralDecoder",
+        "Phi3ForCausalLM": "trifocal.models.phi3:Phi3Decoder",
+        "Qwen2ForCausalLM": "trifocal.models.qwen2:Qwen2Decoder",
+        "Qwen3ForCausalLM": "trifocal.models.qwen3:Qwen3Decoder",
+    },
+)
+_LANGUAGE_MODELS = tuple(architecture.removesuffix("ForCausalLM") for architecture in DECODERS)
 
 _PARITY = "tests/models/test_parity.py::test_logits"
 _TINY = "tiny random weights"
@@ -137,6 +155,31 @@ FAMILIES = (
             ),
         ),
     ),
+    Family(
+        name="Language models",
+        releases=_LANGUAGE_MODELS,
+        formats=tuple(
+            Format(architecture, ("as released and as transformers writes them",)) for architecture in DECODERS
+        ),
+        model="trifocal.models.text.model:TextModel",
+        processor="trifocal.models.text.processor:TextProcessor",
+        language_models=_LANGUAGE_MODELS,
+        checks=(
+            Check(
+                "logits of each, with and without windows",
+                "transformers' class of that name, with Llama in the place of InternLM2 and MiniCPM",
+                _PARITY,
+                _TINY,
+            ),
+            Check(
+                "logits",
+                "transformers' LlamaForCausalLM",
+                "tests/test_real_weights.py::test_alone_it_is_the_same_model",
+                "SmolLM2-135M-Instruct",
+            ),
+        ),
+        modalities=(),
+    ),
 )
 
 MODELS: Registry[Any] = Registry(
@@ -147,10 +190,19 @@ PROCESSORS: Registry[Any] = Registry(
 )
 
 
+def modalities_of(architecture: str) -> tuple[Modality, ...]:
+    """The kinds of media that a model of this architecture takes. Raises `ConfigError` as `check_architecture` does."""
+    check_architecture(architecture)
+    return next(
+        family.modalities for family in FAMILIES if any(form.architecture == architecture for form in family.formats)
+    )
+
+
 def check_architecture(architecture: str) -> None:
     """Raise `ConfigError` for a model that nobody here can run, before any weight is read."""
     if architecture not in MODELS:
+        with_media = ", ".join(sorted(set(MODELS) - set(DECODERS)))
         raise ConfigError(
-            f"config.json: architectures: {architecture!r} is not supported; supported: {', '.join(sorted(MODELS))} "
-            "(more about them: trifocal models)"
+            f"config.json: architectures: {architecture!r} is not supported; supported: {with_media}, and, each with "
+            f"ForCausalLM behind it, {', '.join(_LANGUAGE_MODELS)} (more about them: trifocal models)"
         )

@@ -14,11 +14,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trifocal.config.engine import EngineArgs, errors_in_keywords, resolve
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.shared_engine import Call, SharedEngine
-from trifocal.errors import RequestError
+from trifocal.errors import RequestError, errors_in_keywords
 from trifocal.media.fetch.policy import FetchPolicy
-from trifocal.media.given import images_of, videos_of
+from trifocal.media.multi_modal_data import check_names
 from trifocal.prompt.builder import PromptBuilder
 from trifocal.prompt.ignored_fields import IgnoredFields, judge_messages
 from trifocal.sampling_params import Flag, SamplingParams, refuse_unavailable, wrong
@@ -48,14 +48,15 @@ class LLM:
     """
 
     def __init__(self, model: str, *, chat_template: str | os.PathLike[str] | None = None, **engine_args: Any) -> None:
-        self.config = resolve(EngineArgs.from_kwargs(model=model, **engine_args))
-        # It is the caller's own machine.
-        policy = FetchPolicy.unrestricted()
         with errors_in_keywords():
+            self.config = resolve(EngineArgs.from_kwargs(model=model, **engine_args))
+            # It is the caller's own machine.
+            policy = FetchPolicy.unrestricted()
             self._builder = PromptBuilder(self.config, fetch_policy=policy, chat_template=chat_template)
             self._builder.open_loop()
             tokenizer = self._builder.tokenizer
-            self._shared = SharedEngine(replace(self.config, num_vocab=tokenizer.vocab_size), tokenizer)
+            model_config = replace(self.config.model, num_vocab=tokenizer.vocab_size)
+            self._shared = SharedEngine(replace(self.config, model=model_config), tokenizer)
         self._engine = self._shared.engine
         weakref.finalize(self, self._shared.stop).atexit = False
 
@@ -150,7 +151,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What `sampling_params=None` means: the model's generation_config.json, else the class's defaults."""
-        return SamplingParams(**self.config.default_sampling)
+        return SamplingParams(**self.config.model.default_sampling)
 
     def stats(self) -> EngineStats:
         """Counters and gauges of the engine. Counters begin anew after a step that failed (`num_restarts`)."""
@@ -171,7 +172,7 @@ class LLM:
         use_tqdm: ProgressBar,
     ) -> list[RequestOutput]:
         params = self._params_for(sampling_params, len(builds))
-        window = _READY_AHEAD * self.config.max_num_seqs
+        window = _READY_AHEAD * self.config.scheduling.max_num_seqs
         outputs: list[RequestOutput] = []
         with self._shared.open_call() as call, _progress_bar(use_tqdm, len(builds)) as progress:
             while len(outputs) < len(builds) or call.num_open:
@@ -274,24 +275,8 @@ def _build_call(builder: PromptBuilder, prompt: PromptInput) -> Build:
     text = _text_of(given[name], name)
     media = given.get("multi_modal_data")
     media = {} if media is None else media
-    if not isinstance(media, Mapping):
-        raise RequestError(
-            f'multi_modal_data must be a dict like {{"image": …}} or {{"video": …}}, got {type(media).__name__}',
-            param="multi_modal_data",
-        )
+    check_names(media)
     salt = given.get("cache_salt")
     if salt is not None and not isinstance(salt, str):
         raise wrong("cache_salt", "a string", salt)
-    unknown = set(media) - {"image", "video"}
-    if unknown:
-        raise RequestError(
-            f"multi_modal_data has unknown modality {min(map(str, unknown))!r}; known: image, video",
-            param="multi_modal_data",
-        )
-    return lambda: builder.build(
-        text,
-        images_of(media.get("image")),
-        videos_of(media.get("video")),
-        mm_processor_kwargs=given.get("mm_processor_kwargs"),
-        cache_salt=salt,
-    )
+    return lambda: builder.build(text, media, mm_processor_kwargs=given.get("mm_processor_kwargs"), cache_salt=salt)

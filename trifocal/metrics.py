@@ -7,7 +7,7 @@ clients make up: their number would have no limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -23,7 +23,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BOTH = ("vllm", "trifocal")
 _OURS = ("trifocal",)
 _OLD = ("vllm",)  # names of vLLM 0.9 and before that later versions changed; dashboards of their time ask for them
-_VLLM_LABELS = {"engine": "0"}  # vLLM numbers its engines, some dashboards group by that
+_VLLM_LABELS = {"engine": "0"}  # of what the server observes: vLLM numbers engines, some dashboards group by that
 _OWN_NAMES = {
     "requests_queued", "tokens_queued", "media_bytes_in_flight", "http_responses", "requests_refused",
     "media_step_seconds", "request_body_bytes", "media_bytes",
@@ -49,18 +49,23 @@ class EngineMetric:
     is_counter: bool = False
     prefixes: tuple[str, ...] = _BOTH
 
-    def families(self, stats: EngineStats, model_name: str) -> Iterable[Metric]:
-        """The metric as Prometheus takes it, once per prefix."""
+    def families(self, stats: Sequence[EngineStats], model_name: str) -> Iterable[Metric]:
+        """The metric as Prometheus takes it, once per prefix; `stats` are those of each engine."""
         kind = CounterMetricFamily if self.is_counter else GaugeMetricFamily
         for prefix in self.prefixes:
-            labels = _labels(prefix, model_name)
-            family = kind(f"{prefix}:{self.name}", self.meaning, labels=list(labels))
-            family.add_metric(list(labels.values()), self.value(stats))
+            family = kind(f"{prefix}:{self.name}", self.meaning, labels=_label_names(prefix, stats))
+            for index, each in enumerate(stats):
+                family.add_metric(_labels(prefix, stats, model_name, index), self.value(each))
             yield family
 
 
-def _labels(prefix: str, model_name: str) -> dict[str, str]:
-    return {"model_name": model_name} | (_VLLM_LABELS if prefix == "vllm" else {})
+def _label_names(prefix: str, stats: Sequence[EngineStats]) -> list[str]:
+    """Labels of what each engine has; those of vLLM have a number even where there is one engine."""
+    return ["model_name", "engine"] if prefix == "vllm" or len(stats) > 1 else ["model_name"]
+
+
+def _labels(prefix: str, stats: Sequence[EngineStats], model_name: str, index: int) -> list[str]:
+    return [model_name, str(index)][: len(_label_names(prefix, stats))]
 
 
 def _kv_usage(stats: EngineStats) -> float:
@@ -100,7 +105,7 @@ class Metrics(Collector):
     def __init__(self, model_name: str, cache_config: Mapping[str, str]) -> None:
         self._model_name = model_name
         self._cache_config = cache_config
-        self._stats = EngineStats()
+        self._stats: Sequence[EngineStats] = ()
         self._observed: list[Histogram | Counter | Gauge] = []
         self.time_to_first_token = self._histogram("time_to_first_token_seconds", "request in to first token", _SECONDS)
         self.inter_token_latency = self._histogram("inter_token_latency_seconds", "between two tokens", _SECONDS)
@@ -178,8 +183,8 @@ class Metrics(Collector):
         if error is not None:
             self._refusals.labels(self._model_name, error).inc()
 
-    def render(self, stats: EngineStats) -> bytes:
-        """The text that Prometheus scrapes, with `stats` as the engine's part."""
+    def render(self, stats: Sequence[EngineStats]) -> bytes:
+        """The text that Prometheus scrapes, with `stats` as the part of each engine."""
         self._stats = stats
         return generate_latest(self._registry)
 
@@ -204,29 +209,32 @@ class Metrics(Collector):
         yield from self._http_requests.collect()  # as the instrumentation that vLLM uses names and labels it
 
     def _step_tokens(self, prefix: str) -> Metric:
-        stats, labels = self._stats, _labels(prefix, self._model_name)
         bounds = [*(str(float(bound)) for bound in STEP_TOKEN_BOUNDS), "+Inf"]
-        family = HistogramMetricFamily(f"{prefix}:iteration_tokens_total", "tokens of a step", labels=list(labels))
-        buckets = list(zip(bounds, accumulate(stats.steps_by_tokens), strict=True))
-        family.add_metric(list(labels.values()), buckets, sum_value=stats.num_step_tokens)
+        names = _label_names(prefix, self._stats)
+        family = HistogramMetricFamily(f"{prefix}:iteration_tokens_total", "tokens of a step", labels=names)
+        for index, stats in enumerate(self._stats):
+            labels = _labels(prefix, self._stats, self._model_name, index)
+            buckets = list(zip(bounds, accumulate(stats.steps_by_tokens), strict=True))
+            family.add_metric(labels, buckets, sum_value=stats.num_step_tokens)
         return family
 
     def _cache_config_info(self, prefix: str) -> Metric:
-        blocks = {"num_gpu_blocks": str(self._stats.kv_blocks_total)}
-        labels = _labels(prefix, self._model_name) | {**self._cache_config} | blocks
-        family = GaugeMetricFamily(f"{prefix}:cache_config_info", "how the KV cache is set up", labels=list(labels))
-        family.add_metric(list(labels.values()), 1)
+        names = [*_label_names(prefix, self._stats), *self._cache_config, "num_gpu_blocks"]
+        family = GaugeMetricFamily(f"{prefix}:cache_config_info", "how the KV cache is set up", labels=names)
+        for index, stats in enumerate(self._stats):
+            labels = _labels(prefix, self._stats, self._model_name, index)
+            family.add_metric([*labels, *self._cache_config.values(), str(stats.kv_blocks_total)], 1)
         return family
 
 
 def cache_config(config: EngineConfig) -> dict[str, str]:
     """vLLM's labels of `cache_config_info`, those that have a meaning here."""
     values = {
-        "block_size": config.block_size,
-        "cache_dtype": config.kv_cache_dtype,
-        "enable_prefix_caching": config.enable_prefix_caching,
-        "gpu_memory_utilization": config.gpu_memory_utilization,
-        "num_gpu_blocks_override": config.num_blocks_override,
+        "block_size": config.cache.block_size,
+        "cache_dtype": config.cache.kv_cache_dtype,
+        "enable_prefix_caching": config.scheduling.enable_prefix_caching,
+        "gpu_memory_utilization": config.cache.gpu_memory_utilization,
+        "num_gpu_blocks_override": config.cache.num_gpu_blocks_override,
     }
     return {name: str(value) for name, value in values.items()}
 

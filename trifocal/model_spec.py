@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trifocal.errors import ConfigError, NotAvailableYetError
+from trifocal.errors import ArgumentError, ConfigError, NotAvailableYetError
 
 LLM_KEYS = ("text_config", "llm_config")  # under one of them, config.json of a model of several parts has the text part
 _ROPE_ALIASES = {"mrope": "default", "su": "longrope"}
@@ -79,7 +79,7 @@ class Quantization:
         """Read a `quantization_config`. Raises `ConfigError` or `NotAvailableYetError` for what cannot be read."""
         method = str(config.get("quant_method"))
         if method != "awq":
-            raise NotAvailableYetError(f"config.json: quantization_config.quant_method {method} (awq works)")
+            raise NotAvailableYetError("config.json: quantization_config.quant_method {} (awq works)", method)
         version = str(config.get("version", "gemm")).lower()
         if version != "gemm":
             raise ConfigError(
@@ -114,7 +114,7 @@ class ModelSpec:
         """Read the JSON files of a folder. Raises `ConfigError`; no weight is opened."""
         folder = Path(path).expanduser()
         if not path or not folder.is_dir():  # an empty path would be the current folder
-            raise ConfigError(f"--model {path!r} is not a folder; give the path of a local checkpoint folder")
+            raise ArgumentError("{model} {!r} is not a folder; give the path of a local checkpoint folder", path)
         hf = read_json(folder / "config.json", required=True)
         architectures = hf.get("architectures")
         if not isinstance(architectures, list) or not architectures:
@@ -137,6 +137,8 @@ class ModelSpec:
     def max_model_len(self) -> int:
         """Longest context the checkpoint says it was made for, in tokens."""
         rope = self.text.rope
+        if self.text.model_type.startswith("gemma3"):  # whose field is the context that the scaling has reached
+            return self.text.max_position_embeddings
         if rope.kind in _SCALES_CONTEXT and rope.original_max_position_embeddings:
             return max(self.text.max_position_embeddings, int(rope.original_max_position_embeddings * rope.factor))
         return self.text.max_position_embeddings

@@ -66,6 +66,15 @@ class Text:
             raise wrong(name, "a non-empty string", value)
 
 
+class Word:
+    """A string with more in it than spaces."""
+
+    def check(self, name: str, value: object) -> None:
+        """See `Kind`."""
+        if not isinstance(value, str) or not value.strip():
+            raise wrong(name, "a string with more in it than spaces", value)
+
+
 @dataclass(frozen=True, slots=True)
 class ListOf:
     """A list, tuple or set whose items are of a kind."""
@@ -79,6 +88,16 @@ class ListOf:
             raise wrong(name, f"a list of {self.what}", value)
         for index, item in enumerate(value):
             self.item.check(f"{name}[{index}]", item)
+
+
+class Some(ListOf):
+    """A list that is not empty."""
+
+    def check(self, name: str, value: object) -> None:
+        """See `Kind`."""
+        super().check(name, value)
+        if not value:
+            raise wrong(name, f"a list of {self.what} that is not empty", value)
 
 
 class Texts(ListOf):
@@ -124,27 +143,31 @@ SAMPLING_BOUNDS: Mapping[str, Bounds] = {
     "min_p": Bounds(float, 0.0, 1.0),
     "top_k": Bounds(int, -1),
     "seed": Bounds(int, -(1 << 63), (1 << 63) - 1),
-    "max_tokens": Bounds(int, 1),
+    "max_tokens": Bounds(int, 0),
     "min_tokens": Bounds(int, 0),
     "logprobs": Bounds(int, -1),
+    "prompt_logprobs": Bounds(int, -1),
 }
 """Numbers of `SamplingParams`; the server's OpenAPI document tells them, too."""
 TOKEN_ID_BOUNDS = Bounds(int, 0)
 BIAS_BOUNDS = Bounds(float, -100.0, 100.0)
-_MAY_BE_NONE = ("seed", "max_tokens", "logprobs", "stop", "stop_token_ids", "logit_bias")
+_MAY_BE_NONE = (
+    "seed", "max_tokens", "logprobs", "prompt_logprobs", "stop", "stop_token_ids", "logit_bias", "allowed_token_ids",
+    "bad_words",
+)  # fmt: skip
 _KINDS: Mapping[str, Kind] = {
     **SAMPLING_BOUNDS,
     "stop": Texts(Text(), "non-empty strings, or one such string"),
     "stop_token_ids": ListOf(TOKEN_ID_BOUNDS, "token ids"),
     "logit_bias": DictOf(TOKEN_ID_BOUNDS, BIAS_BOUNDS, "numbers by token id"),
+    "allowed_token_ids": Some(TOKEN_ID_BOUNDS, "token ids"),
+    "bad_words": ListOf(Word(), "words"),
     "ignore_eos": Flag(),
     "skip_special_tokens": Flag(),
     "include_stop_str_in_output": Flag(),
 }
 # Fields of vLLM's class that are not done here, with the values beside None that ask for what happens anyway.
 _UNAVAILABLE: Mapping[str, tuple[Any, ...]] = {
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
     "best_of": (1,),
     "detokenize": (True,),
     "early_stopping": (False,),
@@ -155,7 +178,6 @@ _UNAVAILABLE: Mapping[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
     "logprob_token_ids": ([],),
     "output_kind": (0, 1, 2),  # `LLM.generate` returns whole answers, there and here
-    "prompt_logprobs": (),
     "repetition_detection": (),
     "skip_clone": (False, True),  # how vLLM copies the object
     "skip_reading_prefix_cache": (False,),
@@ -215,9 +237,11 @@ class SamplingParams(metaclass=_Forgiving):
 
     Fields of vLLM's that are not done here may be given as None or as the value that asks for what happens anyway;
     they are not kept. Raises `RequestError` with the name of the offending field, an unknown one included.
-    `max_tokens=None` means the rest of the context.
+    `max_tokens=None` means the rest of the context; 0, which goes with `prompt_logprobs` alone, generates nothing.
     `logprobs=k` returns the k most likely tokens at each position beside the chosen one (raw model log-probabilities,
-    before penalties and temperature); -1 all of the vocabulary.
+    before penalties and temperature); -1 all of the vocabulary. `prompt_logprobs=k` does the same for the prompt.
+    `allowed_token_ids` are the only tokens that may be generated. `bad_words` may not be generated, neither at the
+    beginning of a word nor, as they are written, inside one.
     """
 
     n: int = 1
@@ -235,7 +259,10 @@ class SamplingParams(metaclass=_Forgiving):
     max_tokens: int | None = 16
     min_tokens: int = 0
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -244,6 +271,9 @@ class SamplingParams(metaclass=_Forgiving):
         stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", list(self.stop_token_ids or []))
+        object.__setattr__(self, "bad_words", list(self.bad_words or []))
+        if self.allowed_token_ids is not None:
+            object.__setattr__(self, "allowed_token_ids", list(self.allowed_token_ids))
         for name, kind in _KINDS.items():
             if isinstance(kind, Flag):
                 object.__setattr__(self, name, bool(getattr(self, name)))
@@ -255,6 +285,11 @@ class SamplingParams(metaclass=_Forgiving):
             value = getattr(self, item.name)
             if value is not None or item.name not in _MAY_BE_NONE:
                 _KINDS[item.name].check(item.name, value)
+        if self.max_tokens == 0 and self.prompt_logprobs is None:
+            raise RequestError(
+                "max_tokens must be at least 1, got 0; 0 computes the prompt alone, which needs prompt_logprobs",
+                param="max_tokens",
+            )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             Bounds(int, 0, self.max_tokens).check("min_tokens", self.min_tokens)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import monotonic, time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,17 @@ class SharedPixels:
     dtype: str
 
 
+if TYPE_CHECKING:
+    Pixels = NDArray[np.uint8] | SharedPixels
+else:
+
+    @runtime_checkable
+    class Pixels(Protocol):
+        """The same as one type: decoders of messages take no union of classes, and make `SharedPixels` of it."""
+
+        shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaItem:
     """One preprocessed picture or clip.
@@ -70,7 +81,7 @@ class MediaItem:
     content_hash: bytes
     span: Span
     grid: tuple[int, ...]
-    pixels: NDArray[np.uint8] | SharedPixels
+    pixels: Pixels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +90,8 @@ class Prompt:
 
     `positions` is int64 [rows, num_tokens] (3 rows for M-RoPE), or `None` where position equals index.
     A token generated at sequence index `i` has position `i + position_delta` on every row.
-    `cache_salt` separates tenants: prompts with different salts share no cached block. `stop_token_ids` are ids by
+    `cache_salt` separates tenants: prompts with different salts share no cached block. `cache_key_extra` does the same
+    for what changes keys and values beside tokens and media, e.g. the name of an adapter. `stop_token_ids` are ids by
     which the model's family ends an answer, beside those that the checkpoint's configuration names.
     """
 
@@ -90,6 +102,7 @@ class Prompt:
     text: str | None = None
     cache_salt: str | None = None
     stop_token_ids: tuple[int, ...] = ()
+    cache_key_extra: bytes = b""
 
 
 # --------------------------------------------------------------------------------------------- steps
@@ -101,6 +114,8 @@ class Request:
 
     `output_token_ids` are tokens that an engine generated before it died: the sequence goes on behind them, and for
     penalties, min_tokens, max_tokens and the seed they count as the output that they are.
+    `prompt_logprobs` is what `SamplingParams` says for one choice of a request; the others have the same prompt.
+    `bad_word_ids` are the tokens of its `bad_words`, as they begin a word and as they go on inside one.
     """
 
     request_id: str
@@ -109,6 +124,8 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()  # ids that end the sequence: params' own and, unless ignored, eos
     seed: int = 0  # never None here: a request without one gets a random seed on admission, so a replay is exact
     output_token_ids: tuple[int, ...] = ()
+    prompt_logprobs: int | None = None
+    bad_word_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +139,25 @@ class ScheduledNew:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSeq:
-    """Work on one sequence in one step: compute tokens `start .. start + num_tokens` of it.
+    """Work on one sequence in one step: compute positions `start .. start + num_tokens` of it.
 
-    `new_block_ids` extends the worker's block table (it replaces it for a sequence in `StepPlan.new`).
+    The last `num_sampled_rows` positions choose tokens: none where more of the prompt is to come, one, or with drafts
+    `1 + max_drafts`. So many tokens the worker may guess behind those it knows; it computes them in the same step and
+    keeps those that it would have chosen. If it guesses less, it computes less.
+
+    A step is planned before it is known how many drafts of the steps in flight were kept: `start` then counts all of
+    them. The worker begins at the first position that it has not computed, which is `start` or comes before it.
+
+    `new_block_ids` are the blocks behind the one that position `start - 1` lies in. What a worker's block table has
+    there is given back. For a sequence in `StepPlan.new` they are the whole table.
     """
 
     request_id: str
     start: int
-    num_tokens: int
+    num_tokens: int  # drafts included
     new_block_ids: list[int]
-    samples: bool  # the last token's logits choose the next token
+    num_sampled_rows: int = 0
+    max_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +191,7 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities at one output position: the chosen token first, then the most likely ones in falling order."""
+    """Log-probabilities at one position: its token first, then the most likely ones in falling order."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -174,16 +200,22 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step produced: the sampled token of each sequence that had `samples` set, and requests that failed.
+    """What a step produced, by request id.
 
+    `token_ids` has for each sequence with sampled rows the token that was chosen, behind the drafts that were kept;
+    `logprobs` has one entry for each of these tokens. `prompt_logprobs` comes whole, with the step that computes the
+    end of the prompt (see `TokenOutput`). `pooled` are hidden states of requests that ask for those in place of tokens.
+    `errors` are requests that failed.
     `failed_media` are the hashes of media without which positions of this step were computed: what they hold is wrong.
     `encode_s` are the seconds that its media spent in the vision tower. `num_sequences` and `num_embeds` are what a
     worker holds after it: states of sequences, and media whose embeddings it keeps.
     """
 
     step_id: int
-    token_ids: dict[str, int]
-    logprobs: dict[str, TokenLogprobs] = field(default_factory=dict)
+    token_ids: dict[str, list[int]]
+    logprobs: dict[str, list[TokenLogprobs]] = field(default_factory=dict)
+    prompt_logprobs: dict[str, list[TokenLogprobs | None]] = field(default_factory=dict)
+    pooled: dict[str, list[float]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     failed_media: frozenset[bytes] = frozenset()
     encode_s: float = 0.0
@@ -193,7 +225,11 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """New tokens of one request, from the engine to whoever turns them into text."""
+    """New tokens of one request, from the engine to whoever turns them into text.
+
+    `prompt_logprobs` come once, with the first tokens, for a request that asks for them: one entry for each token of
+    the prompt, given those before it. There is none (None) for the first, and for those that stand for media.
+    """
 
     request_id: str
     token_ids: list[int]
@@ -203,6 +239,7 @@ class TokenOutput:
     num_cached_tokens: int = 0
     scheduled_at: float = 0.0  # when its first step was planned, by `time.perf_counter`, which all processes share
     num_preemptions: int = 0  # so far
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +292,8 @@ class Delta:
     """The next piece of one choice of an answer. `index` is the choice (0 .. n-1).
 
     `token_ids` and `logprobs` belong to `text` as far as text is held back for stop strings: they come with the text
-    that completes them. `finish_reason` is set on the last delta of a choice.
+    that completes them. `finish_reason` is set on the last delta of a choice. `prompt_logprobs` is set on the first
+    delta of choice 0 alone, if the request asks for them; they are those of `TokenOutput`.
     """
 
     index: int
@@ -268,6 +306,7 @@ class Delta:
     num_cached_tokens: int = 0
     scheduled_at: float = 0.0  # as in `TokenOutput`
     num_preemptions: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 @dataclass(slots=True)
@@ -337,7 +376,10 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """What `LLM.generate` returns for one prompt, as vLLM's class of the same name."""
+    """What `LLM.generate` returns for one prompt, as vLLM's class of the same name.
+
+    `prompt_logprobs` are those of `TokenOutput`; None unless they were asked for.
+    """
 
     request_id: str
     prompt: str | None
@@ -346,3 +388,4 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int = 0
     metrics: RequestMetrics = field(default_factory=RequestMetrics, compare=False)
+    prompt_logprobs: list[TokenLogprobs | None] | None = None

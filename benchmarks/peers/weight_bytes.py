@@ -20,13 +20,13 @@ from trifocal.quant.choose import quantize_layers
 def weight_bytes(folder: str, precision: str) -> int:
     """Of the language model."""
     config = resolve(EngineArgs(model=folder, quantization=None if precision == "bf16" else precision))
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    model = empty_model(config.spec, dtype)
+    dtype: torch.dtype = getattr(torch, config.model.dtype)
+    model = empty_model(config.model.spec, dtype)
     torch.set_default_dtype(dtype)
     with torch.device("meta"):
         for path, module in model.named_modules():
-            if config.quantization and isinstance(module, Decoder):
-                quantize_layers(module, path, config.quantization, frozenset())
+            if config.model.quantization and isinstance(module, Decoder):
+                quantize_layers(module, path, config.model.quantization, frozenset())
     torch.set_default_dtype(torch.float32)
     return sum(tensor.nbytes for name, tensor in model.named_parameters() if not name.startswith("visual."))
 

@@ -218,6 +218,22 @@ def test_penalties_break_a_loop(http: httpx.Client, name: str, value: float) -> 
     assert text_of(http, **loop) != text_of(http, **{**loop, name: value})
 
 
+def test_allowed_tokens_and_bad_words(http: httpx.Client) -> None:
+    """By both routes; a word is banned as it begins and as it goes on."""
+    loop = {**GREEDY, "logit_bias": {str(LETTER): 100}, "repetition_penalty": 1}
+    letter = text_of(http, **loop)[:1]
+    assert text_of(http, **loop) == letter * 12
+    assert set(text_of(http, allowed_token_ids=[LETTER, LETTER + 1])) <= {letter, chr(ord(letter) + 1)}
+    for route, source in (("chat/completions", {"messages": HELLO}), ("completions", {"prompt": "hello"})):
+        body = {"model": MODEL, **source, **loop, "bad_words": [letter]}
+        [choice] = http.post(f"/v1/{route}", json=body).json()["choices"]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        assert text and letter not in text
+        one = {"model": MODEL, **source, **GREEDY, "allowed_token_ids": [LETTER]}
+        [choice] = http.post(f"/v1/{route}", json=one).json()["choices"]
+        assert (choice["message"]["content"] if "message" in choice else choice["text"]) == letter * 12
+
+
 @pytest.mark.parametrize("as_list", [False, True])
 def test_stop_string(http: httpx.Client, as_list: bool) -> None:
     text = text_of(http, max_tokens=30)
@@ -387,3 +403,24 @@ def test_harmless_and_unknown_fields_are_accepted(http: httpx.Client) -> None:
 def test_data_url_with_a_wrong_type_is_read_by_its_content(http: httpx.Client) -> None:
     part = {"type": "image_url", "image_url": {"url": data_url(picture(kind="JPEG"), "image/png")}}
     assert prompt_tokens(http, ask(part)) > prompt_tokens(http, ask())
+
+
+def test_prompt_logprobs(http: httpx.Client) -> None:
+    """One entry for each token that the model reads; null for the first, and where a picture stands."""
+    for messages in (HELLO, ask(image_part(picture()))):
+        body = {"model": MODEL, "messages": messages}
+        ids = http.post("/tokenize", json=body).json()["tokens"]
+        answer = chat(http, messages, max_tokens=1, n=2, prompt_logprobs=1)
+        told, pad = answer["prompt_logprobs"], tiny.token_ids()["<|image_pad|>"]
+        assert len(told) == len(ids) and len(answer["choices"]) == 2
+        assert [entry is None for entry in told] == [place == 0 or token == pad for place, token in enumerate(ids)]
+        for token_id, entry in zip(ids, told, strict=True):
+            if entry is not None:
+                ranks = {each["rank"] for each in entry.values()}
+                assert str(token_id) in entry and 1 in ranks and len(ranks) == len(entry) <= 2
+                assert all(each["logprob"] <= 0 and each["decoded_token"] for each in entry.values())
+    alone = chat(http, max_tokens=0, prompt_logprobs=0)
+    [choice] = alone["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length") and alone["prompt_logprobs"]
+    refused = http.post("/v1/chat/completions", json={"messages": HELLO, "stream": True, "prompt_logprobs": 1})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_logprobs")

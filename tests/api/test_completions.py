@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from itertools import accumulate
 from typing import Any
 
 import httpx
@@ -119,10 +121,103 @@ def test_bad_value_names_its_field(http: httpx.Client, field: str, value: Any) -
     assert refused(http.post("/v1/completions", json=body))["param"] == field
 
 
-def test_echo_with_logprobs_is_refused(http: httpx.Client) -> None:
-    body = {"model": MODEL, "prompt": PROMPT, "echo": True, "logprobs": 1}
-    error = refused(http.post("/v1/completions", json=body))
-    assert (error["param"], error["code"]) == ("echo", "unsupported_parameter")
+# ---------------------------------------------------------------------------------------------- of the prompt
+
+
+def test_an_echo_with_logprobs_has_those_of_the_prompt(http: httpx.Client) -> None:
+    """The first token has none; the others have what the model gives for a prompt that ends before them."""
+    ids = ids_of(http, PROMPT)
+    [choice] = complete(http, echo=True, logprobs=2, max_tokens=3, repetition_penalty=1)["choices"]
+    told = choice["logprobs"]
+    assert [len(told[name]) for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [
+        len(ids) + 3
+    ] * 4
+    assert told["token_logprobs"][0] is told["top_logprobs"][0] is None
+    assert "".join(told["tokens"]) == choice["text"], "nothing of this prompt is a half of a character"
+    ends = [0, *accumulate(map(len, told["tokens"]))]
+    assert told["text_offset"] == ends[:-1]
+    for place in range(1, len(ids)):
+        [next_one] = complete(http, ids[:place], logprobs=2, max_tokens=1, repetition_penalty=1)["choices"]
+        [top] = next_one["logprobs"]["top_logprobs"]
+        for name, logprob in top.items():
+            assert told["top_logprobs"][place][name] == pytest.approx(logprob, abs=1e-4)
+        assert told["top_logprobs"][place][told["tokens"][place]] == told["token_logprobs"][place]
+    [plain] = complete(http, logprobs=2, max_tokens=3, repetition_penalty=1)["choices"]
+    assert told["tokens"][len(ids) :] == plain["logprobs"]["tokens"]
+    assert told["token_logprobs"][len(ids) :] == pytest.approx(plain["logprobs"]["token_logprobs"], abs=1e-4)
+
+
+def test_the_prompt_alone(http: httpx.Client) -> None:
+    """`max_tokens` 0 with an echo: what tasks of log-likelihoods ask for."""
+    fields = {"echo": True, "max_tokens": 0}
+    ids = ids_of(http, PROMPT)
+    for prompt in (PROMPT, ids):
+        answer = complete(http, prompt, **fields, logprobs=1)
+        [choice] = answer["choices"]
+        assert (choice["text"], choice["finish_reason"], len(choice["logprobs"]["tokens"])) == (
+            PROMPT,
+            "length",
+            len(ids),
+        )
+        assert answer["usage"]["completion_tokens"] == 0
+    [bare] = complete(http, **fields)["choices"]
+    assert (bare["text"], bare["logprobs"], bare["prompt_logprobs"]) == (PROMPT, None, None)
+    [longer] = complete(http, echo=True, logprobs=1)["choices"]
+    count = len(ids)
+    assert longer["logprobs"]["tokens"][:count] == choice["logprobs"]["tokens"]
+    assert longer["logprobs"]["token_logprobs"][1:count] == pytest.approx(
+        choice["logprobs"]["token_logprobs"][1:], abs=1e-4
+    )
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 0}
+    assert refused(http.post("/v1/completions", json=body))["param"] == "max_tokens"
+
+
+def test_prompt_logprobs(http: httpx.Client) -> None:
+    """vLLM's form, of each prompt and on each of its choices."""
+    fields = {"echo": True, "logprobs": 2, "max_tokens": 1, "n": 2, "temperature": 1, "seed": 1}
+    answer = complete(http, [PROMPT, "How many red"], **fields, prompt_logprobs=1)
+    for choice, prompt in zip(answer["choices"], [PROMPT, PROMPT, "How many red", "How many red"], strict=True):
+        ids, told = ids_of(http, prompt), choice["prompt_logprobs"]
+        assert len(told) == len(ids) and told[0] is None
+        for place in range(1, len(ids)):
+            mine, first = told[place][str(ids[place])], next(iter(told[place]))
+            assert first == str(ids[place]) and len(told[place]) == (1 if mine["rank"] == 1 else 2)
+            assert mine["decoded_token"] == choice["logprobs"]["tokens"][place]
+            assert mine["logprob"] == choice["logprobs"]["token_logprobs"][place]
+            [best] = [each for each in told[place].values() if each["rank"] == 1]
+            assert best["logprob"] == max(choice["logprobs"]["top_logprobs"][place].values())
+    [alone] = complete(http, prompt_logprobs=0, max_tokens=0)["choices"]
+    assert (alone["text"], alone["logprobs"], len(alone["prompt_logprobs"])) == ("", None, len(ids_of(http, PROMPT)))
+    [plain] = complete(http, max_tokens=1)["choices"]
+    assert plain["prompt_logprobs"] is None
+
+
+@pytest.mark.parametrize("fields", [{}, {"n": 3}, {"max_tokens": 0}], ids=str)
+def test_an_echo_is_streamed_with_its_logprobs(http: httpx.Client, fields: dict[str, Any]) -> None:
+    body = {"model": MODEL, "prompt": [PROMPT, "How many red"], **GREEDY, "echo": True, "logprobs": 1, **fields}
+    whole = complete(http, **{name: value for name, value in body.items() if name != "model"})
+    response = http.post("/v1/completions", json={**body, "stream": True})
+    chunks = [json.loads(line.removeprefix("data: ")) for line in response.text.split("\n\n") if "{" in line]
+    for choice in whole["choices"]:
+        mine = [chunk["choices"][0] for chunk in chunks if chunk["choices"][0]["index"] == choice["index"]]
+        assert "".join(piece["text"] for piece in mine) == choice["text"]
+        for name in ("tokens", "text_offset"):
+            assert [each for piece in mine for each in piece["logprobs"][name]] == choice["logprobs"][name]
+        logprobs = [each for piece in mine for each in piece["logprobs"]["token_logprobs"]]
+        assert logprobs[0] is None
+        assert logprobs[1:] == pytest.approx(choice["logprobs"]["token_logprobs"][1:], abs=1e-4)
+    asked = {"model": MODEL, "prompt": PROMPT, "prompt_logprobs": 0, "stream": True}
+    assert refused(http.post("/v1/completions", json=asked))["param"] == "prompt_logprobs"
+
+
+def test_more_of_the_prompt_than_is_allowed_is_refused_by_the_name_that_was_used(http: httpx.Client) -> None:
+    for fields, param in (
+        ({"echo": True, "logprobs": 21, "max_tokens": 0}, "logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+    ):
+        assert (
+            refused(http.post("/v1/completions", json={"model": MODEL, "prompt": PROMPT, **fields}))["param"] == param
+        )
 
 
 def test_one_bad_prompt_of_several_refuses_all(http: httpx.Client) -> None:

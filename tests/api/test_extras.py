@@ -14,7 +14,8 @@ from openai.types import chat, completion_create_params
 from tests.api.helpers import HELLO, MODEL, ask, image_part, picture
 from tests.api.test_refusals import names, refused
 from trifocal.api.app import create_app
-from trifocal.api.openai.extras import HEADER, judge
+from trifocal.api.openai.errors import error_form
+from trifocal.api.openai.extras import judge
 from trifocal.api.openai.fields import BODY, STREAM_OPTIONS
 from trifocal.api.openai.schemas import (
     Body,
@@ -29,7 +30,8 @@ from trifocal.config.engine import EngineArgs, resolve
 from trifocal.config.server import ServerArgs
 from trifocal.errors import RequestError
 from trifocal.http.access_log import fields as access_fields
-from trifocal.http.context import Visit
+from trifocal.http.context import IGNORED_HEADER as HEADER
+from trifocal.http.context import RequestContext
 from trifocal.prompt.ignored_fields import MAX_TEXT_BYTES, Ignored, text_of
 from trifocal.prompt.message_fields import EMPTY, MESSAGE, PARTS, SOURCE, Scope
 
@@ -297,10 +299,10 @@ def test_a_stream_tells_in_its_first_event(client: openai.OpenAI, is_chat: bool)
 
 
 def test_the_access_log_tells() -> None:
-    visit = Visit("an-id", "POST", CHAT, "", httpx.Headers())  # type: ignore[arg-type]
-    assert "ignored_fields" not in access_fields(visit)
-    visit.ignored = (Ignored("temperatur", is_known=False, nearest="temperature"), Ignored("user"))
-    assert access_fields(visit)["ignored_fields"] == "temperatur (did you mean temperature?), user"
+    context = RequestContext("an-id", "POST", CHAT, "", httpx.Headers(), error_form)  # type: ignore[arg-type]
+    assert "ignored_fields" not in access_fields(context)
+    context.ignored = (Ignored("temperatur", is_known=False, nearest="temperature"), Ignored("user"))
+    assert access_fields(context)["ignored_fields"] == "temperatur (did you mean temperature?), user"
 
 
 async def test_strict_servers_refuse_what_nobody_knows(checkpoint: Any) -> None:

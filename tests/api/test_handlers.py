@@ -92,7 +92,7 @@ async def test_a_failure_is_answered(
     assert len(lines) == (1 if status == 500 else 0)
     for line in lines:
         assert "0x7f" not in line and SECRET not in line and "/dev/shm" not in line and "\n" not in line
-    shown = app.state.service.metrics.render(EngineStats()).decode()
+    shown = app.state.service.metrics.render([EngineStats()]).decode()
     assert f'trifocal:requests_refused_total{{code="{code}",model_name=' in shown
     assert f'route="{path}",status="{status}"' in shown
 
@@ -117,5 +117,5 @@ async def test_an_answer_that_breaks_off_stays_incomplete(app: FastAPI) -> None:
              "query_string": b"", "scheme": "http", "server": ("t", 80), "client": ("c", 1)}  # fmt: skip
     await app(scope, receive, send)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    shown = app.state.service.metrics.render(EngineStats()).decode()
+    shown = app.state.service.metrics.render([EngineStats()]).decode()
     assert sent[1]["more_body"] and 'trifocal:requests_refused_total{code="internal_error"' in shown

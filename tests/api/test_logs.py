@@ -30,9 +30,10 @@ from tests.api.helpers import (
     running,
     video_part,
 )
+from trifocal.api.openai.errors import error_form
 from trifocal.config.server import ServerArgs
 from trifocal.http.access_log import AccessLog
-from trifocal.http.context import Visit
+from trifocal.http.context import RequestContext
 
 CHAT = "/v1/chat/completions"
 SECRET = "Zauberwort"  # in prompts, pictures and keys; in no answer that refuses and in no line
@@ -147,7 +148,7 @@ def test_what_flags_leave_out(
     caplog.set_level("INFO", "trifocal.access")
     for path in ("/a", "/health"):
         for status in (200, 404):
-            log(Visit("id", "GET", path, "c:1", Headers(), route=path, status=status))
+            log(RequestContext("id", "GET", path, "c:1", Headers(), error_form, route=path, status=status))
     assert [" ".join(re.findall(r"path=(\S+) status=(\d+)", line)[0]) for line in caplog.messages] == written
 
 

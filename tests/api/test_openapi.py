@@ -22,7 +22,6 @@ from tests import tiny
 from tests.api.helpers import HELLO, MODEL
 from trifocal.api import status
 from trifocal.api.app import create_app
-from trifocal.api.openai import chat, completions, tokens
 from trifocal.api.openai.extras import judge
 from trifocal.api.openai.schemas import (
     Body,
@@ -33,18 +32,19 @@ from trifocal.api.openai.schemas import (
     GenerationBody,
     TokenizeBody,
 )
+from trifocal.api.openai.surface import OPENAI
 from trifocal.api.openapi import document
 from trifocal.api.operations import operation_of
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.config.server import ServerArgs
 from trifocal.errors import RequestError
-from trifocal.prompt.messages import MessageParser
+from trifocal.prompt.message_parser import MessageParser
 from trifocal.prompt.template import ChatTemplate
 from trifocal.sampling_params import SAMPLING_BOUNDS
 from trifocal.tokenizer import Guard
 
 CHAT = "/v1/chat/completions"
-ROUTES = [cast(APIRoute, route) for module in (chat, completions, tokens, status) for route in module.router.routes]
+ROUTES = [cast(APIRoute, route) for router in (*OPENAI.routers, status.router) for route in router.routes]
 CHANCES = pytest.mark.parametrize("chance", [5, pytest.param(None, marks=pytest.mark.slow)])
 GENERATED = settings(
     max_examples=15, phases=[Phase.generate], database=None, deadline=None, suppress_health_check=list(HealthCheck)
@@ -127,7 +127,9 @@ def test_bounds_are_those_of_the_check(model: type[GenerationBody], name: str) -
     needed: dict[str, Any] = {"messages": HELLO, "logprobs": True} if model is ChatBody else {"prompt": "x"}
 
     def is_taken(value: float) -> bool:
-        fields = {**needed, name: value, **({"max_tokens": 2**31 - 1} if name == "min_tokens" else {})}
+        prompt = {"prompt_logprobs": 0}
+        beside = {"min_tokens": {"max_tokens": 2**31 - 1}, "max_tokens": prompt, "max_completion_tokens": prompt}
+        fields = {**needed, **beside.get(name, {}), name: value}
         try:
             cast(Any, model.model_validate_json(json.dumps(fields))).to_params({})
         except (ValidationError, RequestError):

@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from tests.api.helpers import HELLO, MODEL, eventually, image_part, launch, picture
-from trifocal.api.openai.extras import HEADER
 from trifocal.config.server import ServerArgs
 from trifocal.errors import ConfigError
+from trifocal.http.context import IGNORED_HEADER as HEADER
 from trifocal.http.listen import announce, bind
 from trifocal.log import discreet
 

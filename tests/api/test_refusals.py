@@ -52,7 +52,9 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("messages", [{"role": "user", "content": "x " * 5000}]), ("model", 5), ("cache_salt", 5),
     ("tools", [{"type": "function", "function": {"name": "f"}}]), ("tool_choice", "required"), ("audio", {"a": 1}),
     ("response_format", {"type": "json_object"}), ("functions", [{"name": "f"}]), ("modalities", ["audio"]),
-    ("guided_json", {"type": "object"}), ("prompt_logprobs", 1), ("best_of", 3), ("use_beam_search", True),
+    ("guided_json", {"type": "object"}), ("prompt_logprobs", -2), ("best_of", 3), ("use_beam_search", True),
+    ("prompt_logprobs", 10**6), ("allowed_token_ids", []), ("allowed_token_ids", [10**6]), ("allowed_token_ids", 5),
+    ("bad_words", "a"), ("bad_words", [" "]), ("bad_words", [1]),
     ("structured_outputs", {"json": {}}), ("chat_template", "{{ 1 }}"), ("priority", 5), ("echo", True),
 ]  # fmt: skip
 

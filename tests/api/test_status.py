@@ -13,10 +13,10 @@ import pytest
 from tests.api.helpers import HELLO, MODEL, ROOT, ask, image_part, metric, picture
 from trifocal import __version__
 from trifocal.api.app import create_app
+from trifocal.api.service import Service
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.config.server import ServerArgs
 from trifocal.errors import RequestError
-from trifocal.http.service import Service
 
 # Every name in vLLM's dashboards (Performance Statistics, Query Statistics, vLLM) and others that their users ask for.
 VLLM_GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info")

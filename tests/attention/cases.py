@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
+from trifocal.attention.base import FULL, AttentionBackend, AttentionBatch, AttentionSpec, KVCache
 
 STEPS = [  # (context lengths, query lengths)
     ([20], [20]),  # a whole prompt
@@ -15,6 +15,12 @@ STEPS = [  # (context lengths, query lengths)
     ([33], [1]),  # decoding
     ([33, 7, 500, 34, 900], [1, 1, 1, 1, 1]),  # decoding, in groups
     ([40, 18, 60, 25], [1, 18, 1, 9]),  # all at once
+]
+SPECS = [
+    *(AttentionSpec(window=window) for window in (1, 16, 63, 200, 513)),
+    AttentionSpec(window=5000, scale=0.5),
+    AttentionSpec(softcap=2.0),
+    AttentionSpec(window=30, scale=0.3, softcap=1.5),
 ]
 
 
@@ -52,20 +58,20 @@ class Case:
             slots.append(new)
         self.batch = AttentionBatch(torch.cat(slots), tables, query_lens, contexts)
 
-    def run(self, backend: type[AttentionBackend]) -> list[Tensor]:
+    def run(self, backend: type[AttentionBackend], spec: AttentionSpec = FULL) -> list[Tensor]:
         """What each sequence gets from layer 1."""
         attention = backend(self.cache)
         attention.begin(self.batch)
         lens = self.batch.query_lens
         k = torch.cat([keys[len(keys) - n :] for keys, n in zip(self.keys, lens, strict=True)])
         v = torch.cat([values[len(values) - n :] for values, n in zip(self.values, lens, strict=True)])
-        return list(torch.split(attention(1, torch.cat(self.queries), k, v), lens))
+        return list(torch.split(attention(1, torch.cat(self.queries), k, v, spec), lens))
 
-    def expected(self) -> list[Tensor]:
+    def expected(self, spec: AttentionSpec = FULL) -> list[Tensor]:
         """The same in float32, without a cache; rounded as an int8 one rounds."""
         rounded = to_int8_and_back if self.cache.keys.dtype == torch.int8 else torch.Tensor.float
         return [
-            _plain(q.float(), rounded(k), rounded(v))
+            _plain(q.float(), rounded(k), rounded(v), spec)
             for q, k, v in zip(self.queries, self.keys, self.values, strict=True)
         ]
 
@@ -76,8 +82,11 @@ def to_int8_and_back(x: Tensor) -> Tensor:
     return (x.float() / scale).round() * scale
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _plain(q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[2] ** -0.5
-    ahead = torch.ones(len(q), len(k)).triu(len(k) - len(q) + 1).bool()
-    return torch.einsum("hqk,khd->qhd", scores.masked_fill(ahead, float("-inf")).softmax(-1), v)
+    scores = torch.einsum("qhd,khd->hqk", q, k) * (q.shape[2] ** -0.5 if spec.scale is None else spec.scale)
+    if spec.softcap is not None:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    behind = torch.arange(len(k) - len(q), len(k))[:, None] - torch.arange(len(k))  # how many tokens a key lies behind
+    hidden = (behind < 0) | (behind >= (spec.window or len(k)))
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), v)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 
-from tests.attention.cases import STEPS, Case
+from tests.attention.cases import SPECS, STEPS, Case
 from tests.kernels import isa
 from tests.kernels.isa import Grid
+from tests.logged import messages
 from trifocal.attention import cpu
+from trifocal.attention.base import FULL, AttentionSpec, KVCacheSpec
 from trifocal.attention.cpu import CpuAttention
 from trifocal.attention.reference import ReferenceAttention
-from trifocal.attention.registry import ATTENTION
+from trifocal.attention.registry import ATTENTION, choose_backend
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 CACHES = [None, torch.int8]  # None: the type of q, k and v
@@ -52,6 +55,20 @@ def test_against_a_plain_loop(grid: Grid) -> None:
     for kv_heads, block_size, dtype in grid.of(whole=every, edges=few[:2], usual=few):
         for contexts, query_lens in STEPS + MORE_STEPS:
             assert_as_expected(Case(contexts, query_lens, kv_heads=kv_heads, block_size=block_size, dtype=dtype))
+
+
+def test_windows_scales_and_soft_caps(grid: Grid) -> None:
+    """Windows by the kernel, soft caps by the reference; also where a window begins within tiles and stretches."""
+    few = [(None, torch.bfloat16), (torch.int8, torch.float32)]
+    kinds = grid.of(whole=list(product(CACHES, DTYPES)), edges=few)
+    for (contexts, query_lens), (cache_dtype, dtype) in product((*STEPS[2:], *MORE_STEPS[2:4]), kinds):
+        case = Case(contexts, query_lens, size=32, dtype=dtype, cache_dtype=cache_dtype)
+        for spec in SPECS:
+            for ours, expected in zip(case.run(CpuAttention, spec), case.expected(spec), strict=True):
+                torch.testing.assert_close(
+                    ours.float(), expected, rtol=DTYPES[dtype], atol=2 * DTYPES[dtype],
+                    msg=f"{contexts} {query_lens} {spec}",
+                )  # fmt: skip
 
 
 def test_head_sizes_and_groups(grid: Grid) -> None:
@@ -94,13 +111,16 @@ def test_a_token_gets_the_same_however_its_prompt_is_cut(grid: Grid) -> None:
     for group, cache_dtype, dtype in grid.of(whole=list(product([1, 2, 7], CACHES, DTYPES)), edges=few, usual=usual):
         part = Case([length], [length], heads=2 * group, size=48, dtype=dtype, cache_dtype=cache_dtype)
         (queries,), (keys,), (values,), slots = part.queries, part.keys, part.values, part.batch.slots
-        expected = part.run(CpuAttention)[0]  # and fills the cache
-        for end, count in ((length, 1), (513, 1), (512, 512), (1025, 3), (700, 211), (64, 64), (1, 1)):
-            part.batch = type(part.batch)(slots[end - count : end], part.batch.block_tables, [count], [end])
-            part.queries, part.keys, part.values = [queries[end - count : end]], [keys[:end]], [values[:end]]
-            for threads in (1, 3):
+        cuts = ((length, 1), (513, 1), (512, 512), (1025, 3), (700, 211), (64, 64), (1, 1))
+        whole = part.batch
+        for spec in (FULL, AttentionSpec(window=600)):
+            part.batch, part.queries, part.keys, part.values = whole, [queries], [keys], [values]
+            expected = part.run(CpuAttention, spec)[0]  # and fills the cache
+            for (end, count), threads in product(cuts, (1, 3)):
                 torch.set_num_threads(threads)
-                assert torch.equal(part.run(CpuAttention)[0], expected[end - count : end]), (end, count)
+                part.batch = type(whole)(slots[end - count : end], whole.block_tables, [count], [end])
+                part.queries, part.keys, part.values = [queries[end - count : end]], [keys[:end]], [values[:end]]
+                assert torch.equal(part.run(CpuAttention, spec)[0], expected[end - count : end]), (end, count, spec)
 
 
 def test_reads_what_another_sequence_writes_in_the_same_step() -> None:
@@ -147,14 +167,19 @@ def test_parts_of_one_product_are_taken_as_they_lie() -> None:
     torch.testing.assert_close(out, case.expected()[0], rtol=1e-4, atol=1e-5)
 
 
-def test_caches_that_the_kernel_cannot_read_go_to_the_reference() -> None:
-    for dtype, size, cache_dtype in (
-        (torch.float16, 32, None),
-        (torch.float16, 32, torch.int8),
-        (torch.float32, 6, None),
-        (torch.bfloat16, 12, None),
-        (torch.bfloat16, 24, torch.int8),
+def test_caches_that_the_kernel_cannot_read_go_to_the_reference(caplog: pytest.LogCaptureFixture) -> None:
+    """Whose worker asks first takes the reference at once, and its log says why."""
+    caplog.set_level("INFO")
+    for dtype, size, cache_dtype, reason in (
+        (torch.float16, 32, None, "it computes in bfloat16 and float32, not in float16"),
+        (torch.float16, 32, torch.int8, "it computes in bfloat16 and float32, not in float16"),
+        (torch.float32, 6, None, "a cached head of 6 float32 is no multiple of 16 bytes"),
+        (torch.bfloat16, 12, None, "a cached head of 12 bfloat16 is no multiple of 16 bytes"),
+        (torch.bfloat16, 24, torch.int8, "a cached head of 24 int8 is no multiple of 16 bytes"),
     ):
+        assert choose_backend("cpu", cache_spec(dtype, size, cache_dtype)) is ReferenceAttention
+        said = f"attention backend cpu is not used: {reason}; reference serves instead"
+        assert messages(caplog, "INFO").pop() == said
         ours, theirs = (Case([40, 9], [12, 1], size=size, dtype=dtype, cache_dtype=cache_dtype) for _ in range(2))
         for one, other in zip(ours.run(CpuAttention), theirs.run(ReferenceAttention), strict=True):
             assert torch.equal(one, other)
@@ -165,8 +190,31 @@ def test_many_query_heads_of_one_kv_head() -> None:
         assert_as_expected(Case([70, 9], [2, 1], heads=heads, kv_heads=1))
 
 
+def cache_spec(dtype: torch.dtype, size: int, cache_dtype: torch.dtype | None = None) -> KVCacheSpec:
+    return KVCacheSpec(
+        num_layers=2, num_kv_heads=3, head_dim=size, block_size=16, dtype=dtype, cache_dtype=cache_dtype or dtype
+    )
+
+
+def test_what_the_kernel_can_read_is_served_by_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for dtype, cache_dtype in ((torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, torch.int8)):
+        spec = cache_spec(dtype, 16, cache_dtype)
+        assert choose_backend("cpu", spec) is CpuAttention and messages(caplog, "INFO") == []
+        cache = CpuAttention.allocate(spec, 5, torch.device("cpu"))
+        assert cache.keys.shape == (2, 5, 3, 16, 16) and cache.keys.dtype == spec.cache_dtype
+        kept = (cache.keys, cache.values, cache.key_scales, cache.value_scales)
+        total = sum(each.nbytes for each in kept if each is not None)
+        assert 5 * CpuAttention.bytes_per_block(spec) == total
+    capped = replace(cache_spec(torch.float32, 16), layers=frozenset({FULL, AttentionSpec(window=8, softcap=30.0)}))
+    assert CpuAttention.validate_configuration(capped) == ["it has no softcap of scores"]
+    wrong = replace(cache_spec(torch.float32, 16), cache_dtype=torch.bfloat16)
+    assert CpuAttention.validate_configuration(wrong) == ["beside float32 it reads a cache in int8, not in bfloat16"]
+
+
 def test_no_kernels_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "load", lambda: None)
+    assert choose_backend("cpu", cache_spec(torch.float32, 16)) is ReferenceAttention
     one, other = Case([40], [40]), Case([40], [40])
     assert torch.equal(one.run(CpuAttention)[0], other.run(ReferenceAttention)[0])
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.attention.cases import STEPS, Case
+from tests.attention.cases import SPECS, STEPS, Case
+from trifocal.attention.base import FULL, AttentionSpec
 from trifocal.attention.reference import ReferenceAttention, _grouped
 from trifocal.attention.registry import ATTENTION
 from trifocal.errors import ConfigError
@@ -25,6 +26,28 @@ def test_int8_against_a_plain_loop(contexts: list[int], query_lens: list[int]) -
     case = Case(contexts, query_lens, cache_dtype=torch.int8)
     for ours, expected in zip(case.run(ReferenceAttention), case.expected(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cache_dtype", [None, torch.int8])
+def test_windows_scales_and_soft_caps(cache_dtype: torch.dtype | None) -> None:
+    for contexts, query_lens in STEPS:
+        case = Case(contexts, query_lens, cache_dtype=cache_dtype)
+        for spec in SPECS:
+            for ours, expected in zip(case.run(ReferenceAttention, spec), case.expected(spec), strict=True):
+                torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5, msg=f"{contexts} {query_lens} {spec}")
+
+
+def test_layers_of_a_step_may_differ() -> None:
+    """What is planned for one layer's window is not used for another's."""
+    case = Case([40, 18, 60, 25], [1, 18, 1, 9])
+    attention = ReferenceAttention(case.cache)
+    attention.begin(case.batch)
+    lens = case.batch.query_lens
+    k, v = (torch.cat([x[len(x) - n :] for x, n in zip(each, lens, strict=True)]) for each in (case.keys, case.values))
+    for spec in (FULL, AttentionSpec(window=7), FULL, AttentionSpec(window=20)):
+        got = torch.split(attention(1, torch.cat(case.queries), k, v, spec), lens)
+        for ours, expected in zip(got, case.expected(spec), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_reads_what_another_sequence_writes_in_the_same_step() -> None:

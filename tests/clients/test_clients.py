@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trifocal.cli.local_server import LocalServer, choose_port
 from trifocal.demo.run import MODEL, NAME, SAMPLES
 
 pytestmark = pytest.mark.slow
@@ -86,28 +88,86 @@ def test_llm(demo_server: str, tmp_path: Path) -> None:
     assert last["input_tokens"] > 32 and last["output_tokens"] > 4
 
 
+def lm_eval(folder: Path, url: str, kind: str, task: dict[str, Any], rows: list[dict[str, Any]], *more: str) -> Any:
+    """Run a task of our own on `rows`; returns what it found for each of them, in order, and its mean measures."""
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}}}
+    (folder / "ours.yaml").write_text(json.dumps({"task": "ours", "test_split": "test", **data, **task}))
+    route = "/v1/chat/completions" if kind == "local-chat-completions" else "/v1/completions"
+    where = f"model={NAME},base_url={url}{route},num_concurrent=2,tokenizer={MODEL}"
+    words = ["--model", kind, "--model_args", where, "--tasks", "ours", "--include_path", folder, *more]
+    words += ["--output_path", folder / "out", "--log_samples"]
+    run("lm_eval", "run", *words, env={"HF_HOME": str(folder / "home")}, cwd=folder)
+    [samples] = (folder / "out").rglob("samples_*.jsonl")
+    [results] = (folder / "out").rglob("results_*.json")
+    found = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda sample: sample["doc_id"])
+    return found, json.loads(results.read_text())["results"]["ours"]
+
+
 @pytest.mark.parametrize("kind", ["local-chat-completions", "local-completions"])
 def test_lm_eval_generates(demo_server: str, tmp_path: Path, kind: str) -> None:
-    """A task of its own on a local file. What the built-in model says to it is no matter, that all is answered is."""
-    rows = [{"question": "What is it?", "answer": "a"}, {"question": "Say hello.", "answer": "b"}]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    """What the built-in model says is no matter, that all is answered is."""
     task = {
-        "task": "two_questions", "dataset_path": "json", "test_split": "test", "output_type": "generate_until",
-        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}},
-        "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}",
+        "output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}",
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8, "temperature": 0.0},
         "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
     }  # fmt: skip
-    (tmp_path / "two_questions.yaml").write_text(json.dumps(task))
-    is_chat = kind == "local-chat-completions"
-    route = "/v1/chat/completions" if is_chat else "/v1/completions"
-    where = f"model={NAME},base_url={demo_server}{route},num_concurrent=2,tokenizer={MODEL}"
-    words = ["--model", kind, "--model_args", where, "--tasks", "two_questions", "--include_path", tmp_path]
-    words += ["--output_path", tmp_path / "out", "--log_samples", *(["--apply_chat_template"] if is_chat else [])]
-    run("lm_eval", "run", *words, env={"HF_HOME": str(tmp_path / "home")}, cwd=tmp_path)
-    [samples] = (tmp_path / "out").rglob("samples_*.jsonl")
-    answers = [json.loads(line)["resps"][0][0] for line in samples.read_text().splitlines()]
+    rows = [{"question": "What is it?", "answer": "a"}, {"question": "Say hello.", "answer": "b"}]
+    more = ["--apply_chat_template"] if kind == "local-chat-completions" else []
+    samples, _ = lm_eval(tmp_path, demo_server, kind, task, rows, *more)
+    answers = [sample["resps"][0][0] for sample in samples]
     assert len(answers) == 2 and all(answers), answers
+
+
+QUESTIONS = [
+    ("A large red circle on a blue", ["background", "dog"]), ("A small green square on", ["apples", "a white one"]),
+    ("What is the image", ["content?", "because"]), ("The circle is", ["red", "blue", "seven"]),
+    ("There are three", ["circles", "circle"]), ("One red square and two blue", ["circles", "squares", "sky"]),
+    ("The left one is", ["yellow", "on a background"]), ("How many", ["circles are there?", "is red"]),
+    ("It moves from left to", ["right", "left", "green"]), ("Hello", [", how are you?", "!", " circle"]),
+]  # fmt: skip
+
+
+def test_lm_eval_chooses(tmp_path: Path) -> None:
+    """A task of multiple choice: the log-likelihoods of all choices are transformers', and so is the accuracy."""
+    task = {
+        "output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}", "target_delimiter": " ",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    rows = [{"question": question, "choices": choices, "answer": 0} for question, choices in QUESTIONS]
+    with LocalServer([str(MODEL), "--served-model-name", NAME, "--dtype", "float32"], choose_port(0)) as server:
+        samples, means = lm_eval(tmp_path, server.url, "local-completions", task, rows)
+    likelihoods = reference()
+    num_right = 0
+    assert len(samples) == len(QUESTIONS) == 10
+    for (question, choices), sample in zip(QUESTIONS, samples, strict=True):
+        expected = [likelihoods(question, f" {choice}") for choice in choices]
+        found = [(float(logprob), is_greedy in (True, "True")) for [(logprob, is_greedy)] in sample["resps"]]
+        assert [logprob for logprob, _ in found] == pytest.approx([sum(each) for each, _ in expected], abs=1e-3)
+        assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in expected]
+        sums = [sum(each) for each, _ in expected]
+        num_right += sums.index(max(sums)) == 0
+    assert means["acc,none"] == num_right / 10 > 0
+
+
+def reference() -> Callable[[str, str], tuple[list[float], bool]]:
+    """A function that gives transformers' log-probabilities of a continuation's tokens, and whether it is greedy."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(MODEL, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def likelihoods(context: str, continuation: str) -> tuple[list[float], bool]:
+        ids, begins = tokenizer.encode(context + continuation), len(tokenizer.encode(context))
+        logprobs = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)[:-1]
+        told = [float(logprobs[place - 1, ids[place]]) for place in range(begins, len(ids))]
+        is_greedy = all(int(logprobs[place - 1].argmax()) == ids[place] for place in range(begins, len(ids)))
+        return told, is_greedy
+
+    return likelihoods
 
 
 def test_guidellm(demo_server: str, tmp_path: Path) -> None:

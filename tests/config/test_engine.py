@@ -14,9 +14,10 @@ from tests import tiny
 from tests.logged import messages
 from tools import configuration
 from trifocal import LLM, SamplingParams
-from trifocal.config.engine import BLOCK_SIZES, EngineArgs, EngineConfig, resolve
+from trifocal.config.cache import BLOCK_SIZES
+from trifocal.config.engine import EngineArgs, EngineConfig, resolve
 from trifocal.config.vllm_options import OPTIONS, PYTHON_OPTIONS
-from trifocal.errors import ConfigError, NotAvailableYetError
+from trifocal.errors import ConfigError, NotAvailableYetError, errors_in_keywords
 
 LIMIT = 4096
 
@@ -41,9 +42,9 @@ def resolved(folder: Path, **changes: Any) -> EngineConfig:
 
 
 def test_type_of_the_kv_cache(folder: Path) -> None:
-    assert resolved(folder).kv_cache_dtype == "bfloat16"
-    assert resolved(folder, dtype="float32").kv_cache_dtype == "float32"
-    assert resolved(folder, kv_cache_dtype="int8").kv_cache_dtype == "int8"
+    assert resolved(folder).cache.kv_cache_dtype == "bfloat16"
+    assert resolved(folder, dtype="float32").cache.kv_cache_dtype == "float32"
+    assert resolved(folder, kv_cache_dtype="int8").cache.kv_cache_dtype == "int8"
     for name in ("fp8", "fp8_e4m3", "fp8_e5m2", "int4"):
         with pytest.raises(ConfigError, match=f"--kv-cache-dtype must be auto or int8 .*, got '{name}'"):
             resolved(folder, kv_cache_dtype=name)
@@ -51,11 +52,15 @@ def test_type_of_the_kv_cache(folder: Path) -> None:
 
 def test_auto_is_decided(folder: Path) -> None:
     config = resolved(folder)
-    assert (config.dtype, config.block_size, config.max_model_len) == ("bfloat16", 16, LIMIT)
-    assert (config.executor, config.device, config.tokenizer) == ("uni", "cpu", str(folder))
-    assert config.max_num_batched_tokens == 512 and not config.is_max_model_len_explicit
-    assert config.limit_mm_per_prompt == {"image": 999, "video": 999}
-    limits = resolved(folder, limit_mm_per_prompt={"image": 2, "audio": 0}).limit_mm_per_prompt
+    assert (config.model.dtype, config.cache.block_size, config.scheduling.max_model_len) == ("bfloat16", 16, LIMIT)
+    assert (config.parallel.distributed_executor_backend, config.parallel.device, config.model.tokenizer) == (
+        "uni",
+        "cpu",
+        str(folder),
+    )
+    assert config.scheduling.max_num_batched_tokens == 512 and not config.scheduling.is_max_model_len_explicit
+    assert config.media.limit_mm_per_prompt == {"image": 999, "video": 999}
+    limits = resolved(folder, limit_mm_per_prompt={"image": 2, "audio": 0}).media.limit_mm_per_prompt
     assert limits == {"image": 2, "video": 999}
 
 
@@ -125,18 +130,18 @@ def test_what_is_not_built_is_refused(folder: Path, changes: dict[str, Any]) -> 
 
 
 def test_the_seed_rule_holds_without_chunked_prefill(folder: Path) -> None:
-    assert resolved(folder, enable_chunked_prefill=False).max_num_batched_tokens == LIMIT
-    assert resolved(folder, max_num_batched_tokens=64).max_num_batched_tokens == 64
+    assert resolved(folder, enable_chunked_prefill=False).scheduling.max_num_batched_tokens == LIMIT
+    assert resolved(folder, max_num_batched_tokens=64).scheduling.max_num_batched_tokens == 64
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 def test_block_sizes(folder: Path, block_size: int) -> None:
-    assert resolved(folder, block_size=block_size).block_size == block_size
+    assert resolved(folder, block_size=block_size).cache.block_size == block_size
 
 
 def test_a_long_context_may_be_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
-    assert resolved(folder, max_model_len=2 * LIMIT).max_model_len == 2 * LIMIT
+    assert resolved(folder, max_model_len=2 * LIMIT).scheduling.max_model_len == 2 * LIMIT
 
 
 def test_the_old_engine_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +152,11 @@ def test_the_old_engine_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_sampling_defaults(folder: Path) -> None:
     from_file = {"temperature": 0.1, "top_k": 1, "repetition_penalty": 1.05, "max_tokens": 99}
-    assert resolved(folder).default_sampling == from_file
-    assert resolved(folder, generation_config="vllm").default_sampling == {}
-    overridden = resolved(folder, override_generation_config={"temperature": 0.5}).default_sampling
+    assert resolved(folder).model.default_sampling == from_file
+    assert resolved(folder, generation_config="vllm").model.default_sampling == {}
+    overridden = resolved(folder, override_generation_config={"temperature": 0.5}).model.default_sampling
     assert overridden == {**from_file, "temperature": 0.5}
-    assert resolved(folder, max_model_len=64).default_sampling["max_tokens"] == 64, "what nobody asked for fits"
+    assert resolved(folder, max_model_len=64).model.default_sampling["max_tokens"] == 64, "what nobody asked for fits"
 
 
 def test_bad_folders(tmp_path: Path, folder: Path) -> None:
@@ -169,13 +174,13 @@ def test_a_bad_file_of_sampling_defaults_is_named(folder: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"top_p": 2}))
     with pytest.raises(ConfigError, match=r"generation_config\.json: top_p must be"):
         resolved(folder)
-    assert resolved(folder, generation_config="vllm").default_sampling == {}
-    assert resolved(folder, override_generation_config={"top_p": 0.5}).default_sampling == {"top_p": 0.5}
+    assert resolved(folder, generation_config="vllm").model.default_sampling == {}
+    assert resolved(folder, override_generation_config={"top_p": 0.5}).model.default_sampling == {"top_p": 0.5}
 
 
 def test_captured_sizes(folder: Path) -> None:
     def sizes(**changes: Any) -> tuple[int, ...]:
-        return resolved(folder, **changes).capture_sizes
+        return resolved(folder, **changes).parallel.capture_sizes
 
     assert sizes() == sizes(optimization_level=3) == sizes(compilation_config={"cudagraph_mode": "full"}) != ()
     assert sizes(cudagraph_capture_sizes=[1, 2, 4], max_cudagraph_capture_size=2) == (1, 2)
@@ -194,7 +199,7 @@ def test_keys_of_the_compiler_are_told(folder: Path, caplog: pytest.LogCaptureFi
 
 def test_media_limits_in_the_longer_form(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     limits = {"image": {"count": 2}, "video": {"num_frames": 8, "width": 64}, "audio": {"count": 0}}
-    assert resolved(folder, limit_mm_per_prompt=limits).limit_mm_per_prompt == {"image": 2, "video": 999}
+    assert resolved(folder, limit_mm_per_prompt=limits).media.limit_mm_per_prompt == {"image": 2, "video": 999}
     assert messages(caplog) == [
         "limits of media: no effect, as memory is measured otherwise: video.num_frames, video.width"
     ]
@@ -211,12 +216,12 @@ def test_keys_of_overridden_generation_defaults(folder: Path, caplog: pytest.Log
         with pytest.raises(ConfigError, match=f"^--override-generation-config: unknown key '{key}'; {hint}"):
             resolved(folder, override_generation_config={key: 1})
     config = resolved(folder, override_generation_config={"do_sample": False, "top_k": 3})
-    assert config.default_sampling["top_k"] == 3
+    assert config.model.default_sampling["top_k"] == 3
     assert messages(caplog) == ["do_sample of the generation config has no effect: a temperature of 0 is greedy"]
 
 
 def test_an_empty_model_is_no_folder() -> None:
-    with pytest.raises(ConfigError, match="^model '' is not a folder; give the path"):
+    with pytest.raises(ConfigError, match="^model '' is not a folder; give the path"), errors_in_keywords():
         resolve(EngineArgs.from_kwargs(model=""))
 
 
@@ -272,7 +277,7 @@ def test_errors_name_an_argument_as_it_was_written(folder: Path) -> None:
     given = {"model": str(folder), "device": "cpu", "max_num_batched_tokens": 9, "enable_chunked_prefill": False}
     with pytest.raises(ConfigError) as by_flag:
         resolve(EngineArgs(**given))
-    with pytest.raises(ConfigError) as by_keyword:
+    with pytest.raises(ConfigError) as by_keyword, errors_in_keywords():
         resolve(EngineArgs.from_kwargs(**given))
     assert str(by_flag.value) == (
         f"--max-num-batched-tokens 9 is below --max-model-len {LIMIT}: raise it, or leave chunked prefill on "
@@ -283,7 +288,7 @@ def test_errors_name_an_argument_as_it_was_written(folder: Path) -> None:
         "(enable_chunked_prefill)"
     )
     with pytest.raises(NotAvailableYetError, match="^not available yet: tensor_parallel_size x pipeline_parallel_size"):
-        resolve(EngineArgs.from_kwargs(model=str(folder), tensor_parallel_size=2))
+        LLM(str(folder), tensor_parallel_size=2)
 
 
 def test_llm_takes_them_and_says_what_is_wrong_before_it_loads(tmp_path: Path) -> None:

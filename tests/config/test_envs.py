@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import trifocal
+from tests import tiny
 from trifocal.cli import main
 from trifocal.config import envs
+from trifocal.config.engine import EngineArgs, resolve
+from trifocal.engine import messages
 from trifocal.errors import ConfigError
 
 
@@ -117,6 +123,32 @@ def test_unread_variables_are_told_once(monkeypatch: pytest.MonkeyPatch, capsys:
         "note: environment variables without effect here: VLLM_A, VLLM_AUDIO_FETCH_TIMEOUT, VLLM_B",
     ]
     assert envs.notes() == []
+
+
+def test_variables_are_read_at_the_start_and_handed_down(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the modules that `envs` lists read one later, and a configuration does not change with the environment."""
+    readers = {"log": "LOGGING_LEVEL", "kernels/cpu/library": "CPU_KERNELS", "cli/serve": "API_KEY"}
+    root = Path(trifocal.__file__).parent
+    for path in root.rglob("*.py"):
+        name = str(path.relative_to(root).with_suffix(""))
+        if not name.startswith("config/"):
+            found = re.findall(r"(?:envs\.(\w+)\.get|(from_env))\(", path.read_text(encoding="utf-8"))
+            assert {first or last for first, last in found} == ({readers[name]} if name in readers else set()), name
+    monkeypatch.setenv("TRIFOCAL_ENGINE_MAX_RESTARTS", "3")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "0.5")
+    config = resolve(EngineArgs(model=str(folder), device="cpu"))
+    sent = messages.encode(config)
+    monkeypatch.setenv("TRIFOCAL_ENGINE_MAX_RESTARTS", "4")
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    assert messages.decode_config(sent) == config
+    assert config.supervision.max_restarts == 3
+    platform = config.parallel.platform
+    assert (platform.cpu_kvcache_variable, platform.cpu_kvcache_space) == ("VLLM_CPU_KVCACHE_SPACE", 0.5)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny.write_checkpoint(tmp_path / "model")
 
 
 def test_names_are_unique() -> None:

@@ -2,7 +2,7 @@
 
 The content of a position covers its token, the embedding at it (content hash and row), everything before it, the cache
 salt, and whether its sequence is longer than `Limits.short_context`. A sampled token is a function of the content of
-the last position: it is right only if all blocks are.
+the last position: it is right only if all blocks are. Where a plan has room for drafts, some guesses are wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from trifocal.engine.admission import Limits
 from trifocal.sampling_params import SamplingParams
-from trifocal.types import MediaItem, Prompt, Request, ScheduledSeq, Span, StepPlan, StepResult
+from trifocal.types import MediaItem, Prompt, Request, ScheduledSeq, Span, StepPlan, StepResult, TokenLogprobs
 
 VOCAB = 97
 PLACEHOLDER = 1
@@ -35,7 +35,8 @@ def request(
 ) -> Request:  # fmt: skip
     """A request with little to write."""
     prompt = Prompt(token_ids, tuple(media), cache_salt=salt)
-    return Request(request_id, prompt, SamplingParams(**params), frozenset(stop_ids))  # type: ignore[arg-type]
+    sampling = SamplingParams(**params)  # type: ignore[arg-type]
+    return Request(request_id, prompt, sampling, frozenset(stop_ids), prompt_logprobs=sampling.prompt_logprobs)
 
 
 def make_limits(**changes: object) -> Limits:
@@ -98,13 +99,21 @@ def oracle(request: Request, *, context_len: int = 64, short_context: int | None
     """Output tokens and finish reason of a request that is alone in the world: each token from all before it, anew."""
     output: list[int] = []
     left = context_len - len(request.prompt.token_ids)
-    while True:
+    while request.params.max_tokens != 0:
         is_long = is_longer(len(request.prompt.token_ids) + len(output), short_context)
         output.append(sample(History(request, output, is_long=is_long).contents[-1]))
         if output[-1] in request.stop_token_ids and len(output) > request.params.min_tokens:
             return output, "stop"
         if len(output) in (request.params.max_tokens, left):
-            return output, "length"
+            break
+    return output, "length"
+
+
+def prompt_logprobs(request: Request) -> list[TokenLogprobs | None]:
+    """What the worker makes of a prompt: each token with the content of the position before it."""
+    contents, token_ids = History(request).contents, request.prompt.token_ids
+    pairs = zip(token_ids[1:], contents, strict=False)
+    return [None, *(TokenLogprobs([token_id], [float(before)], 1) for token_id, before in pairs)]
 
 
 @dataclass
@@ -112,7 +121,9 @@ class _State:
     request: Request
     history: History
     block_ids: list[int] = field(default_factory=list)
+    has_output: bool = False  # it started with tokens generated before
     num_computed: int | None = None  # None until its first step, which may start behind a cached prefix
+    prompt_logprobs: dict[int, TokenLogprobs | None] = field(default_factory=lambda: {0: None})  # by position
 
 
 class FakeWorker:
@@ -130,6 +141,7 @@ class FakeWorker:
         self.failed_hashes: set[bytes] = set()
         self.embeds: dict[bytes, int] = {}
         self.num_encoded = 0
+        self.num_drafts = self.num_kept = 0
         self._random = random.Random(seed)
         self._kv = [[_UNWRITTEN] * limits.block_size for _ in range(limits.num_blocks)]
         self._states: dict[str, _State] = {}
@@ -148,19 +160,22 @@ class FakeWorker:
         for new in plan.new:
             assert new.request.request_id not in self._states
             history = History(new.request, new.output_token_ids, is_long=new.is_long)
-            self._states[new.request.request_id] = _State(new.request, history)
+            state = _State(new.request, history, has_output=bool(new.output_token_ids))
+            self._states[new.request.request_id] = state
         failed = self._encode(plan)
         errors: dict[str, str] = {}
-        token_ids = {}
+        token_ids, prompts = {}, {}
         for seq in plan.scheduled:
-            token_id = self._compute(seq, errors, failed)
-            if seq.samples and seq.request_id in self.unlucky and self._random.random() < 0.3:
+            chosen = self._compute(seq, errors, failed)
+            if seq.num_sampled_rows and seq.request_id in self.unlucky and self._random.random() < 0.3:
                 errors.setdefault(seq.request_id, "the model produced no valid probabilities")
-            if seq.samples and seq.request_id not in errors:
-                token_ids[seq.request_id] = token_id
+            if seq.num_sampled_rows and seq.request_id not in errors:
+                token_ids[seq.request_id] = chosen
+            self._collect_prompt(seq, prompts)
         return StepResult(
             plan.step_id,
             token_ids,
+            prompt_logprobs={name: found for name, found in prompts.items() if name not in errors},
             errors=errors,
             failed_media=frozenset(failed),
             num_sequences=len(self._states),
@@ -182,24 +197,31 @@ class FakeWorker:
         self.failed_hashes |= failed
         return failed
 
-    def _compute(self, seq: ScheduledSeq, errors: dict[str, str], failed: set[bytes]) -> int:
+    def _compute(self, seq: ScheduledSeq, errors: dict[str, str], failed: set[bytes]) -> list[int]:
+        """The tokens that the sequence chooses."""
         state, size = self._states[seq.request_id], self.limits.block_size
+        del state.block_ids[-(-seq.start // size) :]
         state.block_ids.extend(seq.new_block_ids)
-        end, history = seq.start + seq.num_tokens, state.history
-        assert seq.num_tokens > 0
+        history = state.history
+        num_known = seq.num_tokens - seq.max_drafts
+        start = min(seq.start, len(history.contents) - num_known)
+        end = start + num_known
+        assert num_known > 0
         assert end <= len(history.contents), "computes a token that nobody knows"
         assert history.is_long == is_longer(len(history.contents), self.limits.short_context)
-        assert seq.samples == (end == len(history.contents))
-        assert len(state.block_ids) == -(-end // size)
+        assert history.is_long or not is_longer(len(history.contents) + seq.max_drafts, self.limits.short_context)
+        is_last = end == len(history.contents) and state.request.params.max_tokens != 0
+        assert seq.num_sampled_rows == (1 + seq.max_drafts if is_last else 0)
+        assert seq.max_drafts <= (self.limits.max_drafts if is_last else 0)
+        assert len(state.block_ids) == -(-(seq.start + seq.num_tokens) // size)
         assert len(set(state.block_ids)) == len(state.block_ids)
         if state.num_computed is None:
-            assert seq.start % size == 0, "a cached prefix is made of whole blocks"
+            assert start % size == 0, "a cached prefix is made of whole blocks"
         else:
-            assert seq.start == state.num_computed, "a gap, or computed twice"
-        state.num_computed = end
+            assert start == state.num_computed, "a gap, or computed twice"
         may_fail = any(item.content_hash in self.failing for item in state.request.prompt.media)
-        before = self._contents(state, seq.start)[-1] if seq.start else history.root
-        for position in range(seq.start, end):
+        before = self._contents(state, start)[-1] if start else history.root
+        for position in range(start, end):
             embed: tuple[bytes, int] | str | None = history.embed_at(position)
             if isinstance(embed, tuple) and embed[0] not in self.embeds:
                 assert may_fail, "the embedding is not there"
@@ -207,13 +229,49 @@ class FakeWorker:
                 failed.add(embed[0])
                 embed = "missing"
             before = content(before, history.token_ids[position], embed)
-            self._kv[state.block_ids[position // size]][position % size] = before
+            self._write(state, position, before)
         is_right = self._contents(state, end) == history.contents[:end]
         assert is_right or may_fail, "a block does not hold what its sequence needs"
-        token_id = sample(before if is_right else before + 1)
-        if seq.samples:
-            history.append(token_id)
-        return token_id
+        chosen = self._sample(state, seq, before if is_right else before + 1) if is_last else []
+        state.num_computed = end + max(0, len(chosen) - 1)
+        return chosen
+
+    def _sample(self, state: _State, seq: ScheduledSeq, last: int) -> list[int]:
+        """Tokens behind a position of this content, which is the last that is known: drafts are tried one by one."""
+        history = state.history
+        chosen = [sample(last)]
+        position, num_drafts, is_kept = len(history.contents), self._random.randint(0, seq.max_drafts), True
+        history.append(chosen[0])
+        for _ in range(num_drafts):
+            draft = chosen[-1] if is_kept and self._random.random() < 0.7 else self._random.randrange(VOCAB)
+            last = content(last, draft, None)
+            self._write(state, position, last)
+            position += 1
+            is_kept = is_kept and draft == chosen[-1]
+            if is_kept:
+                chosen.append(sample(last))
+                history.append(chosen[-1])
+        self.num_drafts += num_drafts
+        self.num_kept += len(chosen) - 1
+        return chosen
+
+    def _write(self, state: _State, position: int, value: int) -> None:
+        size = self.limits.block_size
+        self._kv[state.block_ids[position // size]][position % size] = value
+
+    def _collect_prompt(self, seq: ScheduledSeq, prompts: dict[str, list[TokenLogprobs | None]]) -> None:
+        """Add what the computed part of a prompt tells; the whole to `prompts` once it is complete."""
+        state = self._states[seq.request_id]
+        num_prompt = len(state.request.prompt.token_ids)
+        if state.request.prompt_logprobs is None or seq.start >= num_prompt or state.has_output:
+            return
+        end = min(seq.start + seq.num_tokens - seq.max_drafts, num_prompt)
+        found = prompt_logprobs(state.request)
+        for position in range(seq.start + 1, min(end + 1, num_prompt)):
+            state.prompt_logprobs[position] = found[position]
+        if end == num_prompt:
+            assert sorted(state.prompt_logprobs) == list(range(num_prompt)), "a part of the prompt was not computed"
+            prompts[seq.request_id] = [state.prompt_logprobs[position] for position in range(num_prompt)]
 
     def _contents(self, state: _State, end: int) -> list[int]:
         """What the block table holds for positions `0 .. end`."""

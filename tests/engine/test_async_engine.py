@@ -48,7 +48,7 @@ async def engine(config: EngineConfig, builder: PromptBuilder) -> AsyncIterator[
 
 def picture_prompt(builder: PromptBuilder, seed: int = 0) -> Prompt:
     pixels = np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8)
-    return builder.build(f"{IMAGE}What is in the image?", [pixels], [])
+    return builder.build(f"{IMAGE}What is in the image?", {"image": [pixels]})
 
 
 async def text_of(engine: AsyncEngine, request_id: str, prompt: Prompt, params: SamplingParams = GREEDY) -> str:
@@ -66,9 +66,9 @@ async def becomes_clean(engine: AsyncEngine) -> bool:
 async def test_answers_equal_offline_ones_and_nothing_is_left(
     config: EngineConfig, builder: PromptBuilder, engine: AsyncEngine
 ) -> None:
-    prompts = [picture_prompt(builder, seed) for seed in range(3)] + [builder.build("The quick brown", [], [])]
+    prompts = [picture_prompt(builder, seed) for seed in range(3)] + [builder.build("The quick brown")]
     texts = await asyncio.gather(*(text_of(engine, str(i), prompt) for i, prompt in enumerate(prompts)))
-    with LLM(config.spec.path, max_model_len=512) as llm:
+    with LLM(config.model.spec.path, max_model_len=512) as llm:
         pixels = [np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8) for seed in range(3)]
         inputs = [{"prompt": f"{IMAGE}What is in the image?", "multi_modal_data": {"image": each}} for each in pixels]
         offline = llm.generate([*inputs, "The quick brown"], GREEDY, use_tqdm=False)
@@ -78,7 +78,7 @@ async def test_answers_equal_offline_ones_and_nothing_is_left(
 
 
 async def test_deltas_carry_all_tokens_once_and_the_usage(builder: PromptBuilder, engine: AsyncEngine) -> None:
-    prompt = builder.build("The quick brown fox", [], [])
+    prompt = builder.build("The quick brown fox")
     deltas = [delta async for delta in await engine.submit("a", prompt, GREEDY.replace(logprobs=2))]
     assert sum(len(delta.token_ids) for delta in deltas) == 12
     assert len(deltas) > 3, "text comes in pieces"
@@ -111,9 +111,11 @@ async def test_an_idle_engine_holds_nothing_of_the_last_request(builder: PromptB
     async for _ in stream:
         pass
     assert await becomes_clean(engine)
-    assert engine.last_stats.worker_embeds == engine.last_stats.encoder_items > 0, "embeddings are kept for the next"
-    assert engine.engine_pid is not None
-    assert "trifocal-media" not in Path(f"/proc/{engine.engine_pid}/maps").read_text()
+    assert engine.last_stats[0].worker_embeds == engine.last_stats[0].encoder_items > 0, (
+        "embeddings are kept for the next"
+    )
+    assert engine.replicas[0].engine_pid is not None
+    assert "trifocal-media" not in Path(f"/proc/{engine.replicas[0].engine_pid}/maps").read_text()
 
 
 async def test_the_engine_hears_of_an_end_before_pixels_are_given_back(
@@ -121,8 +123,10 @@ async def test_the_engine_hears_of_an_end_before_pixels_are_given_back(
 ) -> None:
     """Else it could take the pixels of the next request for those of one that it has not looked at yet."""
     said: list[str] = []
-    send, release = engine._supervisor.send, engine._release
-    monkeypatch.setattr(engine._supervisor, "send", lambda word: [said.append(type(word).__name__), send(word)])
+    send, release = engine.replicas[0]._supervisor.send, engine._release
+    monkeypatch.setattr(
+        engine.replicas[0]._supervisor, "send", lambda word: [said.append(type(word).__name__), send(word)]
+    )
     monkeypatch.setattr(engine, "_release", lambda users: [said.append("release"), release(users)])
     stream = await engine.submit("given up", picture_prompt(builder, 5), LONG)
     await stream.aclose()
@@ -144,7 +148,7 @@ async def test_close_at_any_moment(builder: PromptBuilder, engine: AsyncEngine) 
 
 
 async def test_stop_string_ends_the_request_in_the_engine(builder: PromptBuilder, engine: AsyncEngine) -> None:
-    prompt = builder.build("The quick brown fox", [], [])
+    prompt = builder.build("The quick brown fox")
     full = await text_of(engine, "full", prompt, LONG)
     stop = full[10:13]
     assert await text_of(engine, "stopped", prompt, LONG.replace(stop=stop)) == full[: full.index(stop)]
@@ -152,7 +156,7 @@ async def test_stop_string_ends_the_request_in_the_engine(builder: PromptBuilder
 
 
 async def test_refusals_name_the_field_and_disturb_nobody(builder: PromptBuilder, engine: AsyncEngine) -> None:
-    prompt = builder.build("hello", [], [])
+    prompt = builder.build("hello")
     with pytest.raises(RequestError, match="max_tokens=100000 cannot be greater than max_model_len") as caught:
         await engine.submit("long", prompt, GREEDY.replace(max_tokens=100_000))
     assert caught.value.param == "max_tokens"
@@ -181,7 +185,7 @@ async def test_shutdown_leaves_no_process_and_no_memory(config: EngineConfig, bu
     before = open_memory()
     engine = await AsyncEngine.start(config, lambda: builder.tokenizer)
     stream = await engine.submit("a", picture_prompt(builder), LONG)
-    pid = engine.engine_pid
+    pid = engine.replicas[0].engine_pid
     assert open_memory() > before
     await engine.shutdown()
     await engine.shutdown()

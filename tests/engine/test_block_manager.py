@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,6 +72,26 @@ def test_salts_share_nothing() -> None:
     assert hit(blocks, with_picture(RED, salt="one")) == 8
     for salt in ("two", None, "", "one\0"):
         assert hit(blocks, with_picture(RED, salt=salt)) == 0
+
+
+def test_what_a_prompt_s_keys_depend_on_besides_separates_it() -> None:
+    """An adapter's name, say; no other split of the same bytes among salt, rope's choice and this passes for it."""
+
+    def seq(extra: bytes, salt: str | None = None, *, is_long: bool = False) -> Sequence:
+        made = request("a", list(range(12)), salt=salt)
+        made = Sequence(replace(made, prompt=replace(made.prompt, cache_key_extra=extra)))
+        made.begin(is_long=is_long)
+        return made
+
+    for first in (seq(b"one", "salt"), seq(b"one", "salt", is_long=True)):
+        blocks = BlockManager(20, 4)
+        computed(blocks, first)
+        long = first.is_long
+        assert hit(blocks, seq(b"one", "salt", is_long=long)) == 8
+        for other in (seq(b"one", "salt", is_long=not long), seq(b"two", "salt", is_long=long)):
+            assert hit(blocks, other) == 0
+        for extra, salt in ((b"", "salt"), (b"", "salt\0one"), (b"", "salt\1one"), (b"tone", "sal"), (b"one", None)):
+            assert hit(blocks, seq(extra, salt, is_long=long)) == 0
 
 
 def test_a_salt_need_not_be_valid_unicode() -> None:

@@ -110,7 +110,7 @@ def test_the_models_own_end_of_a_turn_is_no_stop_reason(llm: LLM) -> None:
 
 
 def test_an_answer_gets_what_the_prompt_leaves_of_the_context(llm: LLM) -> None:
-    context = llm.config.max_model_len
+    context = llm.config.scheduling.max_model_len
     params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=context)
     done = llm.generate([5] * (context - 3), params, use_tqdm=False)[0].outputs[0]
     assert (done.finish_reason, len(done.token_ids)) == ("length", 3)

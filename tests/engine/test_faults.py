@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest_asyncio
 from tests import tiny
 from tests.engine.processes import is_gone_soon, is_running, open_memory
 from trifocal.config.engine import EngineArgs, EngineConfig, resolve
+from trifocal.config.supervision import SupervisionConfig
 from trifocal.engine.async_engine import AsyncEngine
 from trifocal.errors import ConfigError, EngineDeadError, RequestError
 from trifocal.prompt.builder import PromptBuilder
@@ -59,12 +61,13 @@ async def start(config: EngineConfig, builder: PromptBuilder) -> AsyncIterator[S
     started: list[AsyncEngine] = []
 
     async def begin(config: EngineConfig = config) -> AsyncEngine:
+        config = replace(config, supervision=SupervisionConfig())  # as the environment of now says
         started.append(await AsyncEngine.start(config, lambda: builder.tokenizer))
         return started[-1]
 
     yield begin
     for engine in started:
-        pid = engine.engine_pid
+        pid = engine.replicas[0].engine_pid
         await engine.shutdown()
         assert not is_running(pid)
 
@@ -87,9 +90,9 @@ def prompts(builder: PromptBuilder) -> dict[str, Prompt]:
         return np.random.default_rng(seed).integers(0, 256, (112, 112, 3), dtype=np.uint8)
 
     return {
-        kind: builder.build(f"{IMAGE}What is in it?", [picture(index // 4)], [])
+        kind: builder.build(f"{IMAGE}What is in it?", {"image": [picture(index // 4)]})
         if index % 2 == 0
-        else builder.build(f"The quick brown {kind}", [], [])
+        else builder.build(f"The quick brown {kind}")
         for index, kind in enumerate(EVERY_KIND)
     }
 
@@ -142,7 +145,7 @@ async def until_computing(engine: AsyncEngine, num_tokens: int = 0) -> None:
     """The engine has generated so many tokens, of whichever request, and still works."""
 
     async def computes() -> bool:
-        stats = engine.last_stats
+        stats = engine.last_stats[0]
         return engine.is_ready and stats.num_running > 0 and stats.num_generation_tokens >= num_tokens
 
     assert await eventually(computes)
@@ -156,8 +159,8 @@ async def until_ready(engine: AsyncEngine) -> None:
 
 
 def kill(engine: AsyncEngine, number: signal.Signals = signal.SIGKILL) -> None:
-    assert engine.engine_pid is not None
-    os.kill(engine.engine_pid, number)
+    assert engine.replicas[0].engine_pid is not None
+    os.kill(engine.replicas[0].engine_pid, number)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -173,15 +176,15 @@ async def test_streams_outlive_three_engines(
     engine: AsyncEngine, builder: PromptBuilder, undisturbed: dict[str, Answer]
 ) -> None:
     """Killed while all are decoding, again as soon as the next one computes, and by its own fault (SIGSEGV)."""
-    before = engine.last_stats.num_restarts
+    before = engine.last_stats[0].num_restarts
     asking = asyncio.create_task(all_answers(engine, builder, "killed"))
     for num_tokens, number in ((100, signal.SIGKILL), (0, signal.SIGKILL), (30, signal.SIGSEGV)):
         await until_computing(engine, num_tokens)
         kill(engine, number)
         await eventually(lambda: _is_down(engine))
     assert await asking == undisturbed
-    assert engine.last_stats.num_restarts == before + 3
-    assert engine.last_stats.num_replays > 3
+    assert engine.last_stats[0].num_restarts == before + 3
+    assert engine.last_stats[0].num_replays > 3
     assert await becomes_clean(engine)
 
 
@@ -194,11 +197,11 @@ async def test_killed_again_while_it_starts(
 ) -> None:
     asking = asyncio.create_task(all_answers(engine, builder, "starting"))
     await until_computing(engine)
-    first = engine.engine_pid
+    first = engine.replicas[0].engine_pid
     kill(engine)
 
     async def is_another() -> bool:
-        return engine.engine_pid not in (None, first)
+        return engine.replicas[0].engine_pid not in (None, first)
 
     assert await eventually(is_another)
     assert not engine.is_ready
@@ -225,7 +228,7 @@ async def test_an_idle_engine_dies(engine: AsyncEngine, builder: PromptBuilder, 
     assert await becomes_clean(engine)
     kill(engine)
     await eventually(lambda: _is_down(engine))
-    stats = await engine.stats()
+    [stats] = await engine.stats()
     assert (stats.num_running, stats.kv_blocks_used) == (0, 0)
     await engine.check_health()
     assert await all_answers(engine, builder, "idle") == undisturbed
@@ -245,13 +248,13 @@ async def test_what_nobody_waits_for_is_not_replayed(engine: AsyncEngine, builde
         await stream.aclose()
     assert (await engine.integrity()).is_clean
     await until_ready(engine)
-    stats = await engine.stats()
+    [stats] = await engine.stats()
     assert stats.num_steps == 0, "the new engine was given nothing"
 
 
 async def test_usage_does_not_change_on_the_way(engine: AsyncEngine, builder: PromptBuilder) -> None:
     """Cached tokens are those that the first engine found, prompt tokens those of the prompt."""
-    prompt = builder.build("The quick brown fox jumps over the lazy dog. " * 8, [], [])
+    prompt = builder.build("The quick brown fox jumps over the lazy dog. " * 8)
     await answer_of(engine, "first", prompt, GREEDY)
     stream = await engine.submit("second", prompt, GREEDY)
     deltas = [await anext(stream)]
@@ -278,9 +281,9 @@ async def test_logprobs_go_on(engine: AsyncEngine, builder: PromptBuilder) -> No
                 num_kills = 0
         return found
 
-    calm, before = await logprobs_of("logprobs-calm", 0), engine.last_stats.num_replays
+    calm, before = await logprobs_of("logprobs-calm", 0), engine.last_stats[0].num_replays
     killed = await logprobs_of("logprobs-killed", 1)
-    assert engine.last_stats.num_replays == before + 1
+    assert engine.last_stats[0].num_replays == before + 1
     assert len(calm) == 150 and {len(each) for _, each in calm} <= {2, 3}
     assert [token_id for token_id, _ in killed] == [token_id for token_id, _ in calm]
     for (_, one), (_, other) in zip(calm, killed, strict=True):
@@ -322,7 +325,7 @@ async def test_killed_at_random_moments(
     for turn in range(3):
         asking = asyncio.create_task(all_answers(engine, builder, f"random-{turn}"))
         await asyncio.sleep(moments.uniform(0, 0.3))
-        if engine.engine_pid is not None:
+        if engine.replicas[0].engine_pid is not None:
             kill(engine)
         assert await asking == undisturbed
 
@@ -337,7 +340,7 @@ async def test_a_stopped_engine_is_replaced(
     engine = await start()
     asking = asyncio.create_task(all_answers(engine, builder, "stopped"))
     await until_computing(engine, 100)
-    pid = engine.engine_pid
+    pid = engine.replicas[0].engine_pid
     kill(engine, signal.SIGSTOP)
     assert await asking == undisturbed
     assert not is_running(pid)
@@ -373,10 +376,10 @@ async def test_a_poisonous_request_fails_alone(
     asking = asyncio.gather(*(all_answers(engine, builder, f"neighbour-{number}") for number in range(3)))
     await until_computing(engine, 50)
     with pytest.raises(RequestError, match="engine crashed twice") as caught:
-        await answer_of(engine, "poison", builder.build("The quick brown poison", [], []), GREEDY)
+        await answer_of(engine, "poison", builder.build("The quick brown poison"), GREEDY)
     assert (caught.value.status, caught.value.code) == (500, "engine_fault")
     assert await asking == [undisturbed] * 3
-    assert engine.last_stats.num_restarts == 2
+    assert engine.last_stats[0].num_restarts == 2
     assert await becomes_clean(engine)
     written = caplog.text + capfd.readouterr().err
     assert told in written
@@ -393,7 +396,7 @@ async def test_a_request_on_which_the_engine_hangs_fails_alone(
     engine = await start()
     asking = asyncio.create_task(all_answers(engine, builder, "neighbour"))
     with pytest.raises(RequestError, match="engine crashed twice"):
-        await answer_of(engine, "poison", builder.build("The quick brown poison", [], []), GREEDY)
+        await answer_of(engine, "poison", builder.build("The quick brown poison"), GREEDY)
     assert await asking == undisturbed
 
 
@@ -432,7 +435,7 @@ async def test_a_checkpoint_that_has_gone_meanwhile(start: Start, builder: Promp
     with pytest.raises(EngineDeadError, match="safetensors"):
         async for _ in stream:
             pass
-    assert engine.engine_pid is None
+    assert engine.replicas[0].engine_pid is None
 
 
 @pytest.mark.parametrize("moment", [pytest.param("dies", marks=pytest.mark.slow), "starts again"])
@@ -445,7 +448,7 @@ async def test_shutdown_while_the_engine_is_replaced(moment: str, start: Start, 
     if moment == "starts again":
         await eventually(lambda: _is_down(engine))
     await engine.shutdown()
-    assert engine.engine_pid is None
+    assert engine.replicas[0].engine_pid is None
     assert open_memory() == before
     with pytest.raises(EngineDeadError, match="shutting down"):
         async for _ in stream:
@@ -459,6 +462,7 @@ async def test_it_is_killed_or_stopped_before_it_is_up(
     """Nobody knows of it yet; the next one comes up. One that starts slowly is left alone."""
     monkeypatch.setenv("VLLM_ENGINE_ITERATION_TIMEOUT_S", "0.5")  # less than any start takes
     before = _children()
+    config = replace(config, supervision=SupervisionConfig())
     starting = asyncio.create_task(AsyncEngine.start(config, lambda: builder.tokenizer))
 
     async def is_new() -> bool:
@@ -468,7 +472,7 @@ async def test_it_is_killed_or_stopped_before_it_is_up(
     (pid,) = _children() - before
     os.kill(pid, number)
     engine = await starting
-    assert engine.engine_pid != pid and not is_running(pid)
+    assert engine.replicas[0].engine_pid != pid and not is_running(pid)
     await engine.shutdown()
 
 
@@ -487,10 +491,10 @@ async def main():
     config = resolve(EngineArgs(model=sys.argv[1], max_model_len=512))
     builder = PromptBuilder(config)
     engine = await AsyncEngine.start(config, lambda: builder.tokenizer)
-    stream = await engine.submit("poison", builder.build("hello", [], []), SamplingParams(max_tokens=400))
+    stream = await engine.submit("poison", builder.build("hello"), SamplingParams(max_tokens=400))
     if sys.argv[2] == "computing":
         await anext(stream)
-    print(engine.engine_pid, flush=True)
+    print(engine.replicas[0].engine_pid, flush=True)
     await asyncio.sleep(60)
 
 asyncio.run(main())
@@ -507,7 +511,7 @@ async def test_the_server_process_is_killed(moment: str, config: EngineConfig, m
         monkeypatch.setenv("TRIFOCAL_FAULT_INJECT", "hang:poison")
         monkeypatch.setenv("TRIFOCAL_ALLOW_FAULT_INJECTION", "1")
     files = set(Path("/dev/shm").iterdir())
-    command = [sys.executable, "-c", _SERVER, config.spec.path, moment]
+    command = [sys.executable, "-c", _SERVER, config.model.spec.path, moment]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         pid = int(server.stdout.readline())

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.engine.processes import open_memory
-from trifocal.engine.media_store import MediaStore, map_pixels, num_mapped
+from trifocal.engine.media_store import MediaStore
 from trifocal.errors import RequestError
 from trifocal.types import MediaItem, Prompt, SharedPixels, Span
+from trifocal.worker.pixels import LocalPixels
 
 
 def item(content_hash: bytes, seed: int) -> MediaItem:
@@ -22,7 +24,12 @@ def item(content_hash: bytes, seed: int) -> MediaItem:
     return MediaItem("image", content_hash, Span(0, 4), (1, 2, 3), pixels)
 
 
+SOURCE = LocalPixels()
 RED, BLUE = item(b"r" * 16, 1), item(b"b" * 16, 2)
+
+
+def read(item: MediaItem) -> NDArray[np.uint8]:
+    return SOURCE.array(SOURCE.hold(item))
 
 
 def prompt(*media: MediaItem) -> Prompt:
@@ -46,13 +53,13 @@ def test_the_mapping_gives_equal_pixels_and_keeps_the_rest(store: MediaStore) ->
     assert (shared.token_ids, shared.cache_salt) == ([1] * 8, "salt")
     for before, between in zip((RED, BLUE), shared.media, strict=True):
         assert isinstance(between.pixels, SharedPixels)
-        after = map_pixels(between)
-        assert isinstance(after.pixels, np.ndarray)
-        np.testing.assert_array_equal(after.pixels, before.pixels)
-        assert after.pixels.dtype == np.uint8
-        assert not after.pixels.flags.writeable
+        after = SOURCE.hold(between)
+        pixels = SOURCE.array(after)
+        np.testing.assert_array_equal(pixels, before.pixels)
+        assert pixels.dtype == np.uint8
+        assert not pixels.flags.writeable
         assert (after.span, after.grid, after.content_hash) == (before.span, before.grid, before.content_hash)
-        assert map_pixels(after) is after
+        assert SOURCE.hold(before) is before and SOURCE.array(before) is before.pixels, "it was an array already"
 
 
 def test_another_process_can_map_them(store: MediaStore) -> None:
@@ -66,7 +73,7 @@ def test_another_process_can_map_them(store: MediaStore) -> None:
 def test_pixels_that_are_no_contiguous_array_keep_their_order(store: MediaStore) -> None:
     turned = MediaItem("image", b"t" * 16, Span(0, 4), (1,), RED.pixels.T)  # type: ignore[union-attr]
     shared = store.share(["a"], prompt(turned))
-    np.testing.assert_array_equal(map_pixels(shared.media[0]).pixels, RED.pixels.T)  # type: ignore[union-attr,arg-type]
+    np.testing.assert_array_equal(read(shared.media[0]), RED.pixels.T)  # type: ignore[union-attr]
 
 
 def test_memory_is_there_until_its_last_user_is_gone(store: MediaStore) -> None:
@@ -78,32 +85,32 @@ def test_memory_is_there_until_its_last_user_is_gone(store: MediaStore) -> None:
     assert store.num_bytes == 120
     store.release(["twin of a"])
     assert store.num_bytes == 60
-    mapped = map_pixels(shared.media[0]).pixels
+    held = SOURCE.hold(shared.media[0])
     store.release(["b"])
     assert store.num_bytes == 0
-    np.testing.assert_array_equal(mapped, RED.pixels)  # who has mapped it keeps it
     with pytest.raises(RequestError, match="media are gone"):
-        map_pixels(shared.media[0])
+        SOURCE.hold(shared.media[0])
+    np.testing.assert_array_equal(SOURCE.array(held), RED.pixels)  # who holds it keeps it
 
 
 def test_mappings_are_counted_until_nothing_looks_at_the_pixels(store: MediaStore) -> None:
     shared = store.share(["a"], prompt(RED, BLUE)).media
-    before = num_mapped()
-    red, blue = (map_pixels(each).pixels for each in shared)
-    assert num_mapped() == before + 2
-    part = np.asarray(red)[1:, 2:]
+    source = LocalPixels()
+    red, blue = (source.hold(each) for each in shared)
+    assert source.num_mapped == 2
+    part = source.array(red)[1:, 2:]
     del red, blue
-    assert num_mapped() == before + 1, "a part keeps the whole"
+    assert source.num_mapped == 1, "a part keeps the whole"
     np.testing.assert_array_equal(part, RED.pixels[1:, 2:])  # type: ignore[index]
     del part
-    assert num_mapped() == before
+    assert source.num_mapped == 0
 
 
 def test_sharing_again_after_the_end_writes_again(store: MediaStore) -> None:
     store.share(["a"], prompt(RED))
     store.release(["a"])
     shared = store.share(["b"], prompt(RED))
-    np.testing.assert_array_equal(map_pixels(shared.media[0]).pixels, RED.pixels)
+    np.testing.assert_array_equal(read(shared.media[0]), RED.pixels)
 
 
 def test_a_full_memory_leaves_nothing_behind(store: MediaStore, monkeypatch: pytest.MonkeyPatch) -> None:

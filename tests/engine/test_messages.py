@@ -25,9 +25,9 @@ PIXELS = SharedPixels("/dev/shm/x/ab", (4, 6), "uint8")
 
 
 def send(request: Request) -> Request:
-    message = messages.decode_to_engine(messages.encode(messages.AddRequest.pack(request)))
+    message = messages.decode_to_engine(messages.encode(messages.AddRequest(request)))
     assert isinstance(message, messages.AddRequest)
-    return message.unpack()
+    return message.request
 
 
 def test_a_request_with_media_and_positions() -> None:
@@ -35,11 +35,16 @@ def test_a_request_with_media_and_positions() -> None:
         MediaItem("image", bytes(range(16)), Span(1, 3, (True, False, True)), (1, 2, 3), PIXELS),
         MediaItem("video", b"\xff" * 16, Span(4, 2), (), PIXELS),
     )
-    positions = np.arange(21).reshape(3, 7)[:, ::-1]
-    prompt = Prompt([1, 2, 3, 4, 5, 6, 7], media, positions, -4, text="shown", cache_salt="sälz")
-    before = Request("x/1", prompt, EVERY_PARAM, frozenset({9, 4}), seed=(1 << 63) + 5, output_token_ids=(8, 8, 3))
+    positions = np.arange(21).reshape(3, 7)[:, ::-1] * 20_000
+    prompt = Prompt(
+        [1, 2, 3, 4, 5, 6, 7], media, positions, -4, text="shown", cache_salt="sälz", cache_key_extra=b"\0a"
+    )
+    before = Request(
+        "x/1", prompt, EVERY_PARAM, frozenset({9, 4}), seed=(1 << 63) + 5, output_token_ids=(8, 8, 3),
+        prompt_logprobs=-1, bad_word_ids=((7,), (8, 9)),
+    )  # fmt: skip
     after = send(before)
-    for name in ("request_id", "params", "stop_token_ids", "seed", "output_token_ids"):
+    for name in {field.name for field in fields(Request)} - {"prompt"}:
         assert getattr(after, name) == getattr(before, name)
     assert after.prompt.token_ids == prompt.token_ids
     assert after.prompt.positions is not None
@@ -59,7 +64,16 @@ def test_a_request_of_text_alone() -> None:
 def test_pixels_outside_the_media_store_are_not_sent() -> None:
     item = MediaItem("image", b"r" * 16, Span(0, 1), (1,), np.zeros((1, 1), dtype=np.uint8))
     with pytest.raises(TypeError, match="media store"):
-        messages.AddRequest.pack(Request("a", Prompt([1], (item,)), SamplingParams()))
+        messages.encode(messages.AddRequest(Request("a", Prompt([1], (item,)), SamplingParams())))
+
+
+def test_positions_take_no_more_than_they_need() -> None:
+    for most, num_bytes in {255: 1, 65_535: 2, 1 << 20: 4, 1 << 33: 8}.items():
+        positions = np.array([[0] * 99 + [most]] * 3, dtype=np.int64)
+        request = Request("a", Prompt([1], positions=positions), SamplingParams())
+        without = messages.encode(messages.AddRequest(Request("a", Prompt([1]), SamplingParams())))
+        assert len(messages.encode(messages.AddRequest(request))) - len(without) < 300 * num_bytes + 20
+        np.testing.assert_array_equal(send(request).prompt.positions, positions)
 
 
 @pytest.mark.parametrize("message", [messages.AbortRequests(["a", "b/0"]), messages.QueryStats(), messages.Stop()])
@@ -68,6 +82,7 @@ def test_messages_to_the_engine(message: messages.ToEngine) -> None:
 
 
 _TOKENS = TokenOutput("a", [3], [TokenLogprobs([3, 4], [-0.5, float("-1e30")], 1)], "stop", 3, num_cached_tokens=16)
+_PROMPT = TokenOutput("a", [], finish_reason="length", prompt_logprobs=[None, TokenLogprobs([3], [-0.5], 7), None])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +90,7 @@ _TOKENS = TokenOutput("a", [3], [TokenLogprobs([3, 4], [-0.5, float("-1e30")], 1
     [
         messages.Ready(make_limits(enable_chunked_prefill=False)),
         messages.Failed("no memory", is_config=True),
-        messages.Outputs([_TOKENS, TokenOutput("b", [], None, "error", "broken")], EngineStats(num_running=3)),
+        messages.Outputs([_TOKENS, _PROMPT, TokenOutput("b", [], None, "error", "broken")], EngineStats(num_running=3)),
         messages.Report(EngineStats(kv_blocks_used=1, encoder_hits=1 << 40)),
     ],
 )

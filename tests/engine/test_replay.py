@@ -51,6 +51,12 @@ def say(
     return flights.receive(output)
 
 
+def prove(flights: Flights[Any], name: str) -> None:
+    """A request gets past the step that crashed, and past the one that was on its way then."""
+    for token_id in (5, 6):
+        say(flights, name, token_id)
+
+
 def test_a_request_goes_on_behind_its_output_under_a_new_id() -> None:
     flights: Flights[Any] = Flights()
     flights.add(flight("a", max_tokens=9, seed=3))
@@ -105,11 +111,11 @@ def test_after_a_crash_its_batch_is_tried_one_by_one() -> None:
     say(flights, "a")
     assert due(flights) == [], "no token yet"
     wire_id = flights.all()[0].wire_id
-    say(flights, "a", 5, 6)
+    prove(flights, "a")
     requests, to_abort = flights.take_due()
     assert [each.request_id for each in requests] == ["b~1"]
     assert to_abort == [wire_id], "it waits until all have been tried"
-    say(flights, "b", 5, 6)
+    prove(flights, "b")
     assert due(flights) == ["a", "c", "new"]
     assert flights.num_sent == 4
 
@@ -124,17 +130,17 @@ def test_who_crashes_it_again_alone_is_guilty() -> None:
             num_crashes += 1
             assert crash(flights, name) == ["poison"]
         else:
-            say(flights, name, 5, 6)
+            prove(flights, name)
     assert num_crashes == 2
     left = set(due(flights))
     while flights.num_sent < 3:
         (name,) = left
-        say(flights, name, 5, 6)
+        prove(flights, name)
         left = set(due(flights))
     assert {each.request.request_id for each in flights.all()} == {"a", "b", "c"}
 
 
-def test_two_tokens_end_a_suspicion() -> None:
+def test_two_steps_end_a_suspicion() -> None:
     flights = make("a")
     for _ in range(5):
         assert crash(flights, "a") == []
@@ -143,15 +149,28 @@ def test_two_tokens_end_a_suspicion() -> None:
         say(flights, "a", 2)
 
 
-def test_one_token_proves_nothing() -> None:
+def test_one_step_proves_nothing() -> None:
     """It may be the one that was on its way when the engine died; the step that killed it comes next."""
     flights = make("a", "b")
     say(flights, "a", 1, 2, 3)
     crash(flights, "a", "b")
     assert due(flights) == ["a"]
-    say(flights, "a", 4)
+    say(flights, "a", 4, 5, 6)
     assert due(flights) == []
     assert crash(flights, "a") == ["a"]
+
+
+def test_it_takes_one_more_step_than_can_be_in_flight() -> None:
+    flights: Flights[Any] = Flights(num_steps_in_flight=3)
+    flights.add(flight("a"))
+    flights.take_due()
+    crash(flights, "a")
+    flights.take_due()
+    for token_id in range(3):
+        say(flights, "a", token_id)
+    assert flights.all()[0].suspicion > 0
+    say(flights, "a", 4)
+    assert flights.all()[0].suspicion == 0
 
 
 def test_nobody_is_guilty_in_company() -> None:
@@ -159,7 +178,7 @@ def test_nobody_is_guilty_in_company() -> None:
     flights = make("a", "b")
     crash(flights, "a", "b")
     assert due(flights) == ["a"]
-    say(flights, "a", 1, 2)
+    prove(flights, "a")
     assert due(flights) == ["b"]
     assert flights.lose_engine(Death("", frozenset({"a~1", "b~1"}))) == []
     assert due(flights) == ["b"], "the more suspicious one comes first"

@@ -9,14 +9,14 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from tests.engine.fake_worker import PLACEHOLDER, FakeWorker, make_limits, media_item, oracle, request
+from tests.engine.fake_worker import PLACEHOLDER, FakeWorker, make_limits, media_item, oracle, prompt_logprobs, request
 from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.scheduler import Scheduler
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
-from trifocal.types import STEP_TOKEN_BOUNDS, Prompt, Request, StepPlan, StepResult, TokenOutput
+from trifocal.types import STEP_TOKEN_BOUNDS, Prompt, Request, StepPlan, StepResult, TokenLogprobs, TokenOutput
 
 RED, BLUE = b"r" * 16, b"b" * 16
 
@@ -58,9 +58,9 @@ def test_a_long_prompt_is_computed_in_chunks_and_the_last_one_samples() -> None:
     scheduler.add(request("a", [2, 3, 4, 5, 6, 7, 8, 9, 10], max_tokens=1))
     seen = []
     while (plan := scheduler.schedule()) is not None:
-        seen += [(seq.start, seq.num_tokens, seq.samples) for seq in plan.scheduled]
+        seen += [(seq.start, seq.num_tokens, seq.num_sampled_rows) for seq in plan.scheduled]
         scheduler.update(plan, worker.execute(plan))
-    assert seen == [(0, 4, False), (4, 4, False), (8, 1, True)]
+    assert seen == [(0, 4, 0), (4, 4, 0), (8, 1, 1)]
 
 
 def test_decodes_come_before_prefill() -> None:
@@ -81,6 +81,71 @@ def test_the_next_step_is_planned_before_the_token_is_known_and_not_past_the_las
     assert scheduler.schedule() is None
     outputs = [scheduler.update(plan, worker.execute(plan)) for plan in (first, second)]
     assert [output.finish_reason for step in outputs for output in step] == [None, "length"]
+
+
+def chosen(plan: StepPlan, *token_ids: int) -> StepResult:
+    """What a worker says that chose these for request "a"."""
+    return StepResult(
+        plan.step_id, {"a": list(token_ids)}, {"a": [TokenLogprobs([each], [0.0], 1) for each in token_ids]}
+    )
+
+
+def test_room_for_drafts_is_kept_and_given_back() -> None:
+    """Two steps ahead of what is known: blocks for all drafts of both, of which the first one keeps none."""
+    scheduler, _ = make(block_size=2, max_drafts=3)
+    scheduler.add(request("a", [2, 3, 4], max_tokens=20))
+    first, second = plan_of(scheduler), plan_of(scheduler)
+    seqs = [*first.scheduled, *second.scheduled]
+    assert [(seq.start, seq.num_tokens, seq.num_sampled_rows) for seq in seqs] == [(0, 6, 4), (6, 4, 4)]
+    assert [seq.max_drafts for seq in seqs] == [3, 3]
+    assert scheduler.stats().kv_blocks_used == 5
+    assert scheduler.update(first, chosen(first, 7))[0].token_ids == [7]
+    assert scheduler.stats().kv_blocks_used == 4, "positions 0 .. 6 and 3 .. 7"
+    third = plan_of(scheduler)
+    assert [(seq.start, len(seq.new_block_ids)) for seq in third.scheduled] == [(7, 2)]
+    assert scheduler.update(second, chosen(second, 8, 9, 10, 11))[0].token_ids == [8, 9, 10, 11]
+    assert scheduler.update(third, chosen(third, 12, 13))[0].token_ids == [12, 13]
+    assert scheduler.stats().kv_blocks_used == 5, "nine tokens that are computed"
+    assert scheduler.stats().num_generation_tokens == 7
+
+
+def test_tokens_behind_the_one_that_ends_a_sequence_are_cut() -> None:
+    for params, tokens, reason in (
+        ({"max_tokens": 9, "stop_ids": [5]}, [4, 5], "stop"),
+        ({"max_tokens": 9, "stop_ids": [5], "min_tokens": 2}, [4, 5, 6, 5], "stop"),
+        ({"max_tokens": 3}, [4, 5, 6], "length"),
+    ):
+        scheduler, _ = make(max_drafts=4)
+        scheduler.add(request("a", [2, 3], **params))  # type: ignore[arg-type]
+        plan = plan_of(scheduler)
+        (output,) = scheduler.update(plan, chosen(plan, 4, 5, 6, 5))
+        assert (output.token_ids, output.finish_reason) == (tokens, reason)
+        assert [each.token_ids[0] for each in output.logprobs or ()] == tokens
+        assert scheduler.stats().kv_blocks_used == 0
+
+
+def test_drafts_are_not_planned_where_they_cannot_be_kept() -> None:
+    for limits, params, expected in (
+        ({}, {"max_tokens": 3}, 2),  # behind the limit on tokens
+        ({"max_num_batched_tokens": 4}, {}, 1),  # beyond the step's budget
+        ({"short_context": 4}, {}, 1),  # where other frequencies begin
+        ({"num_blocks": 2}, {"max_tokens": None}, 4),
+        ({"num_blocks": 1}, {"max_tokens": None}, 0),  # beyond the context
+        ({}, {"max_tokens": 0, "prompt_logprobs": 0}, 0),
+    ):
+        scheduler, _ = make(**{"max_drafts": 4, **limits})  # type: ignore[arg-type]
+        scheduler.add(request("a", [2, 3, 4], **{"max_tokens": 9, **params}))  # type: ignore[arg-type]
+        assert [seq.max_drafts for seq in plan_of(scheduler).scheduled] == [expected]
+
+
+def test_a_prompt_alone_ends_without_a_token_and_may_fill_the_context() -> None:
+    scheduler, worker = make(max_model_len=8, max_num_batched_tokens=5)
+    alone = request("a", list(range(2, 10)), max_tokens=0, prompt_logprobs=0)
+    scheduler.add(alone)
+    (output,) = finish(scheduler, worker)["a"]
+    assert (output.token_ids, output.finish_reason, output.prompt_logprobs) == ([], "length", prompt_logprobs(alone))
+    scheduler.add(request("b", list(range(2, 10)), max_tokens=0, prompt_logprobs=0))
+    assert plan_of(scheduler).scheduled[0].start == 0, "hidden states are not cached"
 
 
 def test_a_stop_token_ends_a_sequence_and_the_step_behind_it_is_ignored() -> None:
@@ -323,7 +388,7 @@ def test_rotary_positions_decide_not_tokens() -> None:
     for _ in range(4):
         plan = plan_of(scheduler)
         is_long += [new.is_long for new in plan.new]
-        result = StepResult(plan.step_id, {"a": 5})
+        result = StepResult(plan.step_id, {"a": [5]})
         scheduler.update(plan, result)
     assert is_long == [False, True] and scheduler.stats().num_preemptions == 1
 
@@ -426,7 +491,7 @@ def test_bad_logits_of_one_request_leave_its_neighbours_their_picture() -> None:
     outputs = scheduler.update(plan, StepResult(plan.step_id, {"b": good.token_ids["b"]}, errors=errors))
     assert {output.request_id: output.finish_reason for output in outputs} == {"a": "error", "b": None}
     rest = [output.token_ids[0] for output in finish(scheduler, worker)["b"]]
-    assert [good.token_ids["b"], *rest] == oracle(sharing)[0]
+    assert [*good.token_ids["b"], *rest] == oracle(sharing)[0]
 
 
 def steps_of(scheduler: Scheduler, worker: FakeWorker, seconds: float) -> list[list[str]]:

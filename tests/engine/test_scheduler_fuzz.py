@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from tests.engine.fake_worker import PLACEHOLDER, VOCAB, FakeWorker, make_limits, media_item, oracle
+from tests.engine.fake_worker import (
+    PLACEHOLDER,
+    VOCAB,
+    FakeWorker,
+    make_limits,
+    media_item,
+    oracle,
+    prompt_logprobs,
+)
 from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
 from trifocal.engine.scheduler import Scheduler
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
-from trifocal.types import Prompt, Request, StepPlan, StepResult, TokenOutput
+from trifocal.types import Prompt, Request, StepPlan, StepResult, TokenLogprobs, TokenOutput
 
 _MAX_MODEL_LEN = 56
 _SHAPES: list[tuple[bool, ...] | int] = [3, 7, (True, True, False, True, False), (False, True, True, True, True), 12]
@@ -29,6 +37,7 @@ class Life:
     request: Request
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     def has_outgrown(self, num_tokens: int | None) -> bool:
         """Whether it got a token for which more than `num_tokens` were computed, and began with less."""
@@ -46,12 +55,18 @@ class Run:
         self.is_pipelined = self.random.random() < 0.8
         failing = self.random.sample(_HASHES, 2) if can_fail else []
         self.worker = FakeWorker(self.limits, failing, ["r3", "r7"] if can_fail else [], seed)
-        is_caching = self.random.random() < 0.8
-        blocks = BlockManager(self.limits.num_blocks, self.limits.block_size, enable_prefix_caching=is_caching)
-        self.scheduler = Scheduler(self.limits, blocks, EncoderCache(self.limits.encoder_cache_bytes))
+        self.can_die = not can_fail and self.random.random() < 0.3
+        self.is_caching = self.random.random() < 0.8
+        self.scheduler = self._new_scheduler()
+        self.num_deaths = 0
         self.lives: list[Life] = []
         self.alive: dict[str, Life] = {}
         self.in_flight: tuple[StepPlan, StepResult] | None = None
+
+    def _new_scheduler(self) -> Scheduler:
+        limits = self.limits
+        blocks = BlockManager(limits.num_blocks, limits.block_size, enable_prefix_caching=self.is_caching)
+        return Scheduler(limits, blocks, EncoderCache(limits.encoder_cache_bytes))
 
     def _limits(self) -> Limits:
         block_size = self.random.choice([1, 2, 4, 8])
@@ -65,6 +80,7 @@ class Run:
             encoder_cache_bytes=self.random.choice([24, 26, 32, 60, 200]),
             enable_chunked_prefill=is_chunked,
             short_context=self.random.choice([None, None, 4, 9, 16, 24]),
+            max_drafts=self.random.choice([0, 0, 1, 2, 5]),
         )
 
     def live(self, num_requests: int) -> None:
@@ -75,6 +91,8 @@ class Run:
                 self._add(f"r{num_requests}")
             if self.can_abort and self.alive and self.random.random() < 0.1:
                 self._abort(self.random.choice(list(self.alive)))
+            if self.can_die and self.random.random() < 0.03:
+                self._die()
             if not num_requests and not self.scheduler.has_work and self.in_flight is None:
                 break
             self._step()
@@ -102,16 +120,27 @@ class Run:
                 token_ids += [PLACEHOLDER] * media[-1].span.length
         token_ids = token_ids or [2]
         stop_ids = frozenset(self.random.sample(range(VOCAB), self.random.choice([0, 3, 10])))
-        max_tokens = self.random.randint(1, 20)
-        params = SamplingParams(max_tokens=max_tokens, min_tokens=self.random.choice([0, 0, max_tokens // 2]))
+        asked = self.random.choice([None, None, None, 0])
+        max_tokens = self.random.choice([0, 1, 5, 20]) if asked == 0 else self.random.randint(1, 20)
+        min_tokens = self.random.choice([0, 0, max_tokens // 2])
+        params = SamplingParams(max_tokens=max_tokens, min_tokens=min_tokens, prompt_logprobs=asked)
         prompt = Prompt(token_ids, tuple(media), cache_salt=self.random.choice([None, None, "a", "b"]))
-        return Request(request_id, prompt, params, stop_ids)
+        return Request(request_id, prompt, params, stop_ids, prompt_logprobs=asked)
 
     def _abort(self, request_id: str) -> None:
         self.scheduler.abort(request_id)
         self.alive.pop(request_id).finish_reason = "abort"
         if self.random.random() < 0.5:
             self._add(request_id)  # a client that tries again under its old id
+
+    def _die(self) -> None:
+        """A new engine goes on behind the tokens of the dead one; its last step is lost."""
+        old, self.in_flight = self.worker, None
+        self.scheduler, self.worker = self._new_scheduler(), FakeWorker(self.limits, seed=self.random.randrange(1000))
+        self.worker.num_drafts, self.worker.num_kept = old.num_drafts, old.num_kept
+        self.num_deaths += 1
+        for life in self.alive.values():
+            self.scheduler.add(replace(life.request, output_token_ids=tuple(life.token_ids)))
 
     def _step(self) -> None:
         plan = self.scheduler.schedule()
@@ -127,6 +156,9 @@ class Run:
 
     def _take(self, output: TokenOutput) -> None:
         life = self.alive[output.request_id]
+        if output.prompt_logprobs is not None:
+            assert life.prompt_logprobs is None and not life.token_ids, "sent once, with the first tokens"
+            life.prompt_logprobs = output.prompt_logprobs
         life.token_ids += output.token_ids
         life.finish_reason = output.finish_reason
         if output.finish_reason is not None:
@@ -146,6 +178,8 @@ class Run:
                 assert is_unlucky or self.worker.failed_hashes & _hashes(life.request), "failed by others' fault"
             elif life.finish_reason != "abort":
                 assert (life.token_ids, life.finish_reason) == (token_ids, reason)
+                is_asked = life.request.prompt_logprobs is not None
+                assert life.prompt_logprobs == (prompt_logprobs(life.request) if is_asked else None)
             assert life.token_ids == token_ids[: len(life.token_ids)]
 
 
@@ -156,17 +190,22 @@ def _hashes(request: Request) -> set[bytes]:
 @pytest.mark.parametrize("seeds", [range(100), pytest.param(range(100, 300), marks=pytest.mark.slow)])
 def test_answers_do_not_depend_on_company(seeds: range) -> None:
     totals = dict.fromkeys(("num_preemptions", "prefix_hits", "encoder_hits", "num_media_encoded"), 0)
-    reasons, num_outgrown = set(), 0
+    reasons, num_outgrown, num_drafts, num_kept, num_deaths = set(), 0, 0, 0, 0
     for seed in seeds:
         run = Run(seed)
         run.live(num_requests=14)
         run.check_end()
         reasons |= {life.finish_reason for life in run.lives}
+        num_drafts += run.worker.num_drafts
+        num_kept += run.worker.num_kept
+        num_deaths += run.num_deaths
         num_outgrown += sum(life.has_outgrown(run.limits.short_context) for life in run.lives)
         for name in totals:
             totals[name] += getattr(run.scheduler.stats(), name)
     assert reasons == {"stop", "length", "abort"}
-    assert min(*totals.values(), num_outgrown) > len(seeds), f"this was too easy: {totals}, {num_outgrown}"
+    totals |= {"outgrown": num_outgrown, "kept drafts": num_kept, "lost drafts": num_drafts - num_kept}
+    assert num_deaths > len(seeds) / 10
+    assert min(totals.values()) > len(seeds), f"this was too easy: {totals}"
 
 
 @pytest.mark.parametrize("seeds", [range(1000, 1070), pytest.param(range(1070, 1200), marks=pytest.mark.slow)])

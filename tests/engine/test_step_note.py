@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+from trifocal.engine.channel import Channel
+from trifocal.engine.process import EngineProcess
 from trifocal.engine.step_note import StepNote
+from trifocal.types import ScheduledSeq, StepPlan
 
 
 @pytest.fixture(params=["nameless memory", "temporary file"])
@@ -45,3 +49,15 @@ def test_a_torn_one_is_none(note: StepNote) -> None:
     assert note.read() is None
     os.ftruncate(note.fileno, 9)
     assert note.read() is None
+
+
+def test_all_steps_that_are_begun_and_not_finished_are_in_it(note: StepNote) -> None:
+    """Stages of a pipeline work on different steps, and any of these may be what kills a worker."""
+    channel = Channel(socket.socket().detach())
+    process = EngineProcess(channel, note)
+    step = [ScheduledSeq(name, 0, 1, [], samples=True) for name in "abc"]
+    process._begin_step([StepPlan(1, step[:2]), StepPlan(2, step[1:])])
+    assert note.read() == {"a", "b", "c"}
+    process._begin_step([StepPlan(2, step[1:])])
+    assert note.read() == {"b", "c"}
+    channel.close()

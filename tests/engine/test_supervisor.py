@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from trifocal.config.engine import EngineConfig
+from trifocal.config.supervision import SupervisionConfig
 from trifocal.engine import child, messages, supervisor
 from trifocal.engine.child import Death, EngineChild, VanishedError
 from trifocal.engine.supervisor import State, Supervisor
@@ -27,7 +28,7 @@ class FakeChild:
     pid = 1
 
     @classmethod
-    async def spawn(cls) -> FakeChild:
+    async def spawn(cls, bounds: SupervisionConfig) -> FakeChild:
         return cls()
 
     async def ready(self, config: EngineConfig) -> messages.Ready:
@@ -79,7 +80,7 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> deque[Any]:
 
 async def watch(watcher: Watcher) -> Supervisor:
     """A supervisor whose first engine is ready, watched until it is lost."""
-    made = Supervisor()
+    made = Supervisor(SupervisionConfig())
     made._config = cast(Any, object())
     await made.spawn()
     await made._start_until_ready(retries=(VanishedError,))
@@ -124,7 +125,7 @@ async def test_one_that_says_why_it_cannot_start_ends_it(lives: deque[Any]) -> N
 
 def test_pauses_grow_and_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIFOCAL_ENGINE_RESTART_BACKOFF_S", "2")
-    made, pauses = Supervisor(), []
+    made, pauses = Supervisor(SupervisionConfig()), []
     for made._num_failures in range(9):
         pauses.append(made._backoff_s())
     assert pauses == [0, 0, 2, 4, 8, 16, 30, 30, 30]
@@ -138,14 +139,14 @@ async def test_a_system_without_room_is_tried_again(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", full)
     with pytest.raises(VanishedError, match="no engine process can be started: Cannot allocate memory"):
-        await EngineChild.spawn()
+        await EngineChild.spawn(SupervisionConfig())
 
 
 async def test_one_that_never_becomes_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIFOCAL_ENGINE_READY_TIMEOUT_S", "0.3")
     monkeypatch.setattr(child, "python_module", lambda *_: ["sleep", "600"])
     monkeypatch.setattr(messages, "encode", lambda _: b"")
-    engine = await EngineChild.spawn()
+    engine = await EngineChild.spawn(SupervisionConfig())
     with pytest.raises(VanishedError, match=r"not ready in 0\.3 s \(TRIFOCAL_ENGINE_READY_TIMEOUT_S\)"):
         await engine.ready(cast(Any, None))
     await engine.stop(is_polite=False)
@@ -159,7 +160,7 @@ async def test_a_kill_for_want_of_memory_is_a_crash(
     counts = iter([before, "oom_kill 3"])
     monkeypatch.setattr(child, "_num_oom_kills", lambda: next(counts))
     monkeypatch.setattr(child, "python_module", lambda *_: ["sh", "-c", "kill -9 $$"])
-    engine = await EngineChild.spawn()
+    engine = await EngineChild.spawn(SupervisionConfig())
     death = await engine.run(lambda _: None, lambda: True)
     assert (death.reason, death.is_from_outside) == ("the process was ended by SIGKILL", is_from_outside)
     await engine.stop(is_polite=False)

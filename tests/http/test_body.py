@@ -1,32 +1,58 @@
-"""Lists of a million items: refused by the first wrong one, and before anybody looks at all of them."""
+"""Reading a body: the parser is handed in, and works outside the event loop where there is much to parse."""
 
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from starlette.datastructures import Headers
+from starlette.requests import Request
 
-from tests.api.helpers import HELLO
-from trifocal.api.openai.schemas import Body, ChatBody, DetokenizeBody
+from trifocal.api.openai.errors import error_form
+from trifocal.config.server import ServerArgs
+from trifocal.errors import RequestError
+from trifocal.http.admission import Admission
+from trifocal.http.body import read_json
+from trifocal.http.context import RequestContext
 
 
-@pytest.mark.parametrize(
-    ("model", "field", "value"),
-    [
-        (ChatBody, "messages", [[]] * 1000),
-        (ChatBody, "stop_token_ids", ["a"] * 1000),
-        (ChatBody, "logit_bias", {str(number): "a" for number in range(1000)}),
-        (ChatBody, "logit_bias", {str(number): 1 for number in range((1 << 18) + 1)}),
-        (ChatBody, "stop", [1] * 1000),
-        (DetokenizeBody, "tokens", [[]] * 1000),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_one_complaint_is_enough(model: type[Body], field: str, value: Any) -> None:
-    """A complaint about each would take a gigabyte for a body of three megabytes."""
-    with pytest.raises(ValidationError) as caught:
-        model.model_validate_json(json.dumps({"messages": HELLO, field: value}))
-    [error] = caught.value.errors()
-    assert error["loc"][0] == field
+def request_of(*chunks: bytes, kind: str = "application/json") -> Request:
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    messages.append({"type": "http.request", "body": b"", "more_body": False})
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    context = RequestContext("an-id", "POST", "/", "", Headers({"content-type": kind}), error_form)
+    return Request({"type": "http", "state": {"context": context}}, receive)
+
+
+async def read(request: Request, **flags: Any) -> tuple[Any, bool]:
+    """What a parser of JSON makes of the body, and whether it worked in the event loop's thread."""
+    args = ServerArgs(**flags)
+    here = threading.current_thread()
+    return await read_json(
+        request, Admission(args), args, lambda data: (json.loads(data), threading.current_thread() is here)
+    )
+
+
+async def test_the_parser_is_handed_in() -> None:
+    request = request_of(b"\xef\xbb\xbf[1,", b"2]")
+    assert await read(request) == ([1, 2], True)
+    context = request.scope["state"]["context"]
+    assert context.num_bytes_in == 8 and context.holding is not None
+    long = ["x" * 100_000]
+    assert await read(request_of(json.dumps(long).encode())) == (long, False)
+
+
+async def test_what_is_too_much_is_never_parsed() -> None:
+    for request, flags, status, says in (
+        (request_of(b"[1,", b"2]"), {"max_request_bytes": 4}, 413, "--max-request-bytes 4"),
+        (request_of(b"[1,", b"2]"), {"max_request_values": 2}, 413, "--max-request-values 2"),
+        (request_of(b"[]", kind="text/plain"), {}, 415, "Content-Type: application/json"),
+    ):
+        with pytest.raises(RequestError, match=says) as caught:
+            await read(request, **flags)
+        assert caught.value.status == status

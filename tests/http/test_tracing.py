@@ -15,14 +15,15 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.datastructures import Headers
 
+from trifocal.api.openai.errors import error_form
 from trifocal.errors import ConfigError
-from trifocal.http.context import Visit
+from trifocal.http.context import RequestContext
 from trifocal.http.tracing import Tracer
 from trifocal.sampling_params import SamplingParams
 
 
-def visit(headers: Mapping[str, str] | None = None, **facts: Any) -> Visit:
-    made = Visit("an-id", "POST", "/v1/chat/completions", "127.0.0.1:1", Headers(headers or {}))
+def context(headers: Mapping[str, str] | None = None, **facts: Any) -> RequestContext:
+    made = RequestContext("an-id", "POST", "/v1/chat/completions", "127.0.0.1:1", Headers(headers or {}), error_form)
     made.params, made.model, made.status = SamplingParams(n=2, temperature=0.5, max_tokens=7), "m", 200
     made.num_prompt_tokens, made.num_output_tokens = 11, 5
     made.first_token, made.ended = made.arrived + 0.25, made.arrived + 2.0
@@ -31,19 +32,19 @@ def visit(headers: Mapping[str, str] | None = None, **facts: Any) -> Visit:
     return made
 
 
-def spans_of(*visits: Visit) -> Sequence[Any]:
+def spans_of(*contexts: RequestContext) -> Sequence[Any]:
     memory = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(memory))
     tracer = Tracer(provider)
-    for each in visits:
+    for each in contexts:
         tracer.record(each)
     tracer.close()
     return memory.get_finished_spans()
 
 
 def test_a_span_tells_what_happened() -> None:
-    [span] = spans_of(visit(steps={"decode": 0.5}))
+    [span] = spans_of(context(steps={"decode": 0.5}))
     assert (span.name, span.kind.name, span.parent) == ("llm_request", "SERVER", None)
     expected = {
         "gen_ai.request.id": "an-id", "gen_ai.response.model": "m", "gen_ai.request.n": 2,
@@ -59,7 +60,7 @@ def test_a_span_tells_what_happened() -> None:
 
 
 def test_a_failure_is_marked() -> None:
-    [span] = spans_of(visit(error="timeout", status=504, first_token=None))
+    [span] = spans_of(context(error="timeout", status=504, first_token=None))
     assert (span.status.status_code.name, span.status.description) == ("ERROR", "timeout")
     assert span.attributes["error.type"] == "timeout"
     assert "gen_ai.latency.time_to_first_token" not in span.attributes
@@ -67,12 +68,12 @@ def test_a_failure_is_marked() -> None:
 
 def test_the_clients_trace_goes_on() -> None:
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    [span] = spans_of(visit({"traceparent": f"00-{trace}-{parent}-01"}))
+    [span] = spans_of(context({"traceparent": f"00-{trace}-{parent}-01"}))
     assert f"{span.context.trace_id:032x}" == trace and f"{span.parent.span_id:016x}" == parent
 
 
 def test_what_is_no_request_for_an_answer_has_no_span() -> None:
-    assert spans_of(visit(params=None)) == ()
+    assert spans_of(context(params=None)) == ()
 
 
 def test_spans_reach_a_collector() -> None:
@@ -90,7 +91,7 @@ def test_spans_reach_a_collector() -> None:
     with HTTPServer(("127.0.0.1", 0), Collector) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         tracer = Tracer.to_endpoint(f"http://127.0.0.1:{server.server_port}/v1/traces")
-        tracer.record(visit())
+        tracer.record(context())
         tracer.close()
         server.shutdown()
     assert [path for path, _ in received] == ["/v1/traces"]
@@ -99,7 +100,7 @@ def test_spans_reach_a_collector() -> None:
 
 def test_a_collector_that_is_away_holds_nobody_up() -> None:
     tracer = Tracer.to_endpoint("http://127.0.0.1:9/v1/traces")
-    tracer.record(visit())
+    tracer.record(context())
     started = time.perf_counter()
     tracer.close()
     assert time.perf_counter() - started < 10

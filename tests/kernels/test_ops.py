@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.kernels.isa import Grid
 from trifocal.kernels.base import TORCH
-from trifocal.kernels.blocks import empty_blocks, store_rows
+from trifocal.kernels.blocks import all_rows, empty_blocks, store_rows
 from trifocal.kernels.cpu.ops import CpuKernels
 
 HALF, FULL = torch.bfloat16, torch.float32
@@ -45,7 +45,7 @@ def test_linear(grid: Grid, kernels: CpuKernels) -> None:
                 expected = TORCH.linear(x, weight, b)
                 for rows in grid.of(whole=many, edges=few):
                     assert_rounded_alike(kernels.linear_blocks(x[:rows], blocks, features, b), expected[:rows])
-            assert torch.equal(TORCH.linear_blocks(x, blocks, features, bias), expected)
+            assert torch.equal(all_rows(blocks, features).view(HALF), weight)
 
 
 def test_gated_linear(grid: Grid, kernels: CpuKernels) -> None:
@@ -128,6 +128,24 @@ def test_norms(grid: Grid, kernels: CpuKernels) -> None:
 def test_norm_of_heads_inside_a_row(kernels: CpuKernels) -> None:
     x, weight = normal(5, 12, 32)[:, 2:9], normal(32, seed=1)
     assert_rounded_alike(kernels.rms_norm(x, weight, 1e-6), TORCH.rms_norm(x, weight, 1e-6))
+
+
+def test_norms_of_two_kinds_of_heads(kernels: CpuKernels) -> None:
+    """As two calls do, bit for bit."""
+    for dtype in (HALF, FULL):
+        for rows, heads, num_first, size in (
+            (0, 6, 4, 32),
+            (1, 6, 4, 128),
+            (9, 9, 8, 20),
+            (70, 12, 6, 64),
+            (3, 2, 2, 7),
+        ):
+            x = normal(rows, heads + 3, size, dtype=dtype)[:, :heads]
+            first, other = normal(size, dtype=dtype, seed=1), normal(size, dtype=dtype, seed=2)
+            got = kernels.norm_heads(x, num_first, first, other, 1e-6)
+            parts = (x[:, :num_first], first), (x[:, num_first:], other)
+            assert torch.equal(got, torch.cat([kernels.rms_norm(part, weight, 1e-6) for part, weight in parts], dim=1))
+            assert_rounded_alike(got, TORCH.norm_heads(x, num_first, first, other, 1e-6))
 
 
 def test_silu_and_mul(grid: Grid, kernels: CpuKernels) -> None:

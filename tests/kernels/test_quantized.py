@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.kernels.isa import Grid
 from trifocal.kernels.base import TORCH
-from trifocal.kernels.blocks import empty_blocks, store_rows, words_of_int8
+from trifocal.kernels.blocks import all_rows, empty_blocks, int8_of_words, store_rows, words_of_int8
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.kernels.int4 import Int4Weight
 
@@ -48,11 +48,11 @@ def test_int8(grid: Grid, kernels: CpuKernels) -> None:
     ):
         weight = integers(-127, 128, outputs, inputs).to(torch.int8)
         blocks, scale = in_blocks(weight), normal(outputs, dtype=FULL, seed=1).abs() / 100
+        assert torch.equal(int8_of_words(all_rows(blocks, outputs), inputs), weight)
         for rows in ROWS:
             x, bias = normal(rows, inputs, dtype=dtype, seed=rows), normal(outputs, dtype=dtype)
             for b in (None, bias):
                 expected = TORCH.linear_int8(x, weight, scale, b)
-                assert torch.equal(TORCH.linear_int8_blocks(x, blocks, scale, b), expected)
                 ours = kernels.linear_int8_blocks(x, blocks, scale, b)
                 assert ours.dtype == dtype and ours.shape == expected.shape
                 allowed = 2**-7 * expected.abs() + 1e-5 * expected.abs().max()
@@ -114,10 +114,10 @@ def test_int8_of_extremes_is_exact(kernels: CpuKernels) -> None:
 
 def test_int8_of_nothing(kernels: CpuKernels) -> None:
     """Rows of zeros have no scale; no rows, no results."""
-    weight, scale = in_blocks(integers(-127, 128, 20, 32).to(torch.int8)), torch.ones(20)
-    for each in (kernels, TORCH):
-        assert each.linear_int8_blocks(torch.zeros(3, 32), weight, scale, None).eq(0).all()
-        assert each.linear_int8_blocks(torch.zeros(0, 32, dtype=HALF), weight, scale, None).shape == (0, 20)
+    weight, scale = integers(-127, 128, 20, 32).to(torch.int8), torch.ones(20)
+    for compute, kept in ((kernels.linear_int8_blocks, in_blocks(weight)), (TORCH.linear_int8, weight)):
+        assert compute(torch.zeros(3, 32), kept, scale, None).eq(0).all()
+        assert compute(torch.zeros(0, 32, dtype=HALF), kept, scale, None).shape == (0, 20)
 
 
 def test_int8_of_next_to_nothing(kernels: CpuKernels) -> None:
@@ -128,13 +128,13 @@ def test_int8_of_next_to_nothing(kernels: CpuKernels) -> None:
 
 
 def test_int8_shows_a_broken_row(kernels: CpuKernels) -> None:
-    weight, scale = in_blocks(integers(-127, 128, 20, 32).to(torch.int8)), torch.ones(20)
+    weight, scale = integers(-127, 128, 20, 32).to(torch.int8), torch.ones(20)
     for bad in (float("nan"), float("inf")):
         for rows in (2, 20):
             x = normal(rows, 32)
             x[1, 20] = bad
-            for each in (kernels, TORCH):
-                y = each.linear_int8_blocks(x, weight, scale, None)
+            for compute, kept in ((kernels.linear_int8_blocks, in_blocks(weight)), (TORCH.linear_int8, weight)):
+                y = compute(x, kept, scale, None)
                 assert not y[1].isfinite().any() and y[0].isfinite().all()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
+from trifocal.media.decoding import Opened, Planner
 from trifocal.media.limits import MediaLimits
+from trifocal.media.plan import ItemPlan
+from trifocal.media.reader import as_it_is
 
 LIMITS = MediaLimits(
     max_image_pixels=128_000_000,
@@ -22,9 +26,18 @@ LIMITS = MediaLimits(
     max_video_frames=2048,
     image_decode_timeout=60,
     video_decode_timeout=120,
-    decode_memory_bytes=2 << 30,
+    decode_memory_gib=2,
 )
 _BITS = np.arange(8)
+
+
+def scaled_to(height: int, width: int) -> Planner:
+    """Plans for items that are scaled while they are decoded, and else stay as they are."""
+
+    def plan(opened: Opened) -> ItemPlan:
+        return replace(as_it_is(opened), decoded=(height, width))
+
+    return plan
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:

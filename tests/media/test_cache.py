@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ import PIL.Image
 import pytest
 
 from tests import tiny
-from tests.media.samples import LIMITS, clip, data_url
+from tests.media.decode.test_orientation import WRITERS
+from tests.media.samples import LIMITS, clip, data_url, scaled_to
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import RequestError
 from trifocal.media.cache import MediaCache
-from trifocal.media.decode.pool import DecoderPool
+from trifocal.media.decoding import Decoding, Opened
 from trifocal.media.media import FrameSample
+from trifocal.media.plan import ItemPlan
 from trifocal.media.reader import MediaReader
 from trifocal.prompt.builder import PromptBuilder
 
@@ -36,13 +38,13 @@ def png(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry a job of a decoder process."""
     done: list[str] = []
-    run = DecoderPool.run
+    run = Decoding.run
 
-    def counted(self: DecoderPool, work: Callable[..., Any]) -> Any:
+    def counted(self: Decoding, *job: Any) -> Any:
         done.append("job")
-        return run(self, work)
+        return run(self, *job)
 
-    monkeypatch.setattr(DecoderPool, "run", counted)
+    monkeypatch.setattr(Decoding, "run", counted)
     return done
 
 
@@ -53,7 +55,7 @@ def reader() -> Iterator[MediaReader]:
 
 
 def pixels(reader: MediaReader, data: bytes, **options: Any) -> np.ndarray:
-    return reader.load_image(reader.open_image(data, WHERE, **options)).pixels
+    return reader.load(reader.open("image", data, WHERE, **options)).pixels
 
 
 def test_a_picture_that_is_sent_again_is_not_decoded_again(reader: MediaReader, jobs: list[str]) -> None:
@@ -68,11 +70,27 @@ def test_a_picture_that_is_sent_again_is_not_decoded_again(reader: MediaReader, 
 
 
 def test_each_size_has_its_own_pixels(reader: MediaReader, jobs: list[str]) -> None:
-    opened = reader.open_image(png(1), WHERE)
-    small = reader.load_image(opened, lambda *_: (15, 20)).pixels
-    assert small.shape == (15, 20, 3) and reader.load_image(opened).pixels.shape == (30, 40, 3)
-    assert reader.load_image(opened, lambda *_: (15, 20)).pixels is small
+    opened = reader.open("image", png(1), WHERE)
+    small = reader.load(opened, planner=scaled_to(15, 20)).pixels
+    assert small.shape == (15, 20, 3) and reader.load(opened).pixels.shape == (30, 40, 3)
+    assert reader.load(opened, planner=scaled_to(15, 20)).pixels is small
     assert len(jobs) == 3
+
+
+def test_a_picture_that_only_its_pixels_turn_is_planned_anew_once(reader: MediaReader, jobs: list[str]) -> None:
+    """The header of a PNG does not tell of EXIF data in a text; after the first decoding it is known."""
+    noisy = np.random.default_rng(1).integers(0, 256, (30, 40, 3), np.uint8)
+    data, planned = WRITERS["PNG, as text"](noisy, 6), []
+
+    def planner(opened: Opened) -> ItemPlan:
+        planned.append(opened.size)
+        return scaled_to(opened.size[1] // 2, 5)(opened)
+
+    for num_jobs in (3, 3):  # header, pixels that do not suit the plan, pixels
+        loaded = reader.load(reader.open("image", data, WHERE), planner=planner)
+        assert loaded.pixels.shape == (20, 5, 3) and loaded.plan.size == (40, 30)
+        assert len(jobs) == num_jobs
+    assert planned == [(1, 30, 40), (1, 40, 30), (1, 40, 30)]
 
 
 def test_tenants_share_nothing(reader: MediaReader, jobs: list[str]) -> None:
@@ -88,10 +106,10 @@ def test_a_clip_is_kept_by_its_frames(reader: MediaReader, jobs: list[str]) -> N
     data = clip(12, 6)
 
     def frames(*indices: int, fps: float = 1.0) -> np.ndarray:
-        opened = reader.open_video(data, lambda *_: FrameSample(np.array(indices), fps), WHERE)
-        loaded = reader.load_video(opened)
+        opened = reader.open("video", data, WHERE, sampler=lambda *_: FrameSample(np.array(indices), fps))
+        loaded = reader.load(opened)
         assert loaded.fps == fps
-        return loaded.frames
+        return loaded.pixels
 
     first = frames(0, 3)
     assert len(jobs) == 2
@@ -106,8 +124,8 @@ def test_the_same_file_as_picture_and_as_clip(reader: MediaReader) -> None:
     frames = [PIL.Image.new("RGB", (40, 30), color) for color in ("red", "blue")]
     frames[0].save(file, "gif", save_all=True, append_images=frames[1:], duration=100)
     for _ in range(2):
-        opened = reader.open_video(file.getvalue(), lambda *_: FrameSample(np.array([0, 1]), 1.0), WHERE)
-        assert reader.load_video(opened).frames.shape == (2, 30, 40, 3)
+        opened = reader.open("video", file.getvalue(), WHERE, sampler=lambda *_: FrameSample(np.array([0, 1]), 1.0))
+        assert reader.load(opened).pixels.shape == (2, 30, 40, 3)
         assert pixels(reader, file.getvalue()).shape == (30, 40, 3)
 
 

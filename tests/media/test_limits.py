@@ -17,6 +17,7 @@ from tests.media.samples import LIMITS, clip, data_url, encoded, noise
 from trifocal.config.engine import EngineArgs, EngineConfig, resolve
 from trifocal.errors import ConfigError, RequestError
 from trifocal.media.limits import MAX_DECODED_BYTES
+from trifocal.media.plan import ItemPlan
 from trifocal.media.reader import MediaReader
 from trifocal.prompt.builder import PromptBuilder
 
@@ -60,7 +61,7 @@ async def test_pixels_of_a_request(resolved: Resolve, monkeypatch: pytest.Monkey
             await builder.chat(messages)
         assert (caught.value.param, caught.value.status) == ("messages", 400)
         with pytest.raises(RequestError, match="--max-request-pixels"):
-            builder.build("<|image_pad|>" * 4, [np.zeros((100, 200, 3), np.uint8)] * 4)
+            builder.build("<|image_pad|>" * 4, {"image": [np.zeros((100, 200, 3), np.uint8)] * 4})
 
 
 async def test_pixels_of_frames_that_are_files(resolved: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,15 +97,18 @@ async def test_flags_reach_the_reader(resolved: Resolve) -> None:
 
 def test_memory_of_a_request() -> None:
     """Many pictures that are small to decode by themselves are refused where they would fill the memory together."""
-    sizes = [(1, 4000, 3000)] * 100
-    LIMITS.check_request(sizes, [(1, 448, 336)] * 100)
+
+    def plan(size: tuple[int, int], decoded: tuple[int, int]) -> ItemPlan:
+        return ItemPlan("image", size, decoded, decoded, 0, 0)
+
+    LIMITS.check_request([plan((4000, 3000), (448, 336))] * 100)
     with pytest.raises(RequestError, match="take 3434 MiB when decoded, at most 2048"):
-        LIMITS.check_request(sizes, sizes)
+        LIMITS.check_request([plan((4000, 3000), (4000, 3000))] * 100)
     side = int((MAX_DECODED_BYTES / 3) ** 0.5)
     generous = replace(LIMITS, max_request_pixels=1 << 60)
-    generous.check_request([(1, side, side)], [(1, side, side)])
+    generous.check_request([plan((side, side), (side, side))])
     with pytest.raises(RequestError):
-        generous.check_request([(1, side + 1, side + 1)], [(1, side + 1, side + 1)])
+        generous.check_request([plan((side + 1, side + 1), (side + 1, side + 1))])
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,24 @@ def turn(text: str) -> str:
     return f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def mixed_prompts(image: str, video: str) -> list[dict[str, Any]]:
-    """16 prompts: text of several lengths, pictures (some of equal size under the same text), clips, both."""
+def text_prompts() -> list[dict[str, Any]]:
+    """16 prompts of text, of lengths between some tokens and several blocks; some begin alike."""
+    words = ("circles", "dogs", "red", "pictures", "foxes", "of them")
+    counts = (1, 2, 3, 5, 7, 9, 12, 17, 30)
+    prompts = [turn(f"How many {words[index % 6]} are there? " * count) for index, count in enumerate(counts)]
+    prompts += [turn("How many circles? " * count + "bye") for count in (2, 8, 20)]
+    prompts += [turn(text) for text in ("bye", "The quick brown fox", "?", "Where?")]
+    assert len(prompts) == 16
+    return [{"prompt": prompt} for prompt in prompts]
+
+
+def mixed_prompts(image: str | None, video: str | None) -> list[dict[str, Any]]:
+    """16 prompts: text of several lengths, pictures (some of equal size under the same text), clips, both.
+
+    For a model without a placeholder for pictures they are all text.
+    """
+    if image is None:
+        return text_prompts()
     prompts: list[dict[str, Any]] = [{"prompt": turn("How many circles? " * count)} for count in (1, 2, 5, 9, 17)]
     for seed in range(4):
         data = {"image": picture(seed)}
@@ -83,11 +99,12 @@ class Watch:
     @property
     def most_pieces(self) -> int:
         """In how many steps the positions of one picture were computed, at most."""
-        return max(
+        pieces = [
             sum(start < item.span.end and end > item.span.offset for start, end in stretches)
             for item, stretches, _ in self._runs()
             if item.modality == "image"
-        )
+        ]
+        return max(pieces, default=0)
 
     @property
     def num_preempted_inside(self) -> int:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tests.models.families import ENTRIES
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import RequestError
-from trifocal.prompt.builder import PromptBuilder, Rendered
+from trifocal.prompt.builder import PromptBuilder
+from trifocal.prompt.rendering import Rendered
 
 # One of each template.
 FOLDERS = {

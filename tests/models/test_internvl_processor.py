@@ -18,7 +18,7 @@ from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import VisionConfig
 from trifocal.models.internvl.options import MediaOptions, TileLimits
 from trifocal.models.internvl.processor import InternVLProcessor
-from trifocal.models.internvl.tiling import cut, num_tiles
+from trifocal.models.internvl.tiling import choose_tiles, cut
 from trifocal.tokenizer import load_tokenizer
 from trifocal.types import Span
 
@@ -65,8 +65,9 @@ def reference_tiles(pixels: np.ndarray, tile: int, limits: TileLimits) -> np.nda
 def test_released_sizes_byte_for_byte(width: int, height: int, tiles: int) -> None:
     """As released: tiles of 448 pixels, 12 at most. The numbers were measured on the reference."""
     pixels = picture(height, width).pixels
-    ours = cut(pixels, 448, RELEASED)
-    assert len(ours) == num_tiles(height, width, 448, RELEASED) == tiles
+    rows, columns, has_thumbnail = choose_tiles(height, width, 448, RELEASED)
+    ours = cut(pixels, 448, (rows, columns), has_thumbnail=has_thumbnail)
+    assert len(ours) == rows * columns + has_thumbnail == tiles
     assert np.array_equal(ours, reference_tiles(pixels, 448, RELEASED))
 
 
@@ -77,18 +78,23 @@ def test_tiles_are_the_reference_s_byte_for_byte() -> None:
         height, width = rng.integers(1, 140, 2).tolist()
         limit = limits[index % len(limits)]
         pixels = picture(height, width, seed=index).pixels
-        ours = cut(pixels, 28, limit)
+        rows, columns, has_thumbnail = choose_tiles(height, width, 28, limit)
+        ours = cut(pixels, 28, (rows, columns), has_thumbnail=has_thumbnail)
         assert np.array_equal(ours, reference_tiles(pixels, 28, limit)), (height, width)
-        assert num_tiles(height, width, 28, limit) == len(ours)
+        assert rows * columns + has_thumbnail == len(ours)
 
 
 def test_one_tile_without_dynamic_size(processor: InternVLProcessor) -> None:
-    assert processor.num_tokens("image", (1, 50, 200), {"dynamic_image_size": False}) == tiny.TOKENS_PER_TILE + 2
-    assert processor.num_tokens("image", (1, 50, 200), {"crop_to_patches": False}) == tiny.TOKENS_PER_TILE + 2
-    four = processor.num_tokens("image", (1, 50, 200), {"max_patches": 4})
-    assert four == processor.num_tokens("image", (1, 50, 200), {"max_dynamic_patch": 4}) == 5 * tiny.TOKENS_PER_TILE + 2
-    bare = processor.num_tokens("image", (1, 50, 200), {"max_dynamic_patch": 4, "use_thumbnail": False})
-    assert bare == 4 * tiny.TOKENS_PER_TILE + 2
+    assert processor.plan("image", (1, 50, 200), {"dynamic_image_size": False}).num_tokens == tiny.TOKENS_PER_TILE + 2
+    assert processor.plan("image", (1, 50, 200), {"crop_to_patches": False}).num_tokens == tiny.TOKENS_PER_TILE + 2
+    four = processor.plan("image", (1, 50, 200), {"max_patches": 4})
+    assert four == processor.plan("image", (1, 50, 200), {"max_dynamic_patch": 4})
+    assert (four.num_tokens, four.num_embeds) == (5 * tiny.TOKENS_PER_TILE + 2, 5 * tiny.TOKENS_PER_TILE)
+    assert (four.size, four.decoded, four.resized) == ((50, 200), (50, 200), (tiny.TILE, 4 * tiny.TILE))
+    assert (four.tiles, four.num_tiles, four.overview) == ((1, 4), 4, (tiny.TILE, tiny.TILE))
+    bare = processor.plan("image", (1, 50, 200), {"max_dynamic_patch": 4, "use_thumbnail": False})
+    assert bare.num_tokens == 4 * tiny.TOKENS_PER_TILE + 2
+    assert bare.overview is None and bare.decoded == bare.resized, "it is scaled once, so at once"
 
 
 # ------------------------------------------------------------------------------------------------- options
@@ -147,7 +153,7 @@ def test_image_prompt(processor: InternVLProcessor) -> None:
     assert prompt.media[0].span == Span(first, 4) and prompt.media[1].span.length == 20
     assert all(np.asarray(item.pixels).shape == (item.grid[0] * 16, 588) for item in prompt.media)
     assert prompt.media[0].content_hash != prompt.media[1].content_hash
-    sizes = [processor.num_tokens("image", (1, *item.pixels.shape[:2]), {}) for item in items]
+    sizes = [processor.plan("image", item.size, {}).num_tokens for item in items]
     assert len(prompt.token_ids) == len(ids) - 2 + sum(sizes)
 
 
@@ -164,8 +170,8 @@ def test_video_prompt(processor: InternVLProcessor) -> None:
     inside = expected[item.span.offset : item.span.end]
     assert item.span.is_embed == tuple(token_id == CONTEXT for token_id in inside)
     assert inside[0] == inside[-1] == CONTEXT
-    assert processor.num_tokens("video", (3, 40, 60), {}) == len(expected) - len(tokenizer.encode("\nWhat?"))
-    assert processor.resized("video", (3, 40, 60), {}) == (tiny.TILE, tiny.TILE)
+    assert processor.plan("video", (3, 40, 60), {}).num_tokens == len(expected) - len(tokenizer.encode("\nWhat?"))
+    assert processor.plan("video", (3, 40, 60), {}).decoded == (tiny.TILE, tiny.TILE)
 
 
 def test_images_and_videos_find_their_placeholders(processor: InternVLProcessor) -> None:

@@ -82,7 +82,7 @@ def test_stop_tokens(folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch
     end = tiny.token_ids()["<|im_end|>"]
     params = SamplingParams(temperature=0, max_tokens=5, logit_bias={end: 100.0})
     with LLM(str(folder)) as llm:
-        assert end not in llm.config.spec.eos_token_ids
+        assert end not in llm.config.model.spec.eos_token_ids
         done = llm.generate("hello", params, use_tqdm=False)[0].outputs[0]
         assert (done.finish_reason, done.stop_reason, done.text) == ("stop", None, "")
         for _ in range(2):

@@ -17,15 +17,17 @@ from trifocal.kernels.base import TORCH
 from trifocal.model_spec import ModelSpec, Quantization
 from trifocal.models.loader import load_model
 from trifocal.platforms.cpu import CpuPlatform, _proc_fields
+from trifocal.quant.methods import METHODS
 
 folder, method, device = sys.argv[1:]
-kernels = CpuPlatform().kernels() if device == "kernels" else TORCH
+platform = CpuPlatform() if device == "kernels" else None
+kernels, methods = (platform.kernels(), platform.linear_methods()) if platform else (TORCH, METHODS)
 spec, quantization = ModelSpec.from_checkpoint(folder), Quantization(method) if method else None
 status = Path("/proc/self/status")
 before = _proc_fields(status)["VmRSS"]
 model = load_model(
     spec, dtype=torch.bfloat16, device=torch.device("cpu"), load_format="auto", seed=0, quantization=quantization,
-    kernels=kernels,
+    kernels=kernels, methods=methods,
 )
 weights = sum(parameter.nbytes for parameter in model.parameters())
 print(_proc_fields(status)["VmHWM"] - before, weights)

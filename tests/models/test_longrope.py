@@ -6,7 +6,7 @@ however the sequence got past the border.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from tests import tiny_internvl as tiny
 from tests.kernels import isa
 from tests.oracle import Sample, load_ours, new_cache
 from tests.oracle_internvl import reference
+from tests.tiny_text import LONGROPE_ORIGINAL
 from trifocal.attention.base import AttentionBatch
-from trifocal.attention.cpu import CpuAttention
 from trifocal.attention.reference import ReferenceAttention
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.engine import Engine
@@ -31,8 +31,9 @@ from trifocal.models.base import Model
 from trifocal.prompt.builder import PromptBuilder
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import EngineStats, Prompt, Request, TokenLogprobs
+from trifocal.worker.graphs import GraphRunner
 
-BORDER = tiny.LONGROPE_ORIGINAL
+BORDER = LONGROPE_ORIGINAL
 PARAMS = SamplingParams(temperature=0, max_tokens=20, logprobs=5, ignore_eos=True)
 
 
@@ -55,7 +56,7 @@ def samples(builder: PromptBuilder) -> dict[str, Sample]:
     made = {f"text of {length}": Sample(Prompt(text[:length])) for length in (8, 20, BORDER, BORDER + 1, 50)}
     for name, tail in (("short picture", "What is it?"), ("long picture", "What is in it? " * 4)):
         pixels = np.random.default_rng(4).integers(0, 256, (56, 56, 3), dtype=np.uint8)
-        prompt = builder.build(f"See <image> {tail}", [pixels], [])
+        prompt = builder.build(f"See <image> {tail}", {"image": [pixels]})
         made[name] = Sample(prompt, (Image(pixels),))
     assert [name for name, sample in made.items() if crosses(sample)] == ["text of 20", "text of 32", "short picture"]
     assert made["long picture"].num_tokens > BORDER
@@ -78,7 +79,7 @@ def run(
 ) -> tuple[dict[str, Answer], EngineStats]:
     """All together, each step planned while the one before runs; the answers of the last round."""
     config = resolve(EngineArgs(model=str(folder), device="cpu", **{"dtype": "float32", **engine_args}))
-    engine = Engine(replace(config, num_vocab=builder.tokenizer.vocab_size))
+    engine = Engine(replace(config, model=replace(config.model, num_vocab=builder.tokenizer.vocab_size)))
     try:
         for _ in range(rounds):
             answers = {each.request_id: Answer(list(each.output_token_ids)) for each in requests}
@@ -151,9 +152,9 @@ def test_the_border_is_felt(samples: dict[str, Sample], folder: Path, builder: P
     within = expected_logprobs("text of 32", (), sample, builder.tokenizer.vocab_size)
     model = load_ours(folder)
     is_long = torch.ones(BORDER, dtype=torch.bool)
-    embeds = model.embed(torch.tensor(sample.prompt.token_ids))
+    inputs = model.merge(torch.tensor(sample.prompt.token_ids))
     for flags, is_right in ((None, True), (~is_long, True), (is_long, False)):
-        hidden = model(embeds, sample.positions, whole(model, BORDER), flags)
+        hidden = model(inputs, sample.positions, whole(model, BORDER), flags)
         logprobs = model.logits(hidden)[-1, : builder.tokenizer.vocab_size].log_softmax(-1)
         assert torch.allclose(logprobs, within, atol=1e-3) is is_right
         assert is_right or (logprobs - within).abs().max() > 0.1
@@ -161,7 +162,7 @@ def test_the_border_is_felt(samples: dict[str, Sample], folder: Path, builder: P
 
 def whole(model: Model, num_tokens: int) -> ReferenceAttention:
     """Attention for one sequence in one block."""
-    attention = ReferenceAttention(new_cache(model.language_model.config, 1, num_tokens))
+    attention = ReferenceAttention(new_cache(model.language_model, 1, num_tokens))
     attention.begin(AttentionBatch(torch.arange(num_tokens), torch.tensor([[0]]), [num_tokens], [num_tokens]))
     return attention
 
@@ -202,21 +203,20 @@ def test_replayed_steps_take_rows_of_both_sides(
     isa.library("1")
     is_mixed: list[bool] = []
     is_replayed: list[bool] = []
-    forward, through = RotaryEmbedding.forward, CpuAttention.through
+    forward, forward_pass = RotaryEmbedding.forward, GraphRunner._forward
 
     def watched_forward(self: RotaryEmbedding, positions: Tensor, dtype: torch.dtype, is_long: Tensor | None) -> Any:
         is_mixed.append(is_long is not None and not is_long.all())
         return forward(self, positions, dtype, is_long)
 
-    def watched_through(self: CpuAttention, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        assert self.captured is not None
-        before = self.captured.num_replayed
-        result = through(self, layers, *inputs)
-        is_replayed.append(self.captured.num_replayed > before)
+    def watched_pass(self: GraphRunner, *args: Any) -> Tensor:
+        before = self.num_replayed
+        result = forward_pass(self, *args)
+        is_replayed.append(self.num_replayed > before)
         return result
 
     monkeypatch.setattr(RotaryEmbedding, "forward", watched_forward)
-    monkeypatch.setattr(CpuAttention, "through", watched_through)
+    monkeypatch.setattr(GraphRunner, "_forward", watched_pass)
     answers, _ = run(folder, builder, requests_for(samples), dtype="bfloat16")
     assert sum(mixed and replayed for mixed, replayed in zip(is_mixed, is_replayed, strict=True)) > 5
     monkeypatch.undo()

@@ -62,11 +62,11 @@ def assert_slices_equal(slicer: Slicer, pixels: NDArray[np.uint8], most: int) ->
     """Patch rows put together again are the reference's crops, byte for byte."""
     height, width, _ = pixels.shape
     plan = slicer.plan(width, height, most)
-    rows, start = slicer.cut(pixels, plan), 0
+    rows, start = slicer.cut(pixels, *plan.cuts), 0
     tiles = oracle.cut(PIL.Image.fromarray(pixels), slicer.resolution, most)
     assert len(tiles) == 1 + plan.num_slices
     for tile in tiles:
-        h, w = slicer.grid_of(tile.size)
+        h, w = tile.height // 14, tile.width // 14
         patches = rows[start : start + h * w].reshape(h, w, 3, 14, 14)
         image = patches.transpose(0, 3, 1, 4, 2).reshape(h * 14, w * 14, 3)
         np.testing.assert_array_equal(image, np.asarray(tile))
@@ -138,7 +138,7 @@ def test_raw_prompt_is_tokenised_as_the_expanded_text(builder: PromptBuilder) ->
     version = builder.processor._config.version
     images = [noise(330, 200, 1), noise(80, 140, 2)]
     text = "Look at (<image>./</image>)\nand at this(<image>./</image>): what?"
-    prompt = builder.build(text, images)
+    prompt = builder.build(text, {"image": images})
     expanded = text
     for number, shape in enumerate([(3, 2), (0, 0)]):
         expanded = expanded.replace("(<image>./</image>)", picture_text(version, *shape, number), 1)
@@ -160,10 +160,13 @@ def test_raw_prompt_is_tokenised_as_the_expanded_text(builder: PromptBuilder) ->
 def test_number_of_tokens_is_known_beforehand(processor: MiniCPMVProcessor) -> None:
     for width, height in [(330, 200), (90, 100), (500, 60)]:
         item = processor.build([IDS["<image>"]], [Image(noise(width, height))], {}).media[0]
-        assert processor.num_tokens("image", (1, height, width), {}) == item.span.length
+        plan = processor.plan("image", (1, height, width), {})
+        assert (plan.num_tokens, plan.num_embeds) == (item.span.length, item.span.num_embeds)
         clip = Video(np.stack([noise(width, height)] * 3), 1.0)
         item = processor.build([IDS["<slice>"]], [clip], {}).media[0]
-        assert processor.num_tokens("video", (3, height, width), {}) == item.span.length
+        plan = processor.plan("video", (3, height, width), {})
+        assert plan.num_frames == 3 and plan.decoded == (plan.resized if plan.overview is None else plan.size)
+        assert (plan.num_tokens, plan.num_embeds) == (item.span.length, item.span.num_embeds)
 
 
 def test_chat_keeps_the_order_of_parts_and_guards_users(builder: PromptBuilder) -> None:
@@ -187,7 +190,7 @@ def test_chat_of_2_0_without_a_template(builder: PromptBuilder) -> None:
         {"role": "user", "content": "x"},
     ]
     text = builder.render(turns).text
-    assert (text == "<s><用户>hi<AI>ho<用户>x<AI>") == (builder.config.spec.hf_config["version"] == "2.0")
+    assert (text == "<s><用户>hi<AI>ho<用户>x<AI>") == (builder.config.model.spec.hf_config["version"] == "2.0")
 
 
 def test_answers_stop_by_the_version_s_tokens(builder: PromptBuilder) -> None:
@@ -280,13 +283,13 @@ def test_long_clip_is_64_frames_from_the_middles() -> None:
 def test_clip_is_one_item_of_pictures_in_lines(builder: PromptBuilder) -> None:
     assert isinstance(builder.processor, MiniCPMVProcessor)
     frames = np.stack([noise(200, 120, seed) for seed in range(3)])
-    prompt = builder.build("See (<video>./</video>)!", [], [frames])
+    prompt = builder.build("See (<video>./</video>)!", {"video": [frames]})
     each = picture_text(builder.processor._config.version, 2, 1, 0).removeprefix("<image_id>0</image_id>")
     assert prompt.token_ids == builder.tokenizer.encode(f"See {each}\n{each}\n{each}!")
     (item,) = prompt.media
     assert item.modality == "video" and item.span.num_embeds == 9 * tiny.QUERIES
     assert item.grid[2::3] == (1, 2) * 3
-    small = builder.build("(<video>./</video>)", [], [frames], {"max_slice_nums": 1}).media[0]
+    small = builder.build("(<video>./</video>)", {"video": [frames]}, {"max_slice_nums": 1}).media[0]
     assert small.grid[2:] == (3,)
 
 

@@ -11,12 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
+from tests.ranks import Alone
+from trifocal.distributed import SOLO, Group
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.cpu.library import load as load_library
 from trifocal.kernels.cpu.ops import CpuKernels
 from trifocal.model_spec import ModelSpec, Quantization
 from trifocal.models import loader
 from trifocal.models.base import Model
+from trifocal.platforms.cpu_linear import CpuLinearMethods
+from trifocal.quant.methods import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +36,11 @@ def folder(tmp_path: Path) -> Path:
     return tiny.write_checkpoint(tmp_path / "whole", tokenizer=False)
 
 
-def load(folder: Path, method: str | None = None, kernels: Kernels = TORCH) -> Model:
+def load(folder: Path, method: str | None = None, kernels: Kernels = TORCH, group: Group = SOLO) -> Model:
     return loader.load_model(
         ModelSpec.from_checkpoint(str(folder)), dtype=torch.bfloat16, device=torch.device("cpu"), load_format="auto",
         seed=0, quantization=Quantization(method) if method else None, kernels=kernels,
+        methods=CpuLinearMethods(kernels) if isinstance(kernels, CpuKernels) else METHODS, group=group,
     )  # fmt: skip
 
 
@@ -75,6 +80,14 @@ def test_formats_do_not_meet(folder: Path, cache: Path) -> None:
     load(folder, "int8")
     load(folder, "int4")
     assert len(list(cache.iterdir())) == 3
+
+
+def test_ranks_do_not_meet(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = [load(folder, group=Alone(rank, 2)) for rank in range(2)]
+    assert len(list(cache.iterdir())) == 2
+    forbid_reading(monkeypatch)
+    for rank in range(2):
+        assert_same(load(folder, group=Alone(rank, 2)), first[rank])
 
 
 def test_a_changed_checkpoint_is_read_again(folder: Path, cache: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.models.families import ENTRIES, Entry
 from tests.oracle import (
     SAMPLES,
+    TEXTS,
     TOLERANCE,
     WHOLE,
     Reference,
@@ -21,14 +22,11 @@ from tests.oracle import (
     load_ours,
     load_processor,
     make_sample,
-    new_cache,
     relative_error,
 )
-from trifocal.attention.base import AttentionBatch
-from trifocal.attention.reference import ReferenceAttention
+from tests.ranks import on_ranks
+from trifocal.distributed import Group
 from trifocal.models.base import Model
-from trifocal.models.decoder import Decoder
-from trifocal.models.loader import weight_slots
 
 
 @dataclass
@@ -49,7 +47,11 @@ class Case:
     @cached_property
     def samples(self) -> dict[str, Sample]:
         processor = load_processor(self.folder)
-        return {name: make_sample(processor, name) for name in SAMPLES}
+        return {name: make_sample(processor, name) for name in self.of(*SAMPLES)}
+
+    def of(self, *names: str) -> tuple[str, ...]:
+        """Those samples that the model takes; a language model alone has two."""
+        return names if self.entry.image else TEXTS
 
     @cached_property
     def expected(self) -> dict[str, Tensor]:
@@ -73,13 +75,13 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 # ------------------------------------------------------------------------------------------------- logits
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-def test_logits(case: Case, name: str) -> None:
-    expected = case.expected[name]
-    ours = Runner(case.ours).logits([case.samples[name]])[0]
-    assert ours.dtype == torch.float32 and ours.shape == expected.shape
-    assert relative_error(ours, expected) < TOLERANCE
-    assert expected.argmax(-1).unique().numel() > 10, "a constant answer would prove nothing"
+def test_logits(case: Case) -> None:
+    for name, sample in case.samples.items():
+        expected = case.expected[name]
+        ours = Runner(case.ours).logits([sample])[0]
+        assert ours.dtype == torch.float32 and ours.shape == expected.shape
+        assert relative_error(ours, expected) < TOLERANCE, name
+        assert expected.argmax(-1).unique().numel() > 10, "a constant answer would prove nothing"
 
 
 SPELLINGS = [(name, spelling) for name, entry in ENTRIES.items() for spelling in entry.spellings[1:]]
@@ -100,7 +102,7 @@ def test_the_same_weights_under_other_names(tmp_path: Path, name: str, spelling:
 
 @pytest.mark.parametrize("block_size", [16, 128])
 def test_chunks_through_the_cache(case: Case, block_size: int) -> None:
-    for name in ("image and video", "images"):
+    for name in case.of("image and video", "images"):
         ours = Runner(case.ours, block_size=block_size).logits([case.samples[name]], chunk=7)[0]
         assert relative_error(ours, case.expected[name]) < TOLERANCE
 
@@ -108,6 +110,7 @@ def test_chunks_through_the_cache(case: Case, block_size: int) -> None:
 @pytest.mark.parametrize(("chunk", "names"), [(1, ("text", "image")), (50, ("text", "image", "odd sizes", "video"))])
 def test_several_sequences_in_a_step(case: Case, chunk: int, names: tuple[str, ...]) -> None:
     """Chunks of 1 are decoding steps, grouped and padded; sequences end one after the other."""
+    names = case.of(*names)
     outputs = Runner(case.ours).logits([case.samples[name] for name in names], chunk=chunk)
     for ours, name in zip(outputs, names, strict=True):
         assert relative_error(ours, case.expected[name]) < TOLERANCE
@@ -115,17 +118,20 @@ def test_several_sequences_in_a_step(case: Case, chunk: int, names: tuple[str, .
 
 def test_a_cached_beginning(case: Case) -> None:
     """Blocks of an earlier sequence serve a later one, up to this or that block's end, also within pictures."""
-    sample = case.samples["images"]
+    name = case.of("images")[-1]
+    sample = case.samples[name]
     runner = Runner(case.ours, num_tokens=16384)
     filled = runner.table(sample.num_tokens)
     runner.logits([sample], tables=[filled])
     ends = range(runner.block_size, sample.num_tokens, 3 * runner.block_size)
-    assert any(item.span.offset < end < item.span.end for item in sample.prompt.media for end in ends)
+    assert not sample.media or any(
+        item.span.offset < end < item.span.end for item in sample.prompt.media for end in ends
+    )
     for end in ends:
         fresh = runner.table(sample.num_tokens - end)
         table = [*filled[: end // runner.block_size], *fresh]
         ours = runner.logits([sample], chunk=WHOLE if end % 32 else 5, tables=[table], start=end)[0]
-        assert relative_error(ours, case.expected["images"][end:]) < TOLERANCE
+        assert relative_error(ours, case.expected[name][end:]) < TOLERANCE
 
 
 # ------------------------------------------------------------------------------------------------- media
@@ -134,6 +140,8 @@ def test_a_cached_beginning(case: Case) -> None:
 @torch.inference_mode()
 def test_media_together_and_alone(case: Case) -> None:
     """Both give the reference's embeddings, as many as the span says, and each item has memory of its own."""
+    if not case.entry.image:
+        pytest.skip("takes text only")
     for sample in (case.samples["odd sizes"], case.samples["video"]):
         items = sample.prompt.media
         together, alone = case.ours.encode(items), [case.ours.encode([item])[0] for item in items]
@@ -148,6 +156,9 @@ def test_media_together_and_alone(case: Case) -> None:
 @pytest.mark.parametrize("wanted", [1, 40, 256])
 def test_dummy_item(case: Case, wanted: int) -> None:
     """For measuring memory: as many embeddings as asked for, or a few fewer, but at least one tile."""
+    if not case.entry.image:
+        assert case.ours.dummy_item(wanted) is None
+        return
     item, least = case.ours.dummy_item(wanted), case.ours.dummy_item(1).span.num_embeds
     assert wanted / 2 < item.span.num_embeds <= max(wanted, least)
     assert len(case.ours.encode([item])[0]) == item.span.num_embeds
@@ -156,56 +167,30 @@ def test_dummy_item(case: Case, wanted: int) -> None:
 # ------------------------------------------------------------------------------------------------- shares
 
 
-@torch.inference_mode()
-@pytest.mark.parametrize("degree", [2, 4])
-def test_decoder_in_equal_shares(case: Case, degree: int) -> None:
-    """What tensor parallelism will rest on: each device gets so many of the heads, of the key heads (or a copy of one)
-    and of the MLP's middle; what their layers put out adds up to the whole."""
-    whole: Decoder = case.ours.language_model
-    shares = [share(whole, rank, degree) for rank in range(degree)]
-    x, positions = case.ours.embed(torch.arange(30, 60)), torch.arange(30).expand(case.ours.position_rows, -1)
-    expected = whole(x, positions, one_sequence(whole, len(x)))
-    cos, sin = whole.rotary(positions, x.dtype)
-    backends = [one_sequence(part, len(x)) for part in shares]
-    for layers in zip(*(part.layers for part in shares), strict=True):
-        y = layers[0].input_layernorm(x)
-        parts = [layer.self_attn(y, cos, sin, backend) for layer, backend in zip(layers, backends, strict=True)]
-        x = x + layers[0].residual_scale * sum(parts)
-        y = layers[0].post_attention_layernorm(x)
-        x = x + layers[0].residual_scale * sum(layer.mlp(y) for layer in layers)
-    assert relative_error(shares[0].norm(x), expected) < TOLERANCE
+# Every decoder once, and every number of key heads; towers are whole on each rank.
+SHARED = [name for name in ENTRIES if not name.endswith(("-6B", "-yarn", "-shortened", "-2.5", "-2.6"))]
 
 
-def share(whole: Decoder, rank: int, degree: int) -> Decoder:
-    """The decoder of one of `degree` devices: made as the whole one, of a smaller shape, and filled with its part."""
-    config = whole.config
-    kv_heads, first = max(1, config.num_kv_heads // degree), rank * config.num_kv_heads // degree
-    part = type(whole)(
-        replace(
-            config,
-            num_heads=config.num_heads // degree,
-            num_kv_heads=kv_heads,
-            intermediate_size=config.intermediate_size // degree,
-        )
-    )
-    slots = weight_slots(whole)
-    for name, slot in weight_slots(part).items():
-        values = slots[name]
-        for axis, (size, full) in enumerate(zip(slot.shape, values.shape, strict=True)):
-            if size < full:
-                is_key = "k_proj" in name or "v_proj" in name
-                values = values.narrow(axis, first * config.head_dim if is_key else rank * size, size)
-        slot.copy_(values)
-    return part
+@pytest.mark.parametrize("case", SHARED, indirect=True)
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_that_share_a_model(case: Case, size: int) -> None:
+    """Together they give what one gives, chunk by chunk through caches of their own heads. Each has its part of every
+    linear layer of the decoder; where key heads are fewer than ranks, neighbours have the same one."""
+    name = "image" if "image" in case.samples else "text"
+    sample = case.samples[name]
+    whole = sum(each.numel() for each in case.ours.language_model.parameters())
 
+    def run(group: Group) -> tuple[Tensor, int, int]:
+        model = load_ours(case.folder, group=group)
+        runner = Runner(model)
+        shared = sum(each.numel() for each in model.language_model.parameters())
+        return runner.logits([sample], chunk=30)[0], shared, runner.attention.cache.keys.shape[2]
 
-def one_sequence(decoder: Decoder, num_tokens: int) -> ReferenceAttention:
-    """Attention of a single sequence in one step."""
-    attention = ReferenceAttention(new_cache(decoder.config, 1, num_tokens))
-    attention.begin(
-        AttentionBatch(torch.arange(num_tokens), torch.zeros(1, 1, dtype=torch.int64), [num_tokens], [num_tokens])
-    )
-    return attention
+    results = on_ranks(size, run)
+    logits, kv_heads = results[0][0], case.ours.language_model.config.num_kv_heads
+    assert relative_error(logits, case.expected[name]) < TOLERANCE
+    assert torch.equal(logits.argmax(-1), Runner(case.ours).logits([sample])[0].argmax(-1))
+    assert all(shared < 1.2 * whole / size and heads == max(1, kv_heads // size) for _, shared, heads in results)
 
 
 # ------------------------------------------------------------------------------------------------- the tests' own worth
@@ -213,11 +198,12 @@ def one_sequence(decoder: Decoder, num_tokens: int) -> ReferenceAttention:
 
 def test_every_weight_matters(case: Case) -> None:
     """The comparison can fail: each parameter, changed by a fifth at most, moves logits far beyond the tolerance."""
-    sample, expected, model = case.samples["small image"], case.expected["small image"], load_ours(case.folder)
+    name = case.of("small image")[0]
+    sample, expected, model = case.samples[name], case.expected[name], load_ours(case.folder)
     generator = torch.Generator().manual_seed(3)
-    for name, parameter in model.named_parameters():
+    for path, parameter in model.named_parameters():
         before = parameter.clone()
         parameter.mul_(torch.empty_like(parameter).uniform_(0.8, 1.2, generator=generator))
         error = relative_error(Runner(model, num_tokens=128).logits([sample])[0], expected)
         parameter.copy_(before)
-        assert error > 5 * TOLERANCE, name
+        assert error > 5 * TOLERANCE, path

@@ -165,7 +165,7 @@ def test_a_clip_as_a_list_of_pictures(family: Family) -> None:
         [PIL.Image.fromarray(array) for array in arrays], arrays, np.stack(arrays), floats.transpose(0, 3, 1, 2),
         FRAMES,
     ):  # fmt: skip
-        forms.append(family.builder.build(placeholder, [], [given]).media[0])
+        forms.append(family.builder.build(placeholder, {"video": [given]}).media[0])
     assert {form.content_hash for form in forms} == {item.content_hash}
     fewer = family.clip(FRAME_LIST, num_frames=4)
     assert family.frames(fewer) == 4
@@ -245,7 +245,7 @@ def test_what_the_encoder_s_cache_does_not_hold(family: Family) -> None:
     """A clip of 16 frames where there is room for the embeddings of half of it; the proposal is taken."""
     whole = family.clip(num_frames=16)
     config = family.builder.config
-    num_bytes = whole.span.num_embeds * config.spec.text.hidden_size * 4 // 2
+    num_bytes = whole.span.num_embeds * config.model.spec.text.hidden_size * 4 // 2
     small = family.build(dtype="float32", encoder_cache_gib=num_bytes / (1 << 30))
     try:
         with pytest.raises(RequestError, match=r"one video takes \d+ embeddings, above the .*encoder-cache") as caught:
@@ -277,7 +277,7 @@ def test_what_is_proposed_fits_in_all_limits(family: Family) -> None:
     part = {"type": "video_url", "video_url": {"url": MP4}}
     whole = family.ask(part, mm_processor_kwargs={"num_frames": 16})
     config, embeds = family.builder.config, whole.media[0].span.num_embeds
-    room = embeds // 4 * config.spec.text.hidden_size * 4 / (1 << 30)
+    room = embeds // 4 * config.model.spec.text.hidden_size * 4 / (1 << 30)
     short = family.build(dtype="float32", encoder_cache_gib=room, max_model_len=len(whole.token_ids) * 3 // 4)
     try:
         with pytest.raises(RequestError, match="maximum context length is") as caught:

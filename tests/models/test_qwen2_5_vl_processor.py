@@ -89,7 +89,7 @@ def test_golden_sizes(
     processor: Qwen2_5_VLProcessor, width: int, height: int, resized: tuple[int, int], num_tokens: int
 ) -> None:
     assert smart_resize(height, width, 28, RELEASED) == resized
-    assert processor.num_tokens("image", (1, height, width), {}) == num_tokens
+    assert processor.plan("image", (1, height, width), {}).num_tokens == num_tokens
 
 
 def test_sizes_are_those_of_transformers() -> None:
@@ -109,7 +109,7 @@ def test_sizes_are_those_of_transformers() -> None:
 @pytest.mark.parametrize(("width", "height"), [(20000, 1), (1, 201), (5628, 28)])
 def test_extreme_aspect_ratio_is_refused(processor: Qwen2_5_VLProcessor, width: int, height: int) -> None:
     with pytest.raises(RequestError, match="aspect ratio") as caught:
-        processor.num_tokens("image", (1, height, width), {})
+        processor.plan("image", (1, height, width), {})
     assert (caught.value.param, caught.value.status) == ("messages", 400)
 
 
@@ -247,7 +247,7 @@ def test_golden_clip(processor: Qwen2_5_VLProcessor) -> None:
     item = prompt.media[0]
     assert item.grid == (5, 20, 28)
     assert item.span == Span(1, 700)
-    assert processor.num_tokens("video", (9, 100, 140), {}) == 700
+    assert processor.plan("video", (9, 100, 140), {}).num_tokens == 700
     assert prompt.positions is not None
     # 2/3 s a grid, 2 tokens a second: 0, 1.33, 2.67, 4, 5.33 rounded down.
     assert prompt.positions[0, 1:701:140].tolist() == [1, 2, 3, 5, 6]
@@ -263,7 +263,7 @@ def test_clip_frames_are_images_in_pairs(processor: Qwen2_5_VLProcessor) -> None
 
 
 def test_scaling_beforehand_changes_nothing(processor: Qwen2_5_VLProcessor) -> None:
-    """Also where resizing twice would not be resizing once: strips, which may even become too long for the rule."""
+    """Also where a second plan would not be the first: strips, which may even become too long for the rule."""
     random = np.random.default_rng(5)
     sizes = [(30, 5990), (28, 5600), (5600, 28), (1, 200), (27, 30)]
     sizes += [tuple(int(side) for side in np.exp(random.uniform(1, 8, 2))) for _ in range(500)]
@@ -273,19 +273,28 @@ def test_scaling_beforehand_changes_nothing(processor: Qwen2_5_VLProcessor) -> N
         for modality in ("image", "video"):
             for options in ({}, {"max_pixels": 100 * 784}, {"max_pixels": 5 * 784}):
                 size = (4, height, width)
-                before = processor.num_tokens(modality, size, options)
-                scaled = processor.resized(modality, size, options)
-                assert processor.num_tokens(modality, (4, *scaled), options) == before
-                assert processor.resized(modality, (4, *scaled), options) == scaled
+                plan = processor.plan(modality, size, options)
+                assert plan.decoded == plan.resized and (plan.size, plan.num_frames) == (size[1:], 4)
+                assert plan.num_tokens == plan.num_embeds == 2 * plan.resized[0] // 28 * plan.resized[1] // 28
+    for height, width in sizes[:5]:
+        if max(height, width) > 200 * min(height, width):
+            continue
+        pixels, plan = noise(height, width, 3), processor.plan("image", (1, height, width), {})
+        scaled = PIL.Image.fromarray(pixels).resize(plan.decoded[::-1], PIL.Image.Resampling.BICUBIC)
+        once, beforehand = (
+            processor.build([IMAGE], [item], {}) for item in (Image(pixels), Image(np.asarray(scaled), plan))
+        )
+        assert beforehand.token_ids == once.token_ids
+        assert beforehand.media[0].content_hash == once.media[0].content_hash
 
 
 def test_frames_may_come_scaled(processor: Qwen2_5_VLProcessor) -> None:
     frames = noise(4, 300, 200, 3)
-    height, width = processor.resized("video", (4, 300, 200), {})
-    size = (width, height)
+    plan = processor.plan("video", (4, 300, 200), {})
+    size = plan.decoded[::-1]
     scaled = np.stack([PIL.Image.fromarray(f).resize(size, PIL.Image.Resampling.BICUBIC) for f in frames])
     whole = processor.build([VIDEO], [Video(frames, 2.0)], {}).media[0]
-    assert processor.build([VIDEO], [Video(scaled, 2.0)], {}).media[0].content_hash == whole.content_hash
+    assert processor.build([VIDEO], [Video(scaled, 2.0, plan)], {}).media[0].content_hash == whole.content_hash
 
 
 # ------------------------------------------------------------------------------------------------- positions
@@ -385,7 +394,7 @@ def test_options_change_the_size(processor: Qwen2_5_VLProcessor) -> None:
     for options in ({"max_pixels": 50 * 784}, {"size": {"longest_edge": 50 * 784}}):
         item = processor.build([IMAGE], [Image(pixels)], options).media[0]
         assert item.grid == (1, 14, 14)
-        assert item.span.length == processor.num_tokens("image", (1, 504, 504), options) == 49
+        assert item.span.length == processor.plan("image", (1, 504, 504), options).num_tokens == 49
 
 
 @pytest.mark.parametrize(
@@ -438,13 +447,15 @@ def test_resized_height_and_width(
     image, video = processor.build([IMAGE, VIDEO], [Image(frames[0]), Video(frames, 2.0)], options).media
     assert (image.grid[1:], video.grid[1:]) == (grid, grid)
     for modality, item, size in (("image", image, (1, 300, 70)), ("video", video, (2, 300, 70))):
-        assert item.span.length == processor.num_tokens(modality, size, options)
-        assert processor.resized(modality, size, options) == (grid[0] * 14, grid[1] * 14)
+        plan = processor.plan(modality, size, options)
+        assert item.span.length == plan.num_tokens
+        assert plan.decoded == plan.resized == (grid[0] * 14, grid[1] * 14)
 
 
 def test_items_have_options_of_their_own(processor: Qwen2_5_VLProcessor) -> None:
     pixels, small = noise(504, 504, 3), {"max_pixels": 50 * 784}
-    mixed = processor.build([IMAGE, IMAGE], [Image(pixels, options=small), Image(pixels)], {"max_pixels": 100 * 784})
+    own = processor.plan("image", (1, 504, 504), small)
+    mixed = processor.build([IMAGE, IMAGE], [Image(pixels, own), Image(pixels)], {"max_pixels": 100 * 784})
     assert [item.grid for item in mixed.media] == [(1, 14, 14), (1, 20, 20)]
     alone = processor.build([IMAGE], [Image(pixels)], small).media[0]
     assert mixed.media[0].content_hash == alone.content_hash

@@ -29,8 +29,8 @@ from trifocal.tokenizer import Tokenizer, load_tokenizer
 ROOT = Path(__file__).parents[2]
 FAMILIES = {f"{name}-{spelling}": (entry, spelling) for name, entry in ENTRIES.items() for spelling in entry.in_engine}
 FIRST = next(iter(FAMILIES))
-# Version 2.0 was released without a preprocessor_config.json.
-WITHOUT_PREPROCESSOR = ("minicpmv-2.0-released",)
+# Version 2.0 was released without a preprocessor_config.json, and language models alone need none.
+WITHOUT_PREPROCESSOR = ("minicpmv-2.0-released", *(name for name in FAMILIES if name.startswith("text-")))
 Change = Callable[[Path], object]
 
 
@@ -312,7 +312,7 @@ def test_a_wrong_value_anywhere(whole: dict[str, Path], tmp_path: Path, family: 
 
 def build(folder: Path, tokenizer: Tokenizer) -> None:
     """What starting does up to the weights."""
-    spec = resolve(EngineArgs(model=str(folder))).spec
+    spec = resolve(EngineArgs(model=str(folder))).model.spec
     PROCESSORS.get(spec.architecture)(spec, tokenizer)
     with torch.device("meta"):
         MODELS.get(spec.architecture)(spec)

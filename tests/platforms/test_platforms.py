@@ -2,60 +2,71 @@
 
 from __future__ import annotations
 
+import json
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from tests import tiny
 from tests.logged import messages
+from tests.platforms import toy
 from trifocal.attention.registry import ATTENTION
 from trifocal.config import devices
-from trifocal.config.devices import PLATFORMS, detect_device, load_plugins
+from trifocal.config.devices import DEVICES, Device, detect_device, load_plugins
+from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError
+from trifocal.llm import LLM
 from trifocal.platforms import cpu, get_platform
 from trifocal.platforms.cpu import CpuPlatform
-from trifocal.registry import Registry
+from trifocal.sampling_params import SamplingParams
 
 _GIB = 1 << 30
+_EXISTS = os.path.exists
+Plugins = dict[str, Callable[[], dict[str, str | Device]]]
 
 
-def npu_platforms() -> dict[str, str]:
+def npu_platforms() -> dict[str, str | Device]:
     """What the plug-in of a test brings."""
-    return {"npu": "trifocal.platforms.cpu:CpuPlatform"}
+    target = "trifocal.platforms.cpu:CpuPlatform"
+    return {"npu": Device(target, block_size=128, max_num_batched_tokens=4096, awq_dtype="float32")}
 
 
-def xpu_platforms() -> dict[str, str]:
+def xpu_platforms() -> dict[str, str | Device]:
     """Another's."""
     return {"xpu": "trifocal.platforms.cpu:CpuPlatform"}
 
 
-def missing_platforms() -> dict[str, str]:
+def missing_platforms() -> dict[str, str | Device]:
     """That of a plug-in whose device is not there."""
     return {}
 
 
-def broken_platforms() -> dict[str, str]:
+def broken_platforms() -> dict[str, str | Device]:
     """That of a plug-in with a fault."""
     raise OSError("no driver")
 
 
 @pytest.fixture
-def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], dict[str, str]]]]:
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins]:
     """Installed plug-ins by name, each with the function that its entry point names."""
-    functions: dict[str, Callable[[], dict[str, str]]] = {}
+    functions: Plugins = {}
 
     class Point(EntryPoint):
-        def load(self) -> Callable[[], dict[str, str]]:
+        def load(self) -> Callable[[], dict[str, str | Device]]:
             return functions[self.name]
 
     def entry_points(*, group: str) -> list[EntryPoint]:
         return [Point(name, f"plugin:{function.__name__}", group) for name, function in functions.items()]
 
     monkeypatch.setattr(devices, "entry_points", entry_points)
-    monkeypatch.setattr(devices, "PLATFORMS", Registry("device", PLATFORMS._entries))
+    monkeypatch.setattr(devices, "DEVICES", dict(DEVICES))
     monkeypatch.setattr(devices.os.path, "exists", lambda path: False)
     monkeypatch.delenv("TRIFOCAL_PLUGINS", raising=False)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
@@ -63,9 +74,6 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Callable[[], 
     devices._warn.cache_clear()
     yield functions
     load_plugins.cache_clear()
-
-
-Plugins = dict[str, Callable[[], dict[str, str]]]
 
 
 def test_auto_without_anything_is_the_cpu(plugins: Plugins) -> None:
@@ -87,6 +95,51 @@ def test_a_plugin_brings_devices_of_other_names(plugins: Plugins) -> None:
     assert isinstance(get_platform("npu"), CpuPlatform)
     with pytest.raises(ConfigError, match="'ascend_vllm' is unknown; known: auto, cpu, cuda, npu"):
         detect_device("ascend_vllm")
+
+
+def test_a_device_says_what_is_best_on_it(plugins: Plugins, tmp_path: Path) -> None:
+    """Where the user asks for nothing; a plug-in's is known before torch is."""
+    plugins |= {"a": npu_platforms, "b": xpu_platforms}
+    folder = tiny.write_checkpoint(tmp_path, dtype="float16")
+    wanted = {"npu": (128, 4096), "xpu": (16, 2048), "cpu": (16, 512)}
+    for device, expected in wanted.items():
+        config = resolve(EngineArgs(model=str(folder), device=device))
+        assert (config.cache.block_size, config.scheduling.max_num_batched_tokens) == expected
+        asked = resolve(EngineArgs(model=str(folder), device=device, block_size=32, max_num_batched_tokens=64))
+        assert (asked.cache.block_size, asked.scheduling.max_num_batched_tokens) == (32, 64)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}
+    (folder / "config.json").write_text(json.dumps(settings))
+    dtypes = [resolve(EngineArgs(model=str(folder), device=device)).model.dtype for device in wanted]
+    assert dtypes == ["float32", "float16", "bfloat16"]
+
+
+def test_a_device_brings_its_own_layouts(
+    plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:  # fmt: skip
+    """Linear methods, the layout of weights and of the cache, attention: the tiny model answers as on the CPU."""
+    plugins["toys"] = lambda: {"toy": "tests.platforms.toy:ToyPlatform"}
+    monkeypatch.setattr(os.path, "exists", _EXISTS)  # the CPU's kernels are looked for
+    folder = tiny.write_checkpoint(tmp_path)
+    params = SamplingParams(temperature=0, max_tokens=12, logprobs=3, ignore_eos=True)
+    prompts: list[Any] = [{"prompt": "The quick brown fox"}, {"prompt": "How many?"}]
+    vision = "<|vision_start|><|image_pad|><|vision_end|>"
+    prompts.append({"prompt": f"{vision}What?", "multi_modal_data": {"image": Image.new("RGB", (60, 80), "red")}})
+
+    def answers(device: str, **options: Any) -> list[tuple[Any, list[float]]]:
+        with LLM(str(folder), device=device, dtype="float32", max_num_batched_tokens=16, **options) as llm:
+            outputs = [out.outputs[0] for out in llm.generate(prompts, params, use_tqdm=False)]
+        return [(out.token_ids, [each.logprobs[0] for each in out.logprobs]) for out in outputs]
+
+    ours, cpu_s = answers("toy"), answers("cpu")
+    assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in cpu_s]
+    for (_, one), (_, other) in zip(ours, cpu_s, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    assert toy.Turned.num_products > 0 and toy.ToyAttention.num_calls > 0
+    caplog.set_level("INFO")
+    assert len({tuple(tokens) for tokens, _ in answers("toy", kv_cache_dtype="int8")}) == 3
+    said = [line for line in messages(caplog, "INFO") if "attention backend" in line]
+    assert said == ["attention backend toy is not used: it keeps no int8; reference serves instead"]
 
 
 def test_two_devices_are_ambiguous(plugins: Plugins) -> None:
@@ -136,7 +189,7 @@ def test_an_entry_point_is_loaded_by_its_name(monkeypatch: pytest.MonkeyPatch) -
 
 def test_default_attention_exists() -> None:
     for name in ("cpu", "cuda"):
-        assert PLATFORMS.get(name).default_attention in ATTENTION
+        assert get_platform(name).default_attention in ATTENTION
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
@@ -169,6 +222,7 @@ def test_kv_cache_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert platform.kv_cache_bytes(0.6, 3 * _GIB) == 0
     assert platform.kv_cache_bytes(1.0, 0) == 4 * _GIB  # the cap
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7.5")
+    platform = CpuPlatform()
     assert platform.kv_cache_bytes(0.1, _GIB) == int(7.5 * _GIB)
 
 

@@ -91,7 +91,7 @@ async def test_offline_and_online_are_the_same(builder: PromptBuilder) -> None:
     objects[0]["content"][1] = {"type": "image_pil", "image_pil": PICTURE}
     assert [m.content_hash for m in builder.chat_sync(objects).media] == [m.content_hash for m in online.media]
     assert online.text is not None
-    built = builder.build(online.text, [PICTURE], [clip(30, 10, size=(96, 64))])
+    built = builder.build(online.text, {"image": [PICTURE], "video": [clip(30, 10, size=(96, 64))]})
     assert built.token_ids == online.token_ids
     assert [m.content_hash for m in built.media] == [m.content_hash for m in online.media]
 
@@ -167,7 +167,9 @@ async def test_continuing_the_final_message(builder: PromptBuilder, words: str) 
 
 
 async def test_processor_options_of_server_and_request(config: EngineConfig, builder: PromptBuilder) -> None:
-    serving = PromptBuilder(replace(config, mm_processor_kwargs={"max_pixels": 8 * 784, "fps": 1}))
+    serving = PromptBuilder(
+        replace(config, media=replace(config.media, mm_processor_kwargs={"max_pixels": 8 * 784, "fps": 1}))
+    )
     messages = user(("image_url", PNG), ("video_url", MP4))
     lengths = [item.span.length for item in (await serving.chat(messages)).media]
     assert lengths == [6, 12]  # fewer pixels, four frames
@@ -177,7 +179,7 @@ async def test_processor_options_of_server_and_request(config: EngineConfig, bui
         await builder.chat(messages, mm_processor_kwargs={"zoom": 3})
     assert caught.value.param == "mm_processor_kwargs"
     with pytest.raises(ConfigError, match="--mm-processor-kwargs"):
-        PromptBuilder(replace(config, mm_processor_kwargs={"zoom": 3}))
+        PromptBuilder(replace(config, media=replace(config.media, mm_processor_kwargs={"zoom": 3})))
     serving.close()
 
 
@@ -185,19 +187,19 @@ async def test_processor_options_of_server_and_request(config: EngineConfig, bui
 
 
 async def test_media_limits(config: EngineConfig) -> None:
-    limited = PromptBuilder(replace(config, limit_mm_per_prompt={"image": 1, "video": 0}))
+    limited = PromptBuilder(replace(config, media=replace(config.media, limit_mm_per_prompt={"image": 1, "video": 0})))
     await limited.chat(user(("image_url", PNG)))
     with pytest.raises(RequestError, match=r"at most 1 image.*got 2"):
         await limited.chat(user(("image_url", PNG), ("image_url", PNG)))
     with pytest.raises(RequestError, match=r"at most 0 video.*got 1"):
         await limited.chat(user(("video_url", "http://never.fetched/")))
     with pytest.raises(RequestError, match="at most 1 image"):
-        limited.build("x", [PICTURE, PICTURE])
+        limited.build("x", {"image": [PICTURE, PICTURE]})
     limited.close()
 
 
 async def test_too_long_is_refused_before_pixels(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = PromptBuilder(replace(config, max_model_len=64))
+    short = PromptBuilder(replace(config, scheduling=replace(config.scheduling, max_model_len=64)))
     decoded: list[Any] = []
     monkeypatch.setattr(MediaReader, "load", lambda *args: decoded.append(args))
     wording = r"This model's maximum context length is 64 tokens\. However, you requested {} tokens in the messages"
@@ -278,7 +280,7 @@ async def test_one_pixel_is_a_picture(builder: PromptBuilder) -> None:
 
 def test_a_checkpoint_without_template(config: EngineConfig, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(tiny.tokenizer_json(), encoding="utf-8")
-    bare = replace(config, tokenizer=str(tmp_path))
+    bare = replace(config, model=replace(config.model, tokenizer=str(tmp_path)))
     with pytest.raises(RequestError, match="no chat template"):
         PromptBuilder(bare).chat_sync(user("x"))
     flagged = PromptBuilder(bare, chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
@@ -308,7 +310,7 @@ async def test_lone_surrogates_are_replaced(builder: PromptBuilder) -> None:
 
 
 async def test_long_texts_are_refused_by_their_beginning(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    short = PromptBuilder(replace(config, max_model_len=64))
+    short = PromptBuilder(replace(config, scheduling=replace(config.scheduling, max_model_len=64)))
     seen = []
     original = type(short.tokenizer).encode
     monkeypatch.setattr(
@@ -335,14 +337,14 @@ async def test_a_placeholder_without_a_picture(builder: PromptBuilder) -> None:
 def test_build_from_arrays(builder: PromptBuilder) -> None:
     frames = np.stack([noise(64, 96, seed=k) for k in range(5)])
     text = f"{builder.processor.placeholder('video')}{builder.processor.placeholder('image')}"
-    prompt = builder.build(text, [np.asarray(PICTURE)], [(frames, {"fps": 1.0})], cache_salt="s")
+    prompt = builder.build(text, {"image": np.asarray(PICTURE), "video": [(frames, {"fps": 1.0})]}, cache_salt="s")
     assert [item.modality for item in prompt.media] == ["video", "image"]
     assert prompt.media[0].grid[0] == 3
     assert prompt.positions is not None
     assert sorted(set(prompt.positions[0, 1:19])) == [1, 5, 9]  # two seconds a grid, two positions a second
     assert (prompt.text, prompt.cache_salt) == (text, "s")
     with pytest.raises(RequestError, match=r"multi_modal_data\['image'\]\[1\]"):
-        builder.build(text, [PICTURE, 5], [])
+        builder.build(text, {"image": [PICTURE, 5]})
 
 
 def test_build_from_whatever_people_have(
@@ -367,7 +369,7 @@ def test_build_from_whatever_people_have(
              (names, {"fps": 2.0})]  # fmt: skip
     try:
         found = {
-            tuple(item.content_hash for item in offline.build(text, [picture], [clip]).media)
+            tuple(item.content_hash for item in offline.build(text, {"image": [picture], "video": [clip]}).media)
             for picture, clip in zip(pictures, clips, strict=True)
         }
         assert len(found) == 1
@@ -375,7 +377,7 @@ def test_build_from_whatever_people_have(
         asked = offline.chat_sync([{"role": "user", "content": content}])
         assert {tuple(item.content_hash for item in asked.media)} == found
         with pytest.raises(RequestError, match=r"\['image'\]\[0\]: 'b.png' is neither a URL nor the path"):
-            offline.build(text, ["b.png"], [frames])
+            offline.build(text, {"image": ["b.png"], "video": [frames]})
     finally:
         offline.close()
 
@@ -396,7 +398,7 @@ def test_rates_of_clips_in_a_list(builder: PromptBuilder) -> None:
     frames = np.stack([noise(64, 96, seed=k) for k in range(4)])
 
     def asked(fps: Any) -> list[bytes]:
-        prompt = builder.build(placeholder * 2, [], [frames, frames], mm_processor_kwargs={"fps": fps})
+        prompt = builder.build(placeholder * 2, {"video": [frames, frames]}, mm_processor_kwargs={"fps": fps})
         return [item.content_hash for item in prompt.media]
 
     assert asked([2.0, 1.0]) == [asked(2.0)[0], asked(1.0)[0]]
@@ -417,7 +419,7 @@ async def test_work_runs_off_the_loop(builder: PromptBuilder, monkeypatch: pytes
     threads = set()
 
     reader = builder._reader
-    for owner, name in ((builder, "render"), (builder.processor, "build"), (reader, "open_image"), (reader, "load")):
+    for owner, name in ((builder, "render"), (builder.processor, "build"), (reader, "open"), (reader, "load")):
         original = getattr(owner, name)
         monkeypatch.setattr(
             owner, name, lambda *a, _f=original, **k: threads.add(threading.current_thread()) or _f(*a, **k)

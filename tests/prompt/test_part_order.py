@@ -83,7 +83,7 @@ def test_the_old_way(config: EngineConfig, flag: str) -> None:
     """Where a template takes strings; one that takes parts has the last word."""
     parser = Parser()
     add_flags(parser, EngineArgs)
-    args = build(EngineArgs, parser.parse_args(["--model", config.spec.path, "--device", "cpu", flag]))
+    args = build(EngineArgs, parser.parse_args(["--model", config.model.spec.path, "--device", "cpu", flag]))
     with closing(PromptBuilder(resolve(args), chat_template=STRINGS)) as builder:
         assert order(builder) == ["image", "image", "video", "alpha", "beta", "gamma"]
 

@@ -20,6 +20,7 @@ import pytest
 from tests import tiny
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.errors import ConfigError, RequestError
+from trifocal.helpers.pool import Helper
 from trifocal.prompt.builder import PromptBuilder
 from trifocal.prompt.sandbox import RenderedTooLongError, RenderTimeoutError, Sandbox
 from trifocal.prompt.template import ChatTemplate
@@ -36,14 +37,13 @@ def sandbox() -> Any:
 
 
 def pids(sandbox: Sandbox) -> list[int]:
-    return [process.pid for process in sandbox._idle]
+    return [renderer.pid for renderer in sandbox._pool._idle]
 
 
-def num_waiting(process: subprocess.Popen[bytes]) -> int:
+def num_waiting(renderer: Helper) -> int:
     """Bytes that it has been sent and has not read."""
-    assert process.stdin is not None
     count = array.array("i", [0])
-    fcntl.ioctl(process.stdin, termios.FIONREAD, count)
+    fcntl.ioctl(renderer._jobs, termios.FIONREAD, count)
     return count[0]
 
 
@@ -133,7 +133,7 @@ def test_a_killed_process_is_replaced(sandbox: Sandbox) -> None:
     sandbox.render("a", {}, max_chars=9)
     [pid] = pids(sandbox)
     os.kill(pid, signal.SIGKILL)
-    sandbox._idle[0].wait()
+    sandbox._pool._idle[0]._process.wait()
     assert sandbox.render("b", {}, max_chars=9) == "b"
     assert pids(sandbox) != [pid]
 
@@ -143,9 +143,9 @@ def test_a_process_that_dies_while_it_renders(sandbox: Sandbox) -> None:
         sandbox.render("a", {}, max_chars=9)
         [pid] = pids(sandbox)
         os.kill(pid, signal.SIGSTOP)  # so that the rendering is under way when it dies
-        [process] = sandbox._idle
+        [renderer] = sandbox._pool._idle
         rendering = pool.submit(sandbox.render, "b", {}, 9)
-        while not num_waiting(process):  # until then it may still be found dead, and replaced
+        while not num_waiting(renderer):  # until then it may still be found dead, and replaced
             sleep(0.001)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(RequestError, match="ended"):
@@ -165,7 +165,7 @@ def test_processes_end_with_the_program() -> None:
     """Also where it is killed: their input ends."""
     code = (
         "import os, signal\nfrom trifocal.prompt.sandbox import SANDBOX\nSANDBOX.render('a', {}, 9)\n"
-        "print(SANDBOX._idle[0].pid, flush=True)\n"
+        "print(*SANDBOX._pool.pids, flush=True)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for end in ("", "os.kill(os.getpid(), signal.SIGKILL)"):

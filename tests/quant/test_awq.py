@@ -14,14 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.quantize import load
-from tests import tiny, tiny_internvl
+from tests import tiny, tiny_internvl, tiny_text
 from tests.oracle import Runner, load_processor, make_sample
+from tests.ranks import on_ranks
 from trifocal.config.engine import EngineArgs, resolve
+from trifocal.distributed import Group
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.kernels.base import TORCH
 from trifocal.layers.linear import Linear
 from trifocal.llm import LLM
-from trifocal.models.loader import _columns
+from trifocal.models.loader import _columns, load_model
 from trifocal.quant.awq import AwqLinear, pack_awq, unpack_awq
 from trifocal.quant.int4 import weight_of
 from trifocal.sampling_params import SamplingParams
@@ -108,7 +110,7 @@ def _is_awq(layer: Linear) -> bool:
 
 def test_nested_config_of_internvl(tmp_path: Path) -> None:
     plain = tiny_internvl.write_checkpoint(tmp_path / "plain")
-    assert write_pair(plain, tmp_path / "awq", nested="llm_config") == 7 * tiny_internvl.LAYERS
+    assert write_pair(plain, tmp_path / "awq", nested="llm_config") == 7 * tiny_text.LAYERS
     ours, expected = load(tmp_path / "awq"), load(plain)
     for path, layer in ours.named_modules():
         if isinstance(layer, Linear):
@@ -131,6 +133,31 @@ def test_what_is_refused(tmp_path: Path, fields: dict[str, Any], message: str) -
     write_pair(tiny.write_checkpoint(tmp_path / "plain"), tmp_path / "awq", **fields)
     with pytest.raises(ConfigError, match=message):
         load(tmp_path / "awq")
+
+
+def test_ranks_share_packed_weights(tmp_path: Path) -> None:
+    """Greedy answers of two ranks are those of one; groups that four would cut are refused by name."""
+    write_pair(tiny.write_checkpoint(tmp_path / "plain", tied=False), tmp_path / "awq")
+    config = resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", dtype="float32"))
+    sample = make_sample(load_processor(tmp_path / "plain"), "image")
+
+    def answer(group: Group) -> list[int]:
+        model = load_model(
+            config.model.spec, dtype=torch.float32, device=torch.device("cpu"), load_format="auto", seed=0,
+            quantization=config.model.quantization, group=group,
+        )  # fmt: skip
+        chosen: list[int] = []
+        for _ in range(8):
+            logits = Runner(model).logits([sample.followed_by(chosen)])[0][-1]
+            chosen.append(int(group.all_reduce(logits.argmax() * (group.rank == 0))))  # rank 0 alone chooses
+        return chosen
+
+    [alone] = on_ranks(1, answer)
+    assert on_ranks(2, answer) == [alone, alone] and len(set(alone)) > 3
+    with pytest.raises(
+        ConfigError, match=r"size 4: language_model\.layers\.0\.self_attn\.o_proj has 64 inputs in groups"
+    ):
+        on_ranks(4, answer)
 
 
 def test_other_methods_are_refused(tmp_path: Path) -> None:
@@ -173,9 +200,9 @@ def test_flags(tmp_path: Path) -> None:
     write_pair(tiny.write_checkpoint(tmp_path / "plain", dtype="float16"), tmp_path / "awq")
     for flag in (None, "awq"):
         config = resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", quantization=flag))
-        assert config.quantization is not None and config.quantization.group_size == GROUP
-        assert config.dtype == "bfloat16"
-    assert resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", dtype="float16")).dtype == "float16"
+        assert config.model.quantization is not None and config.model.quantization.group_size == GROUP
+        assert config.model.dtype == "bfloat16"
+    assert resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", dtype="float16")).model.dtype == "float16"
     with pytest.raises(ConfigError, match="--quantization int8: the checkpoint is quantized by awq already"):
         resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", quantization="int8"))
 

@@ -21,10 +21,13 @@ def start(name: str, prompt: Prompt, output: list[int], block_ids: list[int]) ->
 
 
 def build(states: list[SequenceState], ranges: list[tuple[int, int]], rows: int = ROWS) -> ForwardBatch:
-    scheduled = [
-        ScheduledSeq(state.request.request_id, low, high - low, [], samples=high == state.num_tokens)
-        for state, (low, high) in zip(states, ranges, strict=True)
-    ]
+    """A step that computes these positions. Where there are drafts, it was planned for one more, and for a later start:
+    as many drafts of the step before were lost."""
+    scheduled = []
+    for state, (low, high) in zip(states, ranges, strict=True):
+        most = len(state.drafts) + 1 if state.drafts else 0
+        num_sampled = 1 + most if high == state.num_tokens else 0
+        scheduled.append(ScheduledSeq(state.request.request_id, low + most, high - low + most, [], num_sampled, most))
     by_id = {state.request.request_id: state for state in states}
     plan = StepPlan(1, scheduled)
     return build_batch(plan, by_id, block_size=BLOCK_SIZE, position_rows=rows, device=torch.device("cpu"))
@@ -50,7 +53,7 @@ def random_prompt(rng: random.Random) -> Prompt:
 def account(state: SequenceState, low: int, high: int) -> list[tuple[int, tuple[int, ...], int]]:
     """Token id, rotary position and slot of each position, one at a time."""
     prompt = state.request.prompt
-    known = [*prompt.token_ids, *state.output_token_ids.tolist()]
+    known = [*prompt.token_ids, *state.output_token_ids.tolist(), *state.drafts]
     rows = []
     for index in range(low, high):
         if index < len(prompt.token_ids):
@@ -78,10 +81,16 @@ def test_every_row_of_a_step_is_what_its_position_says() -> None:
         for name in "abcd"[: rng.randint(1, 4)]:
             prompt, output = random_prompt(rng), [rng.randrange(2, 50) for _ in range(rng.randint(0, 6))]
             num_tokens = len(prompt.token_ids) + len(output)
-            states.append(start(name, prompt, output, rng.sample(range(100), -(-num_tokens // BLOCK_SIZE))))
+            states.append(start(name, prompt, output, rng.sample(range(100), -(-(num_tokens + 4) // BLOCK_SIZE))))
             low = rng.randrange(num_tokens)
             ranges.append((low, rng.randint(low + 1, num_tokens)))
+            if rng.random() < 0.5:
+                states[-1].drafts = [rng.randrange(50) for _ in range(rng.randint(1, 3))]
+                ranges[-1] = (low, num_tokens)
         batch = build(states, ranges)
+        _check_samples(batch, states, ranges)
+        _check_media(batch, states, ranges)
+        ranges = [(low, high + len(state.drafts)) for state, (low, high) in zip(states, ranges, strict=True)]
         expected = [row for state, (low, high) in zip(states, ranges, strict=True) for row in account(state, low, high)]
         assert batch.token_ids.tolist() == [token_id for token_id, _, _ in expected]
         assert list(map(tuple, batch.positions.T.tolist())) == [position for _, position, _ in expected]
@@ -90,8 +99,6 @@ def test_every_row_of_a_step_is_what_its_position_says() -> None:
         assert batch.attention.context_lens == [high for _, high in ranges]
         for state, table in zip(states, batch.attention.block_tables.tolist(), strict=True):
             assert table[: len(state.block_ids)] == state.block_ids
-        _check_media(batch, states, ranges)
-        _check_samples(batch, states, ranges)
 
 
 def _check_media(batch: ForwardBatch, states: list[SequenceState], ranges: list[tuple[int, int]]) -> None:
@@ -102,6 +109,7 @@ def _check_media(batch: ForwardBatch, states: list[SequenceState], ranges: list[
             if embed is not None:
                 wanted[row] = (state.request.request_id, *embed)
             row += 1
+        row += len(state.drafts)
     found = {}
     for part in batch.media:
         rows = np.arange(row)[part.rows]
@@ -112,10 +120,11 @@ def _check_media(batch: ForwardBatch, states: list[SequenceState], ranges: list[
 
 
 def _check_samples(batch: ForwardBatch, states: list[SequenceState], ranges: list[tuple[int, int]]) -> None:
-    ends = np.cumsum([high - low for low, high in ranges])
+    ends = np.cumsum([high - low + len(state.drafts) for state, (low, high) in zip(states, ranges, strict=True)])
     last = [i for i, (state, (_, high)) in enumerate(zip(states, ranges, strict=True)) if high == state.num_tokens]
     assert batch.sampled_ids == [states[i].request.request_id for i in last]
-    assert batch.sampled_rows.tolist() == [ends[i] - 1 for i in last]
+    rows = [row for i in last for row in range(ends[i] - 1 - len(states[i].drafts), ends[i])]
+    assert batch.sampled_rows.tolist() == rows
 
 
 def test_without_positions_the_index_is_the_position() -> None:

@@ -1,9 +1,12 @@
-"""One request's fault while tokens are chosen: it fails alone, its neighbours get what they get without it."""
+"""Steps on a tiny model. One request's fault while tokens are chosen: it fails alone, its neighbours get what they get
+without it. Drafts: they change no answer."""
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,11 @@ from tests import tiny
 from trifocal.config.engine import EngineArgs, resolve
 from trifocal.engine.engine import Engine
 from trifocal.sampling_params import SamplingParams
-from trifocal.types import Prompt, Request, TokenLogprobs, TokenOutput
+from trifocal.types import Prompt, Request, StepPlan, StepResult, TokenLogprobs, TokenOutput
 from trifocal.worker import sampler
+from trifocal.worker.input_batch import SequenceState
+from trifocal.worker.logits_processors import LogitBias, Penalties
+from trifocal.worker.model_runner import ModelRunner
 from trifocal.worker.sampler import Sampler
 
 BAD_SEED, FAILS_AT = 666, 3
@@ -25,12 +31,16 @@ EVERY_KIND = {
     "bias": {"temperature": 1.0, "logit_bias": {5: 3.0}},
     "logprobs": {"temperature": 0.0, "logprobs": 3},
     "min_tokens": {"temperature": 0.0, "min_tokens": 4},
+    "allowed": {"temperature": 1.0, "allowed_token_ids": list(range(40, 90))},
+    "bad words": {"temperature": 0.0, "bad_words": ["some"], "frequency_penalty": 0.4},
 }
 
 
 def request(name: str, seed: int = 0, **params: Any) -> Request:
     token_ids = np.random.default_rng(len(name)).integers(0, 256, 9).tolist()
-    return Request(name, Prompt(token_ids), SamplingParams(max_tokens=10, **params), frozenset([7]), seed)
+    words = ((33,), (12, 34), (12, 34, 56)) if params.get("bad_words") else ()
+    sampling = SamplingParams(max_tokens=10, **params)
+    return Request(name, Prompt(token_ids), sampling, frozenset([7]), seed, bad_word_ids=words)
 
 
 @pytest.fixture(scope="module")
@@ -70,39 +80,39 @@ def undisturbed(engine: Engine) -> dict[str, Answer]:
 
 def break_adjusting(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """After the row was changed."""
-    adjust = Sampler._adjust
+    calls, apply = [], LogitBias.apply
 
-    def broken(self: Sampler, row: Any, state: Any) -> None:
-        adjust(self, row, state)
-        if state.request.seed == BAD_SEED and state.num_output_tokens >= FAILS_AT:
+    def broken(self: LogitBias, row: Any) -> None:
+        apply(self, row)
+        calls.extend([row] if self._ids.tolist() == [3] else [])
+        if len(calls) > FAILS_AT and self._ids.tolist() == [3]:
             raise IndexError("index 99 is out of range")
 
-    monkeypatch.setattr(Sampler, "_adjust", broken)
+    monkeypatch.setattr(LogitBias, "apply", broken)
     return {"logit_bias": {3: 1.0}}
 
 
 def break_counting(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """In the middle of its own counts; those of others are complete or not begun."""
-    catch_up = sampler._TokenCounts.catch_up
+    calls, accept = [], Penalties.accept
 
-    def broken(self: Any, state: Any) -> None:
-        num_seen = self._num_seen
-        catch_up(self, state)
-        if state.request.seed == BAD_SEED and state.num_output_tokens >= FAILS_AT:
-            self._num_seen = num_seen
+    def broken(self: Penalties, token_id: int) -> None:
+        accept(self, token_id)
+        calls.extend([token_id] if self._frequency == 1.0 else [])
+        if len(calls) > FAILS_AT and self._frequency == 1.0:
             raise MemoryError
 
-    monkeypatch.setattr(sampler._TokenCounts, "catch_up", broken)
+    monkeypatch.setattr(Penalties, "accept", broken)
     return {"frequency_penalty": 1.0}
 
 
 def break_drawing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     uniform = sampler._uniform
 
-    def broken(state: Any) -> float:
+    def broken(state: Any, num_drafts: int) -> float:
         if state.request.seed == BAD_SEED and state.num_output_tokens >= FAILS_AT:
             raise OverflowError
-        return uniform(state)
+        return uniform(state, num_drafts)
 
     monkeypatch.setattr(sampler, "_uniform", broken)
     return {"temperature": 1.0}
@@ -168,3 +178,52 @@ def test_a_batch_without_a_fault_is_sampled_at_once(
 
     monkeypatch.setattr(Sampler, "one_by_one", never)
     assert answers(engine, [request(name, **params) for name, params in EVERY_KIND.items()]) == undisturbed
+
+
+class Prophet:
+    """Drafts what is going to be said, but for a slip now and then; and once it fails."""
+
+    def __init__(self, answers: dict[str, Answer]) -> None:
+        self._answers = {name: answer[0] for name, answer in answers.items()}
+        self._random = random.Random(0)
+        self.num_drafts = self.num_calls = 0
+
+    def draft(self, state: SequenceState, most: int) -> list[int]:
+        self.num_calls += 1
+        if self.num_calls == 5:
+            raise RuntimeError("no idea")
+        rest = self._answers[state.request.request_id][state.num_output_tokens :][:most]
+        self.num_drafts += len(rest)
+        return [(token_id + (self._random.random() < 0.3)) % 256 for token_id in rest]
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_drafts_change_no_answer(
+    engine: Engine, undisturbed: dict[str, Answer], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn or greedy, with processors or without: only the steps are fewer."""
+    prophet, execute, plans = Prophet(undisturbed), ModelRunner.execute, []
+
+    def drafting(self: ModelRunner, plan: StepPlan) -> StepResult:
+        self.drafter = prophet
+        plans.append(plan)
+        return execute(self, plan)
+
+    monkeypatch.setattr(ModelRunner, "execute", drafting)
+    monkeypatch.setattr(engine, "limits", replace(engine.limits, max_drafts=most))
+    engine.restart()
+    try:
+        got = answers(engine, [request(name, **params) for name, params in EVERY_KIND.items()])
+        assert {name: answer[0] for name, answer in got.items()} == {name: a[0] for name, a in undisturbed.items()}
+        assert [answer[2:] for answer in got.values()] == [answer[2:] for answer in undisturbed.values()]
+        for name, (_, logprobs, *_) in got.items():
+            for ours, theirs in zip(logprobs, undisturbed[name][1], strict=True):
+                assert ours.token_ids == theirs.token_ids
+                assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)
+        num_steps, num_tokens = sum(len(plan.scheduled) for plan in plans), 10 * len(EVERY_KIND)
+        assert prophet.num_drafts > 20 and num_steps < 0.8 * num_tokens
+        stats = engine.stats()
+        assert (stats.num_running, stats.num_waiting, stats.kv_blocks_used) == (0, 0, 0)
+    finally:
+        monkeypatch.undo()
+        engine.restart()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,17 +12,17 @@ import torch
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import Prompt, Request, ScheduledNew
 from trifocal.worker.input_batch import SequenceState
-from trifocal.worker.sampler import Sampler, _argmax, _levels, _top_k_top_p, _weights
+from trifocal.worker.logits_processors import apply_all
+from trifocal.worker.sampler import Row, Sampler, _argmax, _levels, _top_k_top_p, _weights
 
 VOCAB, PADDED = 40, 48
 
 
 def state(name: str = "a", prompt: list[int] | None = None, output: list[int] | None = None, seed: int = 0,
-          stop_ids: frozenset[int] = frozenset(), **params: object) -> SequenceState:  # fmt: skip
-    sampling = SamplingParams(max_tokens=1000, **params)  # type: ignore[arg-type]
-    return SequenceState.start(
-        ScheduledNew(Request(name, Prompt(prompt or [1]), sampling, stop_ids, seed), output or [])
-    )
+          stop_ids: frozenset[int] = frozenset(), bad_word_ids: Any = (), **params: Any) -> SequenceState:  # fmt: skip
+    sampling = SamplingParams(max_tokens=1000, **params)
+    request = Request(name, Prompt(prompt or [1]), sampling, stop_ids, seed, bad_word_ids=bad_word_ids)
+    return SequenceState.start(ScheduledNew(request, output or []))
 
 
 def sample(logits: torch.Tensor, states: list[SequenceState], sampler: Sampler | None = None) -> list[int]:
@@ -39,7 +40,7 @@ def random_state(rng: np.random.Generator, name: str) -> SequenceState:
     return state(
         name,
         prompt=rng.integers(0, VOCAB, 5).tolist(),
-        output=rng.integers(0, VOCAB, rng.integers(0, 8)).tolist(),
+        output=rng.integers(0, 8 if rng.random() < 0.5 else VOCAB, rng.integers(0, 8)).tolist(),
         seed=int(rng.integers(1 << 62)),
         stop_ids=frozenset(rng.integers(0, VOCAB, 3).tolist()),
         temperature=maybe(float(rng.uniform(0.1, 2)), 0.0 if rng.random() < 0.5 else 1.0),
@@ -51,6 +52,8 @@ def random_state(rng: np.random.Generator, name: str) -> SequenceState:
         frequency_penalty=maybe(float(rng.uniform(-2, 2)), 0.0),
         logit_bias=maybe({int(rng.integers(VOCAB)): float(rng.uniform(-50, 5))}, None),
         min_tokens=maybe(int(rng.integers(0, 8)), 0),
+        allowed_token_ids=maybe(rng.integers(0, VOCAB, 20).tolist(), None),
+        bad_word_ids=maybe(tuple(tuple(rng.integers(0, 3, rng.integers(1, 3)).tolist()) for _ in range(4)), ()),
     )
 
 
@@ -58,6 +61,11 @@ def reference(row: torch.Tensor, of: SequenceState) -> np.ndarray:
     """The distribution that the next token is drawn from, float64 [VOCAB]."""
     params, output = of.request.params, of.output_token_ids.tolist()
     values = row.numpy().astype(np.float64)[:VOCAB]
+    if params.allowed_token_ids is not None:
+        values[[token_id for token_id in range(VOCAB) if token_id not in params.allowed_token_ids]] = -np.inf
+    for *start, last in of.request.bad_word_ids:
+        if output[len(output) - len(start) :] == start and len(start) <= len(output):
+            values[last] = -np.inf
     for token_id, bias in (params.logit_bias or {}).items():
         values[token_id] += bias
     if len(output) < params.min_tokens:
@@ -100,6 +108,40 @@ def test_every_row_is_what_the_slow_sampler_gives() -> None:
             assert token_id == draw(reference(row, of), of)
 
 
+def test_drafts_choose_what_their_tokens_would() -> None:
+    """Row by row, noise, counts and words included; nothing of a draft is left behind."""
+    rng = np.random.default_rng(20)
+    for _ in range(40):
+        of, longer = random_state(rng, "a"), None
+        of.drafts = rng.integers(0, 8, 4).tolist()
+        logits = random_logits(rng, 5)
+        chosen = sample(logits, [of])
+        for num, (row, token_id) in enumerate(zip(logits, chosen, strict=True)):
+            output = [*of.output_token_ids.tolist(), *of.drafts[:num]]
+            longer = SequenceState.start(ScheduledNew(of.request, output))
+            assert token_id == draw(reference(row, longer), longer)
+        again = sample(logits, [of])
+        assert again == chosen
+
+
+def test_what_excludes_every_token_is_told() -> None:
+    states = [state(allowed_token_ids=[3], bad_word_ids=((3,),)), state("b")]
+    sampled = Sampler(VOCAB)(torch.zeros(2, PADDED), states)
+    assert list(sampled.errors) == [0] and "the request's parameters exclude every token" in sampled.errors[0]
+
+
+def test_logprobs_of_given_tokens() -> None:
+    logits = random_logits(np.random.default_rng(21), 3)
+    found = Sampler(VOCAB).logprobs_of(logits.clone(), [4, 9, VOCAB], 2)
+    for entry, token_id, row in zip(found[:2], (4, 9), logits[:, :VOCAB].double().log_softmax(dim=-1), strict=False):
+        assert entry.token_ids == [token_id, *row.topk(2).indices.tolist()]
+        assert entry.logprobs == pytest.approx([float(row[token_id]), *row.topk(2).values.tolist()], abs=1e-5)
+        assert entry.rank == 1 + int((row > row[token_id]).sum())
+    assert found[2].logprobs[0] < -1e9, "the tokenizer does not know it"
+    with pytest.raises(ValueError, match="no valid probabilities"):
+        Sampler(VOCAB).logprobs_of(logits * torch.nan, [4, 9, 1], 2)
+
+
 def test_a_row_is_the_same_alone_and_in_any_company_and_order() -> None:
     rng = np.random.default_rng(1)
     logits = random_logits(rng, 16)
@@ -124,7 +166,6 @@ def test_a_seed_is_a_stream_that_goes_on_after_preemption() -> None:
     assert whole != generate(Sampler(VOCAB), state(**{**settings, "seed": 8}), 30, np.random.default_rng(2))
     sampler, rng = Sampler(VOCAB), np.random.default_rng(2)
     begun = generate(sampler, state(**settings), 11, rng)
-    sampler.forget("a")
     assert generate(sampler, state(output=begun, **settings), 19, rng) == whole
 
 
@@ -133,7 +174,6 @@ def test_an_id_used_again_starts_with_fresh_counts() -> None:
     logits = torch.zeros(1, PADDED)
     logits[0, 3] = 1.0
     assert sample(logits, [state(output=[3] * 9, temperature=0.0, frequency_penalty=2.0)], sampler) != [3]
-    sampler.forget("a")
     assert sample(logits, [state(temperature=0.0, frequency_penalty=2.0)], sampler) == [3]
 
 
@@ -236,7 +276,7 @@ def test_what_cannot_be_ruled_out_alone_is_not_ruled_out_by_a_neighbour() -> Non
     """Tails too small to count in sums: only rows that ask for a filter may lose them."""
     row = torch.full((1, PADDED), -41.0)
     row[0, 0] = 0.0
-    draws = Sampler(PADDED)._draws([state(), state(top_k=1)], row.device)
+    draws = Sampler(PADDED)._draws([Row(state()), Row(state(top_k=1))], row.device)
     assert draws is not None
     levels = _levels(row.repeat(2, 1), torch.zeros(2), draws)
     kept = _top_k_top_p(levels, draws)
@@ -246,7 +286,7 @@ def test_what_cannot_be_ruled_out_alone_is_not_ruled_out_by_a_neighbour() -> Non
 
 def test_levels_and_weights_are_logarithms_and_probabilities() -> None:
     logits = torch.randn(2, 5000, generator=torch.Generator().manual_seed(8)) * 5
-    draws = Sampler(5000)._draws([state(temperature=0.7), state(temperature=3.0)], logits.device)
+    draws = Sampler(5000)._draws([Row(state(temperature=0.7)), Row(state(temperature=3.0))], logits.device)
     assert draws is not None
     weights = _weights(_levels(logits, logits.amax(-1), draws)).double() / 2**42
     expected = (logits.double() / torch.tensor([[0.7], [3.0]])).softmax(-1)
@@ -278,11 +318,11 @@ def penalized_densely(row: torch.Tensor, of: SequenceState) -> torch.Tensor:
 )
 def test_penalties_of_the_tokens_that_occurred_are_those_of_all_to_the_last_bit(settings: dict[str, float]) -> None:
     rng = np.random.default_rng(11)
-    sampler, of = Sampler(VOCAB), state(prompt=[3, 3, 9, 0], output=[5], temperature=0.0, **settings)
+    of = state(prompt=[3, 3, 9, 0], output=[5], temperature=0.0, **settings)
     for _ in range(30):
         row = random_logits(rng, 1)[0]
         expected = penalized_densely(row, of)
-        sampler._adjust(row, of)
+        apply_all(of.processors, row[None], [])
         assert torch.equal(row, expected)
         of.append(int(rng.integers(VOCAB)))
 

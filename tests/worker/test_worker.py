@@ -11,10 +11,12 @@ import pytest
 
 from tests import tiny
 from tests.logged import messages
-from trifocal.config.engine import EngineArgs, resolve
+from trifocal.config.engine import EngineArgs, EngineConfig, resolve
 from trifocal.errors import ConfigError
 from trifocal.platforms.cpu import CpuPlatform
 from trifocal.platforms.interface import MemoryInfo
+from trifocal.worker.context import WorkerContext
+from trifocal.worker.pixels import LocalPixels
 from trifocal.worker.worker import Worker
 
 _FREE = 1 << 26
@@ -34,9 +36,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def worker(folder: Path, **changes: Any) -> Worker:
-    return Worker(
-        resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", enforce_eager=True, **changes))
-    )
+    changes = {"enforce_eager": True, **changes}
+    return made(resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", **changes)))
+
+
+def made(config: EngineConfig) -> Worker:
+    return Worker(config, WorkerContext.alone(config.parallel, LocalPixels()))
 
 
 def fitting(error: ConfigError) -> int:
@@ -46,12 +51,18 @@ def fitting(error: ConfigError) -> int:
 
 
 def test_blocks_that_do_not_fit(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="^--num-gpu-blocks-override 100000000: .* but 0.06 GiB are free") as caught:
-        worker(folder, num_gpu_blocks_override=100_000_000)
-    num_blocks = fitting(caught.value)
-    with pytest.raises(ConfigError):
-        worker(folder, num_gpu_blocks_override=num_blocks + 1)
-    assert worker(folder, num_gpu_blocks_override=num_blocks).capacity.num_blocks == num_blocks
+    """Where steps are captured, the scratch block for padding takes its part."""
+    for is_eager in (True, False):
+        with pytest.raises(
+            ConfigError, match="^--num-gpu-blocks-override 100000000: .* but 0.06 GiB are free"
+        ) as caught:
+            worker(folder, num_gpu_blocks_override=100_000_000, enforce_eager=is_eager)
+        num_blocks = fitting(caught.value)
+        with pytest.raises(ConfigError):
+            worker(folder, num_gpu_blocks_override=num_blocks + 1, enforce_eager=is_eager)
+        made = worker(folder, num_gpu_blocks_override=num_blocks, enforce_eager=is_eager)
+        assert made.capacity.num_blocks == num_blocks
+        assert made.graphs.attention.cache.keys.shape[1] == num_blocks + (0 if is_eager else 1)
 
 
 @pytest.mark.parametrize("name", ["VLLM_CPU_KVCACHE_SPACE", "TRIFOCAL_CPU_KVCACHE_SPACE"])
@@ -95,4 +106,5 @@ def test_an_engine_that_takes_the_place_of_another_measures_nothing(folder: Path
     from dataclasses import replace
 
     config = resolve(EngineArgs(model=str(folder), device="cpu", load_format="dummy", num_gpu_blocks_override=10**9))
-    assert Worker(replace(config, num_blocks_before=7, max_model_len=64)).capacity.num_blocks == 7
+    cache, scheduling = replace(config.cache, num_blocks_before=7), replace(config.scheduling, max_model_len=64)
+    assert made(replace(config, cache=cache, scheduling=scheduling)).capacity.num_blocks == 7

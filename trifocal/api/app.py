@@ -24,8 +24,8 @@ from trifocal.malloc import few_heaps, give_back, no_large_leftovers
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from trifocal.api.service import Service
     from trifocal.http.admission import Admission
-    from trifocal.http.service import Service
     from trifocal.http.tracing import Tracer
     from trifocal.prompt.builder import PromptBuilder
 
@@ -41,37 +41,44 @@ def create_app(
     from fastapi import FastAPI
 
     from trifocal.api import handlers, openapi, status
-    from trifocal.api.openai import chat, completions, tokens
+    from trifocal.api.openai.surface import OPENAI
+    from trifocal.api.surface import error_forms
     from trifocal.http.auth import BearerAuth
-    from trifocal.http.context import Visits
+    from trifocal.http.context import RequestContexts
 
     # Routes parse their bodies themselves, so what FastAPI would publish knows nothing of them: see `openapi`.
     app = FastAPI(openapi_url=None, root_path=args.root_path or "")
     service = app.state.service = _service(engine, builder, config, args, tracer)
-    routers = [module.router for module in (chat, completions, tokens, status)]
+    surfaces = [OPENAI]  # another API is another one
+    routers = [*(router for surface in surfaces for router in surface.routers), status.router]
     if not args.disable_fastapi_docs:
         routers.append(openapi.router_of(routers, has_keys=bool(args.api_key), root_path=args.root_path))
     for router in routers:
         app.include_router(router)
     handlers.install(app)
-    # What is added last is the outermost: a page's preflight brings no key, and every refusal is seen by `Visits`.
+    # What is added last is the outermost: a page's preflight brings no key, and `RequestContexts` sees every refusal.
     if args.api_key:
         app.add_middleware(BearerAuth, keys=args.api_key)
     if args.allowed_origins:
         _allow_origins(app, args)
-    app.add_middleware(Visits, max_headers=args.h11_max_header_count, on_end=service.record)
+    app.add_middleware(
+        RequestContexts,
+        max_headers=args.h11_max_header_count,
+        error_form_of=error_forms(surfaces, OPENAI.error_form),
+        on_end=service.record,
+    )
     return app
 
 
 def _service(
     engine: AsyncEngine, builder: PromptBuilder, config: EngineConfig, args: ServerArgs, tracer: Tracer | None
 ) -> Service:
+    from trifocal.api.service import Service
     from trifocal.http.access_log import AccessLog
     from trifocal.http.admission import Admission
-    from trifocal.http.service import Service
     from trifocal.metrics import Metrics, cache_config
 
-    model_name = (args.served_model_name or [config.spec.path])[0]
+    model_name = (args.served_model_name or [config.model.spec.path])[0]
     metrics, admission = Metrics(model_name, cache_config(config)), Admission(args)
     metrics.gauge("requests_queued", "requests without their first token", lambda: admission.num_queued)
     metrics.gauge("tokens_queued", "prompt tokens of such requests", lambda: admission.num_queued_tokens)
@@ -148,7 +155,7 @@ async def _start(scope: AsyncExitStack, config: EngineConfig, args: ServerArgs) 
 
 
 def _build(config: EngineConfig, args: ServerArgs) -> tuple[PromptBuilder, Tracer | None]:
-    from trifocal.api.openai import chat, completions, tokens  # noqa: F401  (imported here, while the engine loads)
+    from trifocal.api.openai import surface  # noqa: F401  (imported here, while the engine loads)
     from trifocal.http.tracing import Tracer
     from trifocal.media.fetch.policy import FetchPolicy
     from trifocal.prompt.builder import PromptBuilder
@@ -189,10 +196,11 @@ async def _serve_http(
     engine: AsyncEngine, app: FastAPI, listener: socket.socket, args: ServerArgs, told: asyncio.Event
 ) -> None:
     """Serve until told to stop or the engine dies; `EngineDeadError` then, once its streams have ended."""
+    from trifocal.api.openai.errors import error_form
     from trifocal.http.listen import HttpServer, announce
 
     admission: Admission = app.state.service.admission
-    server = HttpServer(app, args, lambda: announce(listener, args))
+    server = HttpServer(app, args, lambda: announce(listener, args), error_form)
     serving = asyncio.create_task(server.serve([listener]))
     await _wait_any(serving, told, engine.died)
     has_died = engine.died.is_set()

@@ -1,131 +1,144 @@
-"""What chat and completions have in common: from a validated body to a response, whole or streamed."""
+"""From a request for an answer to a response, whole or streamed: what all surfaces have in common."""
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trifocal.api.answer import Answer
-from trifocal.api.openai.schemas import GenerationBody, with_param
+from trifocal.api.adapter import Api
+from trifocal.api.answer_stream import AnswerStream
+from trifocal.api.events import Event, Usage, events_of
+from trifocal.api.parsers.base import ParserChain
+from trifocal.api.service import Service, service_of
+from trifocal.api.validation import with_param
+from trifocal.config.server import ServerArgs
+from trifocal.engine.output import Answer
 from trifocal.errors import RequestError
-from trifocal.http.body import check_params
-from trifocal.http.context import visit_of
+from trifocal.http.body import read_json
+from trifocal.http.context import context_of
 from trifocal.http.disconnect import unless_disconnected
-from trifocal.http.service import Service
 from trifocal.http.sse import EventStream
 from trifocal.http.timeouts import moment, preparing, timed_out, until, within
 from trifocal.sampling_params import SamplingParams
-from trifocal.types import Delta, Prompt, TokenLogprobs
+from trifocal.types import Delta, Prompt
+
+MAX_STOP_LENGTH = 1024  # characters of text held back while a stop string may be coming
 
 
-class Generation(ABC):
-    """One request. Created from its body: raises `RequestError` where that cannot be served."""
+async def respond(request: Request, surface: type[Api]) -> Response:
+    """Read a request as `surface` does and answer it; the client's hang-up aborts.
 
-    id_prefix: str
-    kind: str  # `object` of a whole answer
-    chunk_kind: str  # `object` of a piece of a stream
-    prompt_field: str  # where the body has what the model reads
-    absent: tuple[str, ...]  # fields of a whole answer for what is not available here: null
+    What fails before the first token raises and gets an HTTP status.
+    """
+    service, context = service_of(request), context_of(request)
+    parse = partial(surface.parse, args=service.args)
+    body, context.ignored = await read_json(request, service.admission, service.args, parse)
+    return await Generation(service, request, surface.open(body, service, context)).respond()
 
-    def __init__(self, service: Service, request: Request, body: GenerationBody, params: SamplingParams) -> None:
+
+class Generation:
+    """One request for an answer, in the form of `api`. Raises `RequestError` where that cannot be served."""
+
+    def __init__(self, service: Service, request: Request, api: Api) -> None:
         self._service = service
         self._request = request
-        self._body = body
-        self._params = params
-        self._visit = visit_of(request)
-        self._visit.params = params
-        self._renamed = {"messages": self.prompt_field, "prompt": self.prompt_field, **body.renamed}
-        self._id = f"{self.id_prefix}-{self._visit.id}"
-        self._created = int(time.time())
-        self._model = self._visit.model = service.check_model(body.model)
-        check_params(params, service.args)
+        self._api = api
+        self._context = context_of(request)
+        self._context.params, self._context.model = api.params, api.model
+        _check_params(api.params, service.args)
         try:
-            service.engine.check_max_tokens(params)
+            service.engine.check_max_tokens(api.params)
         except RequestError as error:  # the engine does not know what the fields are called here
-            raise with_param(error, self._renamed) from None
-
-    @abstractmethod
-    async def prompts(self) -> list[Prompt]:
-        """The prompts to submit. Raises `RequestError`."""
-
-    @abstractmethod
-    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> Mapping[str, Any]:
-        """A whole choice; `tokens` are its log-probabilities, `last` its last delta."""
-
-    def openings(self, num_choices: int) -> Iterable[dict[str, Any]]:
-        """The choices of chunks that come before all tokens."""
-        return ()
-
-    @abstractmethod
-    def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
-        """The choices of the chunks that `delta` makes, in order."""
+            raise with_param(error, api.renamed) from None
 
     async def respond(self) -> Response:
-        """Generate; the client's hang-up aborts. What fails before the first token raises and gets an HTTP status."""
+        """Generate, and answer in one body or as a stream."""
         receive, seconds = self._request.receive, self._service.args.request_timeout
-        end = moment(seconds, since=self._visit.arrived)
+        end = moment(seconds, since=self._context.arrived)
         limit = partial(until, end, timed_out("the request", "request-timeout", seconds))
         async with limit():
-            if self._body.stream:
-                answer = await unless_disconnected(receive, self._open())
-                return EventStream(self._chunks(answer), answer, limit)
-            content = await unless_disconnected(receive, self._collect())
-        return Response(msgspec.json.encode(content), media_type="application/json")
+            if self._api.streams:
+                stream, chains = await unless_disconnected(receive, self._open(keeps_text=False))
+                return EventStream(self._frames(stream, chains), stream, limit, self._api.error_frame)
+            content = await unless_disconnected(receive, self._whole())
+        return Response(content, media_type="application/json")
 
-    async def _open(self) -> Answer:
+    async def _open(self, *, keeps_text: bool) -> tuple[AnswerStream, list[ParserChain]]:
         try:
-            return await self._first_token()
+            return await self._first_token(keeps_text)
         except RequestError as error:
-            raise with_param(error, self._renamed) from None
+            raise with_param(error, self._api.renamed) from None
 
-    async def _first_token(self) -> Answer:
+    async def _first_token(self, keeps_text: bool) -> tuple[AnswerStream, list[ParserChain]]:
         """The answer as soon as it begins; until then the request has a place in the queue."""
-        service, visit = self._service, self._visit
+        service, context, api = self._service, self._context, self._api
         with service.admission.place() as place:
             async with preparing(service.args):
-                prompts = await self.prompts()
+                prompts = await api.prompts()
             place.add_tokens(sum(len(prompt.token_ids) for prompt in prompts))
-            visit.keeps_pixels(prompts)
+            context.keeps_pixels(prompts)
+            chains = [self._chain(prompt) for prompt in prompts for _ in range(api.params.n)]
             async with within(service.args.queue_timeout, "waiting for the first token", "queue-timeout"):
-                return await Answer.open(service, visit, self._id, prompts, self._params)
+                stream = await AnswerStream.open(
+                    service, context, api.id, prompts, api.params, keeps_text=keeps_text
+                )  # fmt: skip
+        return stream, chains
 
-    async def _collect(self) -> dict[str, Any]:
-        answer = await self._open()
-        texts: list[list[str]] = [[] for _ in range(answer.num_choices)]
-        tokens: list[list[TokenLogprobs]] = [[] for _ in texts]
-        last: dict[int, Delta] = {}
+    def _chain(self, prompt: Prompt) -> ParserChain:
+        return ParserChain([make(prompt) for make in self._api.parsers])
+
+    async def _whole(self) -> bytes:
+        stream, chains = await self._open(keeps_text=True)
         try:
-            async for delta in answer:
-                texts[delta.index].append(delta.text)
-                tokens[delta.index] += delta.logprobs or []
-                last[delta.index] = delta
+            async for _ in stream:
+                pass
         finally:
-            await answer.aclose()
-        choices = [self.choice(i, "".join(texts[i]), tokens[i], last[i]) for i in range(len(texts))]
-        absent = dict.fromkeys(self.absent)
-        return {**self._head(self.kind), "choices": choices, "usage": answer.usage(), **absent}
+            await stream.aclose()
+        answer = stream.answer
+        choices: list[Sequence[Event]] = [
+            chain.feed(events_of(_as_one_delta(answer, index))) for index, chain in enumerate(chains)
+        ]
+        return msgspec.json.encode(self._api.whole(choices, _usage(answer)))
 
-    async def _chunks(self, answer: Answer) -> AsyncGenerator[dict[str, Any], None]:
-        head = self._head(self.chunk_kind)
-        usage: dict[str, Any] = {"usage": None} if self._body.includes_usage else {}
-        if self._body.has_running_usage:
-            usage = {"usage": answer.usage_before_tokens()}
-        for piece in self.openings(answer.num_choices):
-            yield {**head, "choices": [piece], **usage}
-        async for delta in answer:
-            if self._body.has_running_usage:
-                usage = {"usage": answer.usage()}
-            for piece in self.pieces(delta):
-                yield {**head, "choices": [piece], **usage}
-        if self._body.includes_usage:
-            yield {**head, "choices": [], "usage": answer.usage()}
+    async def _frames(self, stream: AnswerStream, chains: Sequence[ParserChain]) -> AsyncGenerator[bytes, None]:
+        api, answer = self._api, stream.answer
+        for frame in api.start(len(chains), replace(_usage(answer), num_generated_tokens=0)):
+            yield frame
+        async for delta in stream:
+            events = chains[delta.index].feed(events_of(delta))
+            if events:
+                for frame in api.frames(delta.index, events, _usage(answer)):
+                    yield frame
+        for frame in api.end(_usage(answer)):
+            yield frame
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+def _usage(answer: Answer) -> Usage:
+    return Usage(answer.num_prompt_tokens, answer.num_cached_tokens, answer.num_generated_tokens)
+
+
+def _as_one_delta(answer: Answer, index: int) -> Delta:
+    """All of a choice that has ended."""
+    choice = answer.choice(index)
+    return Delta(
+        index,
+        choice.text,
+        choice.token_ids,
+        choice.logprobs,
+        choice.finish_reason,
+        choice.stop_reason,
+        prompt_logprobs=answer.outputs[index // answer.n].prompt_logprobs,
+    )
+
+
+def _check_params(params: SamplingParams, args: ServerArgs) -> None:
+    """Raise `RequestError` for amounts that no engine should be asked for; what this one has, it checks itself."""
+    if params.n > args.max_n:
+        raise RequestError(f"n must be at most {args.max_n} (--max-n), got {params.n}", param="n")
+    if any(len(text) > MAX_STOP_LENGTH for text in params.stop_strings):
+        raise RequestError(f"stop must be strings of at most {MAX_STOP_LENGTH} characters", param="stop")

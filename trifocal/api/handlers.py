@@ -1,4 +1,4 @@
-"""What becomes of the exceptions of routes: each a response in OpenAI's shape."""
+"""What becomes of the exceptions of routes: each a response in the form of its API."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from trifocal.errors import EngineDeadError, RequestError
-from trifocal.http.context import CLIENT_CLOSED, CLIENT_CLOSED_REQUEST, visit_of
+from trifocal.http.context import CLIENT_CLOSED, CLIENT_CLOSED_REQUEST, context_of
 from trifocal.http.errors import to_error
 
 
 def install(app: FastAPI) -> None:
-    """Give `app` the handlers; what none of them knows is left to `Visits`."""
+    """Give `app` the handlers; what none of them knows is left to `RequestContexts`."""
     app.add_exception_handler(RequestError, _refuse)
     app.add_exception_handler(EngineDeadError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
@@ -21,7 +21,7 @@ def install(app: FastAPI) -> None:
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
-    return visit_of(request).refusal(to_error(error))
+    return context_of(request).refusal(to_error(error))
 
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
@@ -29,9 +29,9 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     message = {404: f"no such route: {request.url.path[:200]}", 405: f"{request.method} is not allowed here"}.get(
         error.status_code, str(error.detail)
     )
-    return visit_of(request).refusal(RequestError(message, status=error.status_code), error.headers)
+    return context_of(request).refusal(RequestError(message, status=error.status_code), error.headers)
 
 
 async def _forget(request: Request, error: Exception) -> Response:
-    visit_of(request).error = CLIENT_CLOSED
+    context_of(request).error = CLIENT_CLOSED
     return Response(status_code=CLIENT_CLOSED_REQUEST)

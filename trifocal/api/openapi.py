@@ -14,10 +14,10 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
 from trifocal import __version__
-from trifocal.api.openai.extras import HEADER as IGNORED_HEADER
-from trifocal.api.openai.responses import ErrorAnswer
+from trifocal.api.openai.objects import ErrorAnswer
 from trifocal.api.operations import Operation, operation_of
 from trifocal.http.auth import OPEN_PATHS
+from trifocal.http.context import IGNORED_HEADER
 
 Json = dict[str, Any]
 _SCHEMAS = "#/components/schemas/"
@@ -86,7 +86,7 @@ def _operation(route: APIRoute, method: str, has_keys: bool) -> Json:
     operation: Json = {
         "operationId": re.sub(r"\W+", "_", f"{method.lower()}{route.path_format}").strip("_"),
         "summary": " ".join((route.endpoint.__doc__ or "").split()),
-        "responses": {"200": _answer(said, method), **{str(status): _error(status) for status in statuses}},
+        "responses": {"200": _answer(said, method), **{str(status): _error(said, status) for status in statuses}},
     }
     if is_guarded:
         operation["security"] = [{"key": []}]
@@ -118,8 +118,8 @@ def _content(said: Operation, method: str) -> Json:
     return {"description": _STREAM, "content": {**content, "text/event-stream": {}}}
 
 
-def _error(status: int) -> Json:
-    content = {"application/json": {"schema": {"$ref": _SCHEMAS + ErrorAnswer.__name__}}}
+def _error(said: Operation, status: int) -> Json:
+    content = {"application/json": {"schema": {"$ref": _SCHEMAS + (said.error or ErrorAnswer).__name__}}}
     headers = {"headers": {"Retry-After": _RETRY_AFTER}} if status == 503 else {}
     return {"description": _ERRORS[status], "content": content, **headers}
 
@@ -128,5 +128,6 @@ def _schemas(operations: Iterable[Operation]) -> Json:
     bodies = {said.body: None for said in operations if said.body is not None}  # in order, each once
     answers = {said.answer: None for said in operations if said.answer not in (None, str)}
     _, taken = models_json_schema([(body, "validation") for body in bodies], ref_template=_SCHEMAS + "{model}")
-    _, given = msgspec.json.schema_components([*answers, ErrorAnswer], ref_template=_SCHEMAS + "{name}")
+    errors = dict.fromkeys(said.error or ErrorAnswer for said in operations)
+    _, given = msgspec.json.schema_components([*answers, *errors], ref_template=_SCHEMAS + "{name}")
     return {**taken["$defs"], **given}

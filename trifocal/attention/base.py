@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from trifocal.kernels.pages import empty_together
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer, each [num_layers, num_blocks, num_kv_heads, block_size, head_dim].
+    """The cache of most backends: any device's memory, and a layout that decoding reads quickly.
+
+    Keys and values of every layer, each [num_layers, num_blocks, num_kv_heads, block_size, head_dim].
 
     A head's tokens of a block lie side by side: decoding then reads long stretches of memory. In int8 each key and each
     value of a head has a float32 scale, a 127th of its largest element: [num_layers, num_blocks, num_kv_heads,
@@ -76,6 +78,46 @@ class KVCache:
         return found.view(-1, kept.shape[2], kept.shape[4])
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """How the tokens of a layer attend to those before them.
+
+    window: a token sees itself and the `window - 1` tokens before it; None: all before it.
+    scale: what products of queries and keys are multiplied by; None: head_dim ** -0.5.
+    softcap: scaled scores s become softcap * tanh(s / softcap); None: they stay.
+    is_causal_in_media: tokens of a picture do not see those of it that come after them. False is in no backend yet.
+    """
+
+    window: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    is_causal_in_media: bool = True
+
+    def scale_for(self, head_dim: int) -> float:
+        """`scale`, or what it is where none is given."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+FULL = AttentionSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KVCacheSpec:
+    """What the KV cache of one rank holds, and how it is attended to: what a backend must be able to serve.
+
+    num_kv_heads: the rank's own. dtype: of queries, and of keys and values as they come. cache_dtype: of those that are
+    kept. layers: the ways in which layers attend.
+    """
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+    cache_dtype: torch.dtype
+    layers: frozenset[AttentionSpec] = frozenset({FULL})
+
+
 @dataclass(frozen=True)
 class AttentionBatch:
     """Where the tokens of one step lie. Tokens of sequence `i` are `query_lens[i]` consecutive rows of q, k and v.
@@ -99,26 +141,41 @@ class AttentionBackend(ABC):
     another one fills in the same step.
     """
 
-    def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
-        """Steps of `capture_sizes` rows may be captured, see `through`."""
+    cache: Any  # what `allocate` gave; it has a `block_size`
+
+    @classmethod
+    def validate_configuration(cls, spec: KVCacheSpec) -> list[str]:
+        """Why this backend cannot serve a cache of this kind, a reason an item; nothing where it can. vLLM's name."""
+        del spec
+        return []
+
+    @classmethod
+    def allocate(cls, spec: KVCacheSpec, num_blocks: int, device: torch.device) -> Any:
+        """An uninitialised cache of so many blocks in the layout of this backend."""
+        shape = (spec.num_layers, num_blocks, spec.num_kv_heads, spec.block_size, spec.head_dim)
+        return KVCache.allocate(shape, dtype=spec.cache_dtype, device=device)
+
+    @classmethod
+    def bytes_per_block(cls, spec: KVCacheSpec) -> int:
+        """What one block takes in all layers."""
+        per_head = KVCache.bytes_per_head(spec.head_dim, spec.cache_dtype)
+        return spec.num_layers * spec.num_kv_heads * spec.block_size * per_head
+
+    def __init__(self, cache: Any) -> None:
         self.cache = cache
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether calls may be recorded in one step and repeated in others of as many rows (`kernels.graphs`).
+
+        Then what they need of the step beside q, k and v lies where it lay before; `begin` writes it there.
+        """
+        return False
 
     @abstractmethod
     def begin(self, batch: AttentionBatch) -> None:
         """Take the layout of the step."""
 
     @abstractmethod
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]; scale head_dim ** -0.5."""
-
-    def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """`layers(*inputs)`: the layers of a decoder, which call this backend, between its embeddings and its output.
-
-        A backend may capture what they do for a number of rows and repeat that for other steps of as many rows: what
-        layers do must depend on their inputs and on what `begin` got alone. The result holds until the next call.
-        """
-        return layers(*inputs)
-
-    def capture(self, run: Callable[[int], object]) -> None:
-        """Capture ahead of use what `through` would capture later; `run` passes so many rows of anything through it."""
-        del run  # nothing is captured here
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec = FULL) -> Tensor:
+        """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]; `spec` is the layer's."""

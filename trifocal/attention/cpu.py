@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
+from trifocal.attention.base import FULL, AttentionBackend, AttentionBatch, AttentionSpec, KVCache, KVCacheSpec
 from trifocal.attention.reference import ReferenceAttention
-from trifocal.kernels.cpu.capture import CapturedSteps
 from trifocal.kernels.cpu.library import SUFFIX, AttentionStep, load
+from trifocal.log import get_logger
+
+logger = get_logger(__name__)
+_NO_WINDOW = 1 << 60  # tokens: more than any context
 
 
 class CpuAttention(AttentionBackend):
@@ -21,14 +23,29 @@ class CpuAttention(AttentionBackend):
     Caches and queries that the kernel cannot read go to the reference.
     """
 
-    def __init__(self, cache: KVCache, capture_sizes: Collection[int] = ()) -> None:
-        super().__init__(cache, capture_sizes)
+    cache: KVCache
+
+    @classmethod
+    def validate_configuration(cls, spec: KVCacheSpec) -> list[str]:
+        """The kernel's types, and heads that fill vectors of 16 bytes."""
+        reasons = [] if load() is not None else ["the CPU kernels are not in use"]
+        if spec.dtype not in SUFFIX:
+            reasons.append(f"it computes in bfloat16 and float32, not in {_word(spec.dtype)}")
+        elif spec.cache_dtype not in (spec.dtype, torch.int8):
+            reasons.append(f"beside {_word(spec.dtype)} it reads a cache in int8, not in {_word(spec.cache_dtype)}")
+        if spec.head_dim * spec.cache_dtype.itemsize % 16:
+            reasons.append(f"a cached head of {spec.head_dim} {_word(spec.cache_dtype)} is no multiple of 16 bytes")
+        if any(layer.softcap is not None for layer in spec.layers):
+            reasons.append("it has no softcap of scores")
+        return reasons
+
+    def __init__(self, cache: KVCache) -> None:
+        super().__init__(cache)
         self._reference = ReferenceAttention(cache)
         library = load()
         head_bytes = cache.keys.shape[-1] * cache.keys.dtype.itemsize
         self._kernels = {}
-        self.captured: CapturedSteps | None = None
-        self._is_capturing = False
+        self._has_told = False
         if library is not None and head_bytes % 16 == 0:
             prefix = "attention_int8" if cache.keys.dtype == torch.int8 else "attention"
             self._kernels = {
@@ -36,9 +53,12 @@ class CpuAttention(AttentionBackend):
                 for dtype, suffix in SUFFIX.items()
                 if cache.keys.dtype in (dtype, torch.int8)
             }
-            if self._kernels:
-                self.captured = CapturedSteps(library, capture_sizes)
         self._step = AttentionStep()  # where all recorded calls look
+
+    @property
+    def can_be_captured(self) -> bool:
+        """See `AttentionBackend`: the kernel's calls read the step from a struct that stays."""
+        return bool(self._kernels)
 
     def begin(self, batch: AttentionBatch) -> None:
         """Take the layout of the step."""
@@ -54,11 +74,16 @@ class CpuAttention(AttentionBackend):
         step.query_lens, step.context_lens = lens[0].data_ptr(), lens[1].data_ptr()
         step.num_seqs, step.num_tokens, step.table_stride = len(batch.query_lens), len(batch.slots), tables.shape[1]
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec = FULL) -> Tensor:
         """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]."""
         kernel = self._kernels.get(q.dtype)
+        if kernel is not None and spec.softcap is not None:
+            if not self._has_told:
+                logger.info("layers whose scores have a soft cap are computed by torch: the CPU's kernel has none")
+                self._has_told = True
+            kernel = None
         if kernel is None:
-            return self._by_reference(layer, q, k, v)
+            return self._by_reference(layer, q, k, v, spec)
         q, k, v = (_heads_together(x) for x in (q, k, v))
         out = torch.empty(q.shape, dtype=q.dtype)
         cached = (self.cache.keys, self.cache.values, self.cache.key_scales, self.cache.value_scales)
@@ -66,35 +91,20 @@ class CpuAttention(AttentionBackend):
         kernel(
             ctypes.addressof(self._step), q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(),
             *(None if each is None else each.data_ptr() + layer * each.stride(0) * each.itemsize for each in cached),
-            q.stride(0), k.stride(0), v.stride(0), block_size, q.shape[1], kv_heads, head_dim, head_dim**-0.5,
-            torch.get_num_threads(),
+            q.stride(0), k.stride(0), v.stride(0), block_size, q.shape[1], kv_heads, head_dim,
+            spec.window or _NO_WINDOW, spec.scale_for(head_dim), torch.get_num_threads(),
         )  # fmt: skip
         return out
 
-    def through(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Steps of a few rows are replayed."""
-        if self.captured is None:
-            return layers(*inputs)
-        if self._is_capturing:
-            self.captured.record(layers, *inputs)
-            return inputs[0]
-        return self.captured(layers, *inputs)
-
-    def capture(self, run: Callable[[int], object]) -> None:
-        """Largest first: the others share its memory."""
-        if self.captured is None:
-            return
-        self._is_capturing = True
-        for size in sorted(self.captured.sizes, reverse=True):
-            if size in self.captured.sizes:  # none is left once it is seen that layers cannot be captured
-                run(size)
-        self._is_capturing = False
-
-    def _by_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _by_reference(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec) -> Tensor:
         if not self._is_reference_ready:
             self._reference.begin(self._batch)
             self._is_reference_ready = True
-        return self._reference(layer, q, k, v)
+        return self._reference(layer, q, k, v, spec)
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _heads_together(x: Tensor) -> Tensor:

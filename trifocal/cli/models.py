@@ -14,7 +14,7 @@ from typing import Any
 
 from trifocal import __version__
 from trifocal.cli.flags import Parser
-from trifocal.config.engine import DTYPES, QUANTIZATIONS
+from trifocal.config.model import DTYPES, QUANTIZATIONS
 from trifocal.families import FAMILIES, Family
 from trifocal.model_spec import ROPE_TYPES
 

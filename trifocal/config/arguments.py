@@ -1,20 +1,88 @@
-"""Values of arguments, held against the type hints of their dataclass: the same for every field, no code for one alone.
+"""Arguments as fields of dataclasses: how one is described, held against its type hint, and taken into a config part.
 
-The command line makes values of the right type itself (`cli.flags`); these checks are for what Python code passes.
+The command line makes values of the right type itself (`cli.flags`); checks of types are for what Python code passes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import MISSING, field, fields
 from functools import cache
+from math import inf
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from trifocal.errors import ConfigError
+from trifocal.config.envs import Env
+from trifocal.errors import ArgumentError, ConfigError
+
+T = TypeVar("T")
+P = TypeVar("P")
+_MOST_GIB = 1 << 30  # an exbibyte: far beyond any machine, and its bytes are still a number for messages
 
 _WORDS = {bool: "True or False", int: "an integer", float: "a number", str: "a string"}
+
+
+def arg(group: str, meaning: str, default: Any = MISSING, **extra: Any) -> Any:
+    """A dataclass field that is also a command-line flag: its group and help text travel in the field's metadata.
+
+    So do `choices`, `also` (other names of the flag), `means_none` (values that stand for None) and `number_is` (the
+    key of a JSON object that a number in its place gives).
+    """
+    metadata = {"group": group, "help": meaning, **extra}
+    if default is MISSING:
+        return field(metadata=metadata)
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: default.copy(), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def decided() -> Any:
+    """A field of a config part in place of the argument that it inherits, whose default is no decision."""
+    return field()
+
+
+def from_env(env: Env[T]) -> T:
+    """A field of a config part whose value is an environment variable's when the part is made, and stays that."""
+    value: Any = field(default_factory=env.get)
+    return cast(T, value)
+
+
+def part(cls: type[P], source: object, **others: Any) -> P:
+    """A config part: fields that `source` has by the same name are taken from there, unless they are in `others`."""
+    taken = {item.name: getattr(source, item.name) for item in fields(cast(Any, cls)) if hasattr(source, item.name)}
+    return cls(**{**taken, **others})
+
+
+def at_least_one(name: str, value: int) -> int:
+    """`value`. Raises `ArgumentError` if it is below 1."""
+    if value < 1:
+        raise ArgumentError(f"{{{name}}} must be at least 1, got {{}}", value)
+    return value
+
+
+def above_zero(name: str, value: float) -> float:
+    """`value`. Raises `ArgumentError` if it is not above 0, or endless."""
+    if not 0 < value < inf:
+        raise ArgumentError(f"{{{name}}} must be above 0, got {{}}", value)
+    return value
+
+
+def fits_bytes(name: str, gib: float) -> float:
+    """`gib`. Raises `ArgumentError` if it is so large that its bytes are no use as a number."""
+    if gib > _MOST_GIB:
+        raise ArgumentError(f"{{{name}}} must be at most {{}}, got {{}}", _MOST_GIB, gib)
+    return gib
+
+
+def folder(name: str, path: str) -> str:
+    """`path` with `~` replaced. Raises `ArgumentError` if it is no folder."""
+    found = Path(path).expanduser()
+    if not found.is_dir():
+        raise ArgumentError(f"{{{name}}} {{!r}} is not a folder", path)
+    return str(found)
 
 
 @cache

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from trifocal.config.vllm_options import COMPILATION_KEYS_WITHOUT_EFFECT
-from trifocal.errors import ConfigError
+from trifocal.errors import ArgumentError
 from trifocal.log import get_logger
 
 logger = get_logger(__name__)
@@ -54,11 +54,11 @@ def _check_keys(config: Mapping[str, Any]) -> None:
         if key not in _USED and key not in COMPILATION_KEYS_WITHOUT_EFFECT:
             near = get_close_matches(key, [*_USED, *COMPILATION_KEYS_WITHOUT_EFFECT], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_USED)}"
-            raise ConfigError(f"--compilation-config: unknown key {key!r}; {hint}")
+            raise ArgumentError("{compilation_config}: unknown key {!r}; {}", key, hint)
     unused = [key for key in config if key not in _USED]
     if unused:
         logger.warning("compilation config: keys without effect, as there is no torch.compile: %s", ", ".join(unused))
 
 
-def _wrong(key: str, wanted: str, got: Any) -> ConfigError:
-    return ConfigError(f"--compilation-config: {key} must be {wanted}, got {got!r}")
+def _wrong(key: str, wanted: str, got: Any) -> ArgumentError:
+    return ArgumentError("{compilation_config}: {} must be {}, got {!r}", key, wanted, got)

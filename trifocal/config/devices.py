@@ -4,29 +4,66 @@
 
 An out-of-tree package adds devices by a plug-in: an entry point of group `trifocal.platforms`, named as the plug-in
 (`ascend_vllm = "trifocal_npu:platforms"`). It points at a function without arguments that returns the package's devices
-by name, each with its `Platform` class (`{"npu": "trifocal_npu.platform:NpuPlatform"}`); none where its device is
-missing. The function must import no torch. A class is imported when its device is used; its module may then register
-attention backends of its own. `TRIFOCAL_PLUGINS` selects plug-ins by their names.
+by name, each with its `Platform` class (`{"npu": "trifocal_npu.platform:NpuPlatform"}`), or with a `Device` where it
+wants other defaults (`Device("trifocal_npu.platform:NpuPlatform", block_size=128)`); none where its device is missing.
+The function must import no torch. A class is imported when its device is used; its module may then register attention
+backends of its own. `TRIFOCAL_PLUGINS` selects plug-ins by their names.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
 
 from trifocal.config import envs
-from trifocal.errors import ConfigError
+from trifocal.config.arguments import from_env
+from trifocal.errors import ArgumentError
 from trifocal.log import get_logger
-from trifocal.registry import Registry
 
 logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlatformConfig:
+    """What the environment says about devices: kernels, and GiB of KV cache with the variable that gives them."""
+
+    cpu_kernels: str = from_env(envs.CPU_KERNELS)
+    cpu_kvcache_space: float | None = from_env(envs.CPU_KVCACHE_SPACE)
+    cpu_kvcache_variable: str | None = field(default_factory=lambda: envs.CPU_KVCACHE_SPACE.variable)
+
+
 _GROUP = "trifocal.platforms"
 
-PLATFORMS: Registry[Any] = Registry(
-    "device", {"cpu": "trifocal.platforms.cpu:CpuPlatform", "cuda": "trifocal.platforms.cuda:CudaPlatform"}
-)
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device: its `Platform` as `"module:class"`, and what is best on it where the user asks for nothing."""
+
+    platform: str
+    block_size: int = 16  # tokens in a KV block
+    max_num_batched_tokens: int = 2048
+    awq_dtype: str | None = None  # for AWQ checkpoints in float16; None: float16, as they say
+
+
+DEVICES: dict[str, Device] = {
+    "cpu": Device(
+        "trifocal.platforms.cpu:CpuPlatform",
+        max_num_batched_tokens=512,  # a step of more would make running answers wait for seconds
+        # AWQ's files say float16 because its GPU kernels want it; there is no fast float16 on most CPUs.
+        awq_dtype="bfloat16",
+    ),
+    "cuda": Device("trifocal.platforms.cuda:CudaPlatform"),
+}
+
+
+def device_named(name: str) -> Device:
+    """A device of this house or of a plug-in. Raises `ConfigError` naming the known ones."""
+    load_plugins()
+    if name not in DEVICES:
+        raise ArgumentError("{device} {!r} is unknown; known: auto, {}", name, ", ".join(sorted(DEVICES)))
+    return DEVICES[name]
 
 
 def detect_device(wanted: str) -> str:
@@ -38,8 +75,7 @@ def detect_device(wanted: str) -> str:
     devices, faults = load_plugins()
     _warn(faults)
     if wanted != "auto":
-        if wanted not in PLATFORMS:
-            raise ConfigError(f"--device {wanted!r} is unknown; known: auto, {', '.join(sorted(PLATFORMS))}")
+        device_named(wanted)
         return wanted
     has_nvidia = os.path.exists("/dev/nvidiactl") and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     if has_nvidia:
@@ -66,12 +102,12 @@ def load_plugins() -> tuple[tuple[str, ...], tuple[str, ...]]:
     devices: list[str] = []
     for name in sorted(installed) if wanted is None else [name for name in wanted if name in installed]:
         try:
-            found = {device: str(target) for device, target in installed[name].load()().items()}
+            made = installed[name].load()()
+            found = {key: each if isinstance(each, Device) else Device(str(each)) for key, each in made.items()}
         except Exception as error:  # whatever the code of others raises
             faults.append(f"platform plug-in {name!r} ({installed[name].value}) fails: {type(error).__name__}: {error}")
             continue
-        for device, target in found.items():
-            PLATFORMS.register(device, target)
+        DEVICES.update(found)
         devices += found
     return tuple(devices), tuple(faults)
 

@@ -1,7 +1,10 @@
 """Every environment variable that Trifocal reads: its type, default and meaning.
 
 A variable `NAME` is read as `TRIFOCAL_NAME`, then `VLLM_NAME`: whoever comes from vLLM keeps their exports.
-Values are read when asked for, not at import, so a test or a parent process may set them late.
+Variables are read when the parts of the configuration are made (`arguments.from_env`), and their values are handed down
+from there, to the engine's process too. Read before there is a configuration, or beside it, are LOGGING_LEVEL (`log`),
+PLUGINS (`config.devices`), CACHE_ROOT (`cache_folder`), API_KEY (`cli.serve`) and CPU_KERNELS where who loads kernels
+names none (`kernels.cpu.library`).
 """
 
 from __future__ import annotations

@@ -6,9 +6,8 @@ import ssl
 from dataclasses import dataclass, fields
 from typing import Any
 
-from trifocal.config.arguments import fit_fields
-from trifocal.config.engine import arg
-from trifocal.errors import ConfigError
+from trifocal.config.arguments import arg, fit_fields
+from trifocal.errors import ArgumentError
 
 CONTENT_FORMATS = ("auto", "string", "openai")
 _LEVELS = ["critical", "error", "warning", "info", "debug", "trace"]
@@ -140,29 +139,32 @@ class ServerArgs:
             value = getattr(self, item.name)
             least = 0 if item.type == "float" or item.name in _MAY_BE_ZERO else 1
             if item.type in ("int", "float") and not least <= value < float("inf"):
-                raise ConfigError(f"--{item.name.replace('_', '-')} must be at least {least}, got {value}")
+                raise ArgumentError(f"{{{item.name}}} must be at least {{}}, got {{}}", least, value)
             choices = item.metadata.get("choices", (value,))
             if value not in choices:
-                flag = "--" + item.name.replace("_", "-")
-                raise ConfigError(f"{flag} must be one of {', '.join(choices)}, got {value!r}")
+                raise ArgumentError(f"{{{item.name}}} must be one of {{}}, got {{!r}}", ", ".join(choices), value)
         if self.port > _MAX_PORT:
-            raise ConfigError(f"--port must be at most {_MAX_PORT}, got {self.port}")
+            raise ArgumentError("{port} must be at most {}, got {}", _MAX_PORT, self.port)
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
-            raise ConfigError(f"--root-path must begin with a slash and end without one, got {self.root_path!r}")
-        for flag, texts in (
-            ("--response-role", [self.response_role]),
-            ("--served-model-name", self.served_model_name),
-            ("--uds", None if self.uds is None else [self.uds]),
+            raise ArgumentError("{root_path} must begin with a slash and end without one, got {!r}", self.root_path)
+        for name, texts in (
+            ("response_role", [self.response_role]),
+            ("served_model_name", self.served_model_name),
+            ("uds", None if self.uds is None else [self.uds]),
         ):
             if texts is not None and not all(texts):
-                raise ConfigError(f"{flag} is empty")
+                raise ArgumentError(f"{{{name}}} is empty")
         if self.max_media_bytes_in_flight < self.max_request_bytes:
-            raise ConfigError(
-                f"--max-media-bytes-in-flight {self.max_media_bytes_in_flight} must be at least --max-request-bytes "
-                f"{self.max_request_bytes}, or the largest request could never be taken"
+            raise ArgumentError(
+                "{max_media_bytes_in_flight} {} must be at least {max_request_bytes} {}, or the largest request could "
+                "never be taken",
+                self.max_media_bytes_in_flight,
+                self.max_request_bytes,
             )
         if self.api_key is not None and not all(self.api_key):
-            raise ConfigError("--api-key is empty: the server would be open to everybody; leave the flag out for that")
+            raise ArgumentError(
+                "{api_key} is empty: the server would be open to everybody; leave the flag out for that"
+            )
         self._check_tls()
         self._check_origins()
 
@@ -170,15 +172,19 @@ class ServerArgs:
         if self.ssl_certfile is None:
             for name in ("ssl_keyfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"):
                 if getattr(self, name):
-                    raise ConfigError(f"--{name.replace('_', '-')} needs --ssl-certfile")
+                    raise ArgumentError(f"{{{name}}} needs {{ssl_certfile}}")
         if self.ssl_cert_reqs not in list(ssl.VerifyMode):
-            raise ConfigError(f"--ssl-cert-reqs must be 0, 1 or 2, got {self.ssl_cert_reqs}")
+            raise ArgumentError("{ssl_cert_reqs} must be 0, 1 or 2, got {}", self.ssl_cert_reqs)
         if self.ssl_cert_reqs and self.ssl_ca_certs is None:
-            raise ConfigError(f"--ssl-cert-reqs {self.ssl_cert_reqs} needs --ssl-ca-certs to check certificates with")
+            raise ArgumentError(
+                "{ssl_cert_reqs} {} needs {ssl_ca_certs} to check certificates with", self.ssl_cert_reqs
+            )
 
     def _check_origins(self) -> None:
         if self.allow_credentials and (not self.allowed_origins or "*" in self.allowed_origins):
-            raise ConfigError("--allow-credentials needs --allowed-origins that name origins, not '*': any page could")
+            raise ArgumentError(
+                "{allow_credentials} needs {allowed_origins} that name origins, not '*': any page could"
+            )
 
     @property
     def logs_access(self) -> bool:

@@ -38,7 +38,8 @@ class VllmOption:
         if self.neutral is None:
             return f"{flag} has no effect: {self.why}"
         shown = [str(each) for each in self.neutral if each not in _EMPTY.get(self.kind, ())]
-        raise NotAvailableYetError(f"{written}: {self.why}" + (f" (accepted: {', '.join(shown)})" if shown else ""))
+        accepted = f" (accepted: {', '.join(shown)})" if shown else ""
+        raise NotAvailableYetError("{}: {}{}", written, self.why, accepted)
 
 
 def _without_effect(why: str, **kinds: type) -> Iterator[VllmOption]:

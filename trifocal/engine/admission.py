@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trifocal.config.scheduling import SchedulingConfig
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import MediaItem, Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(SchedulingConfig):
     """What bounds a step and a request, decided once the device is known."""
 
-    max_model_len: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
     num_blocks: int
     block_size: int
     bytes_per_embed: int
     encoder_cache_bytes: int
-    max_logprobs: int
     vocab_size: int
-    enable_chunked_prefill: bool = True
     short_context: int | None = None  # longer sequences take other rotary frequencies (`RopeConfig.short_context`)
+    max_drafts: int = 0  # tokens that a worker may guess for a sequence in one step
 
     def num_bytes(self, item: MediaItem) -> int:
         """Bytes that a media item's embeddings take."""
@@ -38,9 +35,11 @@ class Limits:
 def check(prompt: Prompt, params: SamplingParams, limits: Limits) -> None:
     """Raise `RequestError` naming the field for a request that could never run."""
     clip_max_tokens(params, len(prompt.token_ids), limits.context_len)
-    _check_logprobs(params.logprobs, limits)
+    _check_logprobs("logprobs", params.logprobs, limits)
+    _check_logprobs("prompt_logprobs", params.prompt_logprobs, limits)
     # A stop id outside the vocabulary harms nobody, and clients of vLLM send one family's ids to all its members.
-    for name, ids in {"prompt": prompt.token_ids, "logit_bias": params.logit_bias}.items():
+    given = {"prompt": prompt.token_ids, "logit_bias": params.logit_bias, "allowed_token_ids": params.allowed_token_ids}
+    for name, ids in given.items():
         unknown = [token_id for token_id in ids or () if not 0 <= token_id < limits.vocab_size]
         if unknown:
             raise RequestError(
@@ -61,14 +60,14 @@ def check_max_tokens(params: SamplingParams, context_len: int) -> None:
 def clip_max_tokens(params: SamplingParams, num_prompt: int, context_len: int) -> SamplingParams:
     """`params` with as many `max_tokens` as the prompt leaves of the context, if they ask for more or do not say.
 
-    Raises `RequestError` for a prompt that leaves none, for `max_tokens` that no prompt leaves, and for more
-    `min_tokens` than are left.
+    Raises `RequestError` for a prompt that leaves none (unless 0 are asked for), for `max_tokens` that no prompt
+    leaves, and for more `min_tokens` than are left.
     """
     if num_prompt == 0:
         raise RequestError("the prompt is empty", param="prompt")
     check_max_tokens(params, context_len)
     left = context_len - num_prompt
-    if left < 1:
+    if left < (0 if params.max_tokens == 0 else 1):
         raise RequestError(
             f"This model's maximum context length is {context_len} tokens, but the prompt has {num_prompt} tokens, "
             "which leaves none for an answer; shorten the prompt",
@@ -86,12 +85,12 @@ def clip_max_tokens(params: SamplingParams, num_prompt: int, context_len: int) -
     return params.replace(max_tokens=left)
 
 
-def _check_logprobs(asked: int | None, limits: Limits) -> None:
+def _check_logprobs(name: str, asked: int | None, limits: Limits) -> None:
     """-1 is the whole vocabulary, in the request and in the limit."""
     most = limits.vocab_size if limits.max_logprobs < 0 else limits.max_logprobs
     if asked is not None and (limits.vocab_size if asked < 0 else asked) > most:
         shown = "all (-1)" if asked < 0 else asked
-        raise RequestError(f"logprobs asks for {shown}, at most {most} are allowed (--max-logprobs)", param="logprobs")
+        raise RequestError(f"{name} asks for {shown}, at most {most} are allowed (--max-logprobs)", param=name)
 
 
 def _check_media(prompt: Prompt, limits: Limits) -> None:

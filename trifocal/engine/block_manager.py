@@ -64,7 +64,10 @@ class BlockManager:
         return len(seq.block_ids) * self.block_size
 
     def publish(self, seq: Sequence) -> None:
-        """Make the sequence's full, computed (or planned) blocks of known tokens available to others."""
+        """Make the sequence's full, computed (or planned) blocks of known tokens available to others.
+
+        A planned step writes what it will write for known tokens whatever becomes of drafts, which are none.
+        """
         if not self.enable_prefix_caching:
             return
         self._extend_hashes(seq)
@@ -105,14 +108,25 @@ class BlockManager:
         seq.block_ids.extend(added)
         return added
 
+    def shrink(self, seq: Sequence, num_tokens: int) -> None:
+        """Take from the sequence the blocks behind its first `num_tokens` tokens; none of them was published."""
+        first = self.blocks_for(num_tokens)
+        assert first >= seq.num_published, "a block of known tokens stays"
+        for block in reversed(seq.block_ids[first:]):
+            self._give_back(block)
+        del seq.block_ids[first:]
+
     def release(self, seq: Sequence) -> None:
         """Take all blocks from the sequence. Its tail is reused first: beginnings are worth more."""
         for block in reversed(seq.block_ids):
-            self._refs[block] -= 1
-            if self._refs[block] == 0:
-                self._free[block] = None
+            self._give_back(block)
         seq.block_ids = []
         seq.num_published = 0
+
+    def _give_back(self, block: int) -> None:
+        self._refs[block] -= 1
+        if self._refs[block] == 0:
+            self._free[block] = None
 
     def _take(self, block: int) -> None:
         if self._refs[block] == 0:
@@ -126,7 +140,7 @@ class BlockManager:
 
 
 def _hash_block(seq: Sequence, start: int, end: int) -> bytes:
-    parent = seq.block_hashes[-1] if seq.block_hashes else _root(seq.request.prompt.cache_salt, seq.is_long)
+    parent = seq.block_hashes[-1] if seq.block_hashes else _root(seq.request.prompt.cache_salt, seq.cache_key_extra)
     digest = hashlib.blake2b(parent, digest_size=_DIGEST_BYTES)
     digest.update(array("q", seq.token_ids(start, end)).tobytes())
     for item in seq.media:
@@ -136,7 +150,7 @@ def _hash_block(seq: Sequence, start: int, end: int) -> bytes:
     return digest.digest()
 
 
-def _root(salt: str | None, is_long: bool) -> bytes:
-    """As long as any other parent, so that no choice of a salt can pass for one, nor for the other frequencies."""
+def _root(salt: str | None, extra: bytes) -> bytes:
+    """As long as any other parent, so that no choice of a salt can pass for one, nor for another `extra`."""
     text = (salt or "").encode(errors="surrogatepass")
-    return hashlib.blake2b(text, digest_size=_DIGEST_BYTES, person=b"long" if is_long else b"").digest()
+    return hashlib.blake2b(array("q", [len(text)]).tobytes() + text + extra, digest_size=_DIGEST_BYTES).digest()

@@ -14,8 +14,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from trifocal.config import envs
 from trifocal.config.engine import EngineConfig
+from trifocal.config.supervision import SupervisionConfig
 from trifocal.engine import messages
 from trifocal.engine.channel import LENGTH_BYTES, frame
 from trifocal.engine.crash_trace import CrashTrace, way
@@ -57,6 +57,7 @@ class EngineChild:
 
     def __init__(
         self,
+        bounds: SupervisionConfig,
         process: Process,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
@@ -64,6 +65,7 @@ class EngineChild:
         trace: CrashTrace,
     ) -> None:
         self.pid = process.pid
+        self._bounds = bounds
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -76,15 +78,15 @@ class EngineChild:
         self._is_stopped_by_others = False
 
     @classmethod
-    async def spawn(cls) -> EngineChild:
+    async def spawn(cls, bounds: SupervisionConfig) -> EngineChild:
         """Start the process; it waits for its configuration. Raises `VanishedError` where the system has no room."""
         try:
-            return await cls._spawn()
+            return await cls._spawn(bounds)
         except OSError as error:
             raise VanishedError(f"no engine process can be started: {error.strerror}") from None
 
     @classmethod
-    async def _spawn(cls) -> EngineChild:
+    async def _spawn(cls, bounds: SupervisionConfig) -> EngineChild:
         ours, theirs = socket.socketpair()
         note, trace = StepNote.create(), CrashTrace.create()
         process = None
@@ -105,14 +107,14 @@ class EngineChild:
                 process.kill()
                 await process.wait()
             raise
-        return cls(process, reader, writer, note, trace)
+        return cls(bounds, process, reader, writer, note, trace)
 
     async def ready(self, config: EngineConfig) -> messages.Ready:
         """Configure it and wait until it is ready.
 
         Raises `ConfigError` or `EngineDeadError` as it says, `VanishedError` if it is killed, stopped or too slow.
         """
-        limit = envs.ENGINE_READY_TIMEOUT_S.get()
+        limit = self._bounds.ready_timeout_s
         self._write(messages.encode(config))
         try:
             async with asyncio.timeout(limit):
@@ -133,7 +135,7 @@ class EngineChild:
 
         Its silence tells nothing: a large checkpoint may take minutes to load, on a slow disk without computing.
         """
-        limit, task = envs.ENGINE_ITERATION_TIMEOUT_S.get(), asyncio.create_task(receiving)
+        limit, task = self._bounds.iteration_timeout_s, asyncio.create_task(receiving)
         last_free = monotonic()
         try:
             while not task.done():
@@ -199,7 +201,7 @@ class EngineChild:
                 on_message(message)
 
     async def _watch_progress(self, is_busy: Callable[[], bool]) -> None:
-        limit = envs.ENGINE_ITERATION_TIMEOUT_S.get()
+        limit = self._bounds.iteration_timeout_s
         self._heard = monotonic()
         while True:
             await asyncio.sleep(min(1.0, limit / 4))

@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 
-from trifocal.config import envs
+from trifocal.config.supervision import SupervisionConfig
 from trifocal.errors import ConfigError
 from trifocal.types import ScheduledSeq, StepPlan
 
@@ -37,12 +37,12 @@ def _hang() -> None:
 _FAULTS: dict[str, Callable[[], None]] = {"exit": _exit, "segv": _segv, "raise": _raise, "hang": _hang}
 
 
-def injected_fault() -> Callable[[StepPlan], None] | None:
+def injected_fault(config: SupervisionConfig) -> Callable[[StepPlan], None] | None:
     """What is to be called with every plan before it runs, None without an injected fault. Raises `ConfigError`."""
-    text = envs.FAULT_INJECT.get()
+    text = config.fault
     if text is None:
         return None
-    if not envs.ALLOW_FAULT_INJECTION.get():
+    if not config.allows_faults:
         raise ConfigError(
             "TRIFOCAL_FAULT_INJECT crashes the engine on purpose: unset it, or say that this is a test with "
             "TRIFOCAL_ALLOW_FAULT_INJECTION=1"

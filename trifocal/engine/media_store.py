@@ -1,4 +1,4 @@
-"""Pixels in shared memory: written once by the server process, mapped by the engine process.
+"""Pixels in shared memory: written once by the server process, mapped for the workers (`worker/pixels.py`).
 
 The memory has no name in any file system: the engine opens it through the server's entry in /proc, and it is gone with
 the last process that uses it. So nothing is left behind however the two end, and a new engine finds all of it.
@@ -6,8 +6,6 @@ the last process that uses it. So nothing is left behind however the two end, an
 
 from __future__ import annotations
 
-import math
-import mmap
 import os
 import resource
 import tempfile
@@ -15,16 +13,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trifocal.errors import RequestError
 from trifocal.types import MediaItem, Prompt, SharedPixels
 
 _NUM_FILES = 1 << 16
-_mapped: WeakSet[mmap.mmap] = WeakSet()  # in the engine process: arrays hold them, and nothing else does
 
 
 def _has_nameless_memory() -> bool:
@@ -108,26 +103,3 @@ class MediaStore:
         os.close(entry.fileno)
         if not self._is_nameless:
             os.unlink(entry.pixels.path)
-
-
-def map_pixels(item: MediaItem) -> MediaItem:
-    """The engine's side: the item with its pixels mapped, read-only.
-
-    Raises `RequestError` if they are gone: those of a request that was given up before it was looked at are.
-    """
-    shared = item.pixels
-    if not isinstance(shared, SharedPixels):
-        return item
-    try:
-        with open(shared.path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        pixels = np.frombuffer(mapped, shared.dtype, count=math.prod(shared.shape)).reshape(shared.shape)
-    except (OSError, ValueError):  # ValueError: somebody else's are in their place
-        raise RequestError("the request's media are gone", param="messages", status=500) from None
-    _mapped.add(mapped)
-    return replace(item, pixels=pixels)
-
-
-def num_mapped() -> int:
-    """How many mappings of `map_pixels` are still there."""
-    return len(_mapped)

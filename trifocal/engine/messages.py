@@ -1,6 +1,7 @@
 """Messages between the server process and the engine process: msgspec structs as msgpack, never pickle.
 
-Pixels are not in a message: they lie in shared memory (`engine/media_store.py`) and travel as `SharedPixels`.
+What they carry are the dataclasses of `trifocal.types` as they are. Of arrays only positions travel. Pixels lie in
+shared memory (`engine/media_store.py`), and a message says where.
 """
 
 from __future__ import annotations
@@ -9,113 +10,58 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from trifocal.config.engine import EngineConfig
 from trifocal.engine.admission import Limits
-from trifocal.sampling_params import SamplingParams
-from trifocal.types import EngineStats, MediaItem, Modality, Prompt, Request, SharedPixels, Span, TokenOutput
+from trifocal.types import EngineStats, Pixels, Request, SharedPixels, TokenOutput
 
 
-class WireMedia(msgspec.Struct, array_like=True, frozen=True):
-    """A `MediaItem` whose pixels are in the media store."""
-
-    modality: Modality
-    content_hash: bytes
-    span: Span
-    grid: list[int]
-    pixels: SharedPixels
+class Message(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """On the wire a message is an array: the name of its class, then its fields."""
 
 
-class AddRequest(msgspec.Struct, tag=True, frozen=True):
-    """Server to engine: a new request. `positions` are the bytes of an int64 array with `position_rows` rows."""
+class AddRequest(Message, frozen=True):
+    """Server to engine: a new request. Its pixels are in the media store."""
 
-    request_id: str
-    token_ids: list[int]
-    media: list[WireMedia]
-    positions: bytes | None
-    position_rows: int
-    position_delta: int
-    cache_salt: str | None
-    params: SamplingParams
-    stop_token_ids: list[int]
-    seed: int
-    output_token_ids: list[int]
-
-    @classmethod
-    def pack(cls, request: Request) -> AddRequest:
-        """The message for a request whose pixels are in the media store already."""
-        prompt = request.prompt
-        return cls(
-            request_id=request.request_id,
-            token_ids=prompt.token_ids,
-            media=[
-                WireMedia(item.modality, item.content_hash, item.span, list(item.grid), _shared(item))
-                for item in prompt.media
-            ],
-            positions=None if prompt.positions is None else prompt.positions.astype(np.int64).tobytes(),
-            position_rows=1 if prompt.positions is None else prompt.positions.shape[0],
-            position_delta=prompt.position_delta,
-            cache_salt=prompt.cache_salt,
-            params=request.params,
-            stop_token_ids=sorted(request.stop_token_ids),
-            seed=request.seed,
-            output_token_ids=list(request.output_token_ids),
-        )
-
-    def unpack(self) -> Request:
-        """The request; its pixels are still `SharedPixels`."""
-        positions = None
-        if self.positions is not None:
-            positions = np.frombuffer(self.positions, dtype=np.int64).reshape(self.position_rows, -1)
-        media = tuple(
-            MediaItem(item.modality, item.content_hash, item.span, tuple(item.grid), item.pixels) for item in self.media
-        )
-        prompt = Prompt(self.token_ids, media, positions, self.position_delta, text=None, cache_salt=self.cache_salt)
-        stop_ids, output_ids = frozenset(self.stop_token_ids), tuple(self.output_token_ids)
-        return Request(self.request_id, prompt, self.params, stop_ids, self.seed, output_ids)
+    request: Request
 
 
-def _shared(item: MediaItem) -> SharedPixels:
-    if not isinstance(item.pixels, SharedPixels):
-        raise TypeError("pixels must be in the media store before they are sent")
-    return item.pixels
-
-
-class AbortRequests(msgspec.Struct, tag=True, frozen=True):
+class AbortRequests(Message, frozen=True):
     """Server to engine: forget these requests, wherever they are."""
 
     request_ids: list[str]
 
 
-class QueryStats(msgspec.Struct, tag=True, frozen=True):
+class QueryStats(Message, frozen=True):
     """Server to engine: send a `Report`."""
 
 
-class Stop(msgspec.Struct, tag=True, frozen=True):
+class Stop(Message, frozen=True):
     """Server to engine: end the process."""
 
 
-class Ready(msgspec.Struct, tag=True, frozen=True):
+class Ready(Message, frozen=True):
     """Engine to server: weights are loaded; what was decided on the device."""
 
     limits: Limits
 
 
-class Failed(msgspec.Struct, tag=True, frozen=True):
+class Failed(Message, frozen=True):
     """Engine to server: the engine cannot start or go on. `is_config` means the user can mend it."""
 
     message: str
     is_config: bool
 
 
-class Outputs(msgspec.Struct, tag=True, frozen=True):
+class Outputs(Message, frozen=True):
     """Engine to server: what a step produced, and the state after it."""
 
     outputs: list[TokenOutput]
     stats: EngineStats
 
 
-class Report(msgspec.Struct, tag=True, frozen=True):
+class Report(Message, frozen=True):
     """Engine to server: the answer to `QueryStats`."""
 
     stats: EngineStats
@@ -124,14 +70,30 @@ class Report(msgspec.Struct, tag=True, frozen=True):
 ToEngine = AddRequest | AbortRequests | QueryStats | Stop
 FromEngine = Ready | Failed | Outputs | Report
 
-_encoder = msgspec.msgpack.Encoder()
-_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+
+def _encode_array(value: Any) -> Any:
+    """An array of whole numbers as rows and bytes, in the smallest type that holds them."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.int64:
+        raise TypeError("of arrays only positions are sent; pixels must be in the media store before")
+    kind = np.result_type(np.min_scalar_type(value.min(initial=0)), np.min_scalar_type(value.max(initial=0)))
+    return kind.str, value.shape, value.astype(kind).tobytes()
+
+
+def _decode_array(kind: Any, value: Any) -> NDArray[np.int64] | SharedPixels:
+    if kind is Pixels:
+        return msgspec.convert(value, SharedPixels)
+    dtype, shape, data = value
+    return np.frombuffer(data, dtype).astype(np.int64).reshape(shape)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_array)
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine, dec_hook=_decode_array)
 _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 _config = msgspec.msgpack.Decoder(EngineConfig)
 
 
 def encode(message: Any) -> bytes:
-    """A message, or an `EngineConfig`, as msgpack."""
+    """A message, or an `EngineConfig`, as msgpack. Raises `TypeError` for pixels outside the media store."""
     return _encoder.encode(message)
 
 

@@ -1,12 +1,16 @@
-"""From token outputs to what a caller reads: `Choice` makes `Delta`s of one sequence's tokens, `Answer` keeps them."""
+"""The output processor of `LLM` and of the server: `Choice` makes `Delta`s of one sequence's tokens, `Answer` keeps and
+counts those of a request."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 from trifocal.engine.admission import clip_max_tokens
+from trifocal.engine.bad_words import bad_word_ids
 from trifocal.engine.detokenizer import Detokenizer
 from trifocal.engine.stop import StopStrings
 from trifocal.log import get_logger
@@ -35,15 +39,18 @@ def expand(
     eos_ids: Iterable[int],
     max_model_len: int,
     rng: random.Random,
+    tokenizer: Tokenizer,
 ) -> list[Request]:
-    """One engine request for each of the `n` choices, with everything decided: length, stop ids, seed.
+    """One engine request for each of the `n` choices, with everything decided: length, stop ids, bad words, seed.
 
-    Raises `RequestError` where the prompt leaves no room for an answer (see `clip_max_tokens`).
+    Raises `RequestError` where the prompt leaves no room for an answer (see `clip_max_tokens`), and for bad words that
+    have no tokens.
     """
     params = clip_max_tokens(params, len(prompt.token_ids), max_model_len)
     stop_ids = frozenset(params.stop_token_ids or [])
     if not params.ignore_eos:
         stop_ids |= {*eos_ids, *prompt.stop_token_ids}
+    bad_words = bad_word_ids(params.bad_words or (), tokenizer)
     seed = rng.getrandbits(63) if params.seed is None else params.seed
     return [
         Request(
@@ -52,6 +59,8 @@ def expand(
             params=params.replace(n=1),
             stop_token_ids=stop_ids,
             seed=seed + index,
+            prompt_logprobs=params.prompt_logprobs if index == 0 else None,  # all choices have the same prompt
+            bad_word_ids=bad_words,
         )
         for index in range(params.n)
     ]
@@ -88,6 +97,7 @@ class Choice:
         self._num_tokens = 0
         self._token_ids: list[int] = []  # not shown yet
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     def feed(self, output: TokenOutput) -> Delta | None:
         """Take new tokens. Returns what can be shown, None if nothing can.
@@ -100,6 +110,7 @@ class Choice:
         text = "".join(self._text_of(token_id, output) for token_id in output.token_ids)
         self._token_ids += output.token_ids
         self._logprobs += output.logprobs or []
+        self._prompt_logprobs = self._prompt_logprobs or output.prompt_logprobs
         reason, stop = output.finish_reason, output.stop_reason
         if reason == "stop" and stop not in self._told_ids:
             stop = None
@@ -112,6 +123,7 @@ class Choice:
         self.is_finished = reason is not None
         token_ids, self._token_ids = self._token_ids, []
         logprobs, self._logprobs = self._logprobs, []
+        prompt_logprobs, self._prompt_logprobs = self._prompt_logprobs, None
         return Delta(
             index=self.index,
             text=text,
@@ -123,6 +135,7 @@ class Choice:
             num_cached_tokens=output.num_cached_tokens,
             scheduled_at=output.scheduled_at,
             num_preemptions=output.num_preemptions,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _text_of(self, token_id: int, output: TokenOutput) -> str:
@@ -139,31 +152,100 @@ class Choice:
         return self._params.include_stop_str_in_output
 
 
+@dataclass(slots=True)
+class ChoiceCount:
+    """Tokens of one choice, shown or not. Times are those of whoever counts; 0.0 before the first token."""
+
+    num_tokens: int = 0
+    first_at: float = 0.0
+    last_at: float = 0.0
+
+
+class AnswerObserver(Protocol):
+    """Takes the measures of an answer while it grows. Choices are numbered through, as in `Answer`."""
+
+    def tokens_come(self, count: ChoiceCount, num_tokens: int, now: float) -> None:
+        """`num_tokens` more of a choice are about to be counted."""
+
+    def choice_ends(self, index: int, count: ChoiceCount, delta: Delta, now: float) -> None:
+        """Choice `index` has its last delta, and all its tokens are counted."""
+
+
 class Answer:
-    """A `RequestOutput` of `num_choices`, which grows by what these show."""
+    """What has come of a request so far: a `RequestOutput` for each of its prompts, with `n` choices each.
 
-    def __init__(self, request_id: str, prompt: Prompt, num_choices: int, metrics: RequestMetrics) -> None:
-        choices = [CompletionOutput(index, "", []) for index in range(num_choices)]
-        self.output = RequestOutput(request_id, prompt.text, prompt.token_ids, choices, finished=False, metrics=metrics)
+    Choices are numbered through: choice `i` belongs to prompt `i // n`, and so does `Delta.index`. Without `keeps_text`
+    the outputs stay without text, tokens and log-probabilities, for readers who take them from the deltas.
+    """
 
-    def count(self, num_tokens: int, now: float) -> None:
-        """So many tokens more, shown or not, at `now` by the monotonic clock."""
-        metrics = self.output.metrics
-        metrics.num_generation_tokens += num_tokens
-        metrics.first_token_ts = metrics.first_token_ts or now
+    def __init__(
+        self,
+        request_id: str,
+        prompts: Sequence[Prompt],
+        n: int,
+        *,
+        metrics: RequestMetrics | None = None,
+        observer: AnswerObserver | None = None,
+        keeps_text: bool = True,
+    ) -> None:
+        self.outputs = [
+            RequestOutput(
+                request_id,
+                prompt.text,
+                prompt.token_ids,
+                [CompletionOutput(index, "", []) for index in range(n)],
+                finished=False,
+                metrics=metrics or RequestMetrics(),
+            )
+            for prompt in prompts
+        ]
+        self.n = n
+        self.counts = [ChoiceCount() for _ in range(n * len(prompts))]
+        self.num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        self.num_generated_tokens = 0
+        self.num_cached_tokens = 0  # of the prompts: found in the prefix cache
+        self.open = set(range(len(self.counts)))  # choices that have not ended
+        self._observer = observer
+        self._keeps_text = keeps_text
+
+    def count(self, index: int, num_tokens: int, now: float) -> None:
+        """So many tokens more of a choice, shown or not, at `now`; none where a choice ends without one."""
+        count, metrics = self.counts[index], self.outputs[index // self.n].metrics
         metrics.last_token_ts = now
+        if num_tokens:
+            if self._observer is not None:
+                self._observer.tokens_come(count, num_tokens, now)
+            count.num_tokens += num_tokens
+            count.first_at = count.first_at or now
+            count.last_at = now
+            metrics.num_generation_tokens += num_tokens
+            metrics.first_token_ts = metrics.first_token_ts or now
+            self.num_generated_tokens += num_tokens
 
-    def extend(self, delta: Delta) -> None:
-        """Take the next piece of one choice."""
-        choice = self.output.outputs[delta.index]
-        choice.text += delta.text
-        choice.token_ids += delta.token_ids
-        if delta.logprobs is not None:
-            choice.logprobs = choice.logprobs or []
-            choice.logprobs += delta.logprobs
-            gained = sum(each.logprobs[0] for each in delta.logprobs)
-            choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + gained
-        self.output.num_cached_tokens = delta.num_cached_tokens
+    def extend(self, delta: Delta, now: float) -> None:
+        """Take the next piece of a choice, whose tokens were counted."""
+        output = self.outputs[delta.index // self.n]
+        choice = output.outputs[delta.index % self.n]
+        if self._keeps_text:
+            choice.text += delta.text
+            choice.token_ids += delta.token_ids
+            if delta.logprobs is not None:
+                choice.logprobs = choice.logprobs or []
+                choice.logprobs += delta.logprobs
+                gained = sum(each.logprobs[0] for each in delta.logprobs)
+                choice.cumulative_logprob = (choice.cumulative_logprob or 0.0) + gained
+        if choice.index == 0:  # further choices find the first one's blocks: that is no saving to the client
+            self.num_cached_tokens += delta.num_cached_tokens - output.num_cached_tokens
+            output.num_cached_tokens = delta.num_cached_tokens
+        if delta.prompt_logprobs is not None:
+            output.prompt_logprobs = delta.prompt_logprobs
         if delta.finish_reason is not None:
             choice.finish_reason, choice.stop_reason = delta.finish_reason, delta.stop_reason
-            self.output.finished = all(choice.finish_reason for choice in self.output.outputs)
+            output.finished = all(each.finish_reason for each in output.outputs)
+            self.open.discard(delta.index)
+            if self._observer is not None:
+                self._observer.choice_ends(delta.index, self.counts[delta.index], delta, now)
+
+    def choice(self, index: int) -> CompletionOutput:
+        """Choice `index` as far as it has come."""
+        return self.outputs[index // self.n].outputs[index % self.n]

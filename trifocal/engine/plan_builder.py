@@ -10,7 +10,7 @@ from trifocal.engine.steps_in_flight import Planned
 from trifocal.types import EncodeJob, MediaItem, ScheduledNew, ScheduledSeq, StepPlan
 
 
-class Draft:
+class PlanBuilder:
     """Sequences are put into it one after the other, each with as many tokens as the step has room for."""
 
     def __init__(self, limits: Limits, blocks: BlockManager, encoder_cache: EncoderCache) -> None:
@@ -32,6 +32,11 @@ class Draft:
     def __contains__(self, seq: Sequence) -> bool:
         return seq.request_id in self._scheduled
 
+    @property
+    def has_room(self) -> bool:
+        """Whether sequences that wait may begin."""
+        return self.budget > 0 and not self.has_preempted
+
     def plan(self, step_id: int, finished: list[str]) -> StepPlan:
         """The plan; workers are to forget the `finished` requests."""
         return StepPlan(
@@ -48,20 +53,38 @@ class Draft:
         num_tokens = min(seq.num_remaining, self.budget)
         return num_tokens if num_tokens == seq.num_remaining or self._limits.enable_chunked_prefill else 0
 
-    def put(self, seq: Sequence, num_tokens: int) -> None:
-        """Compute the sequence's next `num_tokens`; there must be blocks and embeddings for them."""
+    def max_drafts(self, seq: Sequence, num_tokens: int) -> int:
+        """How many tokens a worker may guess behind the sequence's next `num_tokens`.
+
+        None unless a token is sampled behind these. It could not be kept beyond max_tokens, and where a sequence
+        takes other rotary frequencies it is computed anew.
+        """
+        if self._limits.max_drafts == 0 or num_tokens < seq.num_remaining or seq.is_prompt_only:
+            return 0
+        most = min(self._limits.max_drafts, self.budget - num_tokens, seq.num_allowed - 1)
+        if self._limits.short_context is not None and not seq.is_long:
+            most = min(most, self._limits.short_context - seq.num_positions)
+        return max(0, most)
+
+    def put(self, seq: Sequence, num_tokens: int, max_drafts: int = 0) -> None:
+        """Compute the sequence's next `num_tokens`, and drafts; there must be blocks and embeddings for them."""
         start = seq.num_computed_tokens
+        is_last = num_tokens == seq.num_remaining
+        num_sampled_rows = 1 + max_drafts if is_last and not seq.is_prompt_only else 0
+        num_tokens += max_drafts
         added = self._blocks.grow(seq, start + num_tokens)
         if seq.is_new_to_workers:
             self._new.append(seq.introduce())
             seq.is_new_to_workers = False
             added = list(seq.block_ids)
-        samples = num_tokens == seq.num_remaining
-        self._scheduled[seq.request_id] = ScheduledSeq(seq.request_id, start, num_tokens, added, samples)
-        self.planned[seq.request_id] = Planned(seq, start, start + num_tokens, seq.block_ids)
+        self._scheduled[seq.request_id] = ScheduledSeq(
+            seq.request_id, start, num_tokens, added, num_sampled_rows, max_drafts
+        )
+        ends = is_last and seq.is_prompt_only
+        self.planned[seq.request_id] = Planned(seq, start, start + num_tokens, seq.block_ids, num_sampled_rows, ends)
         self.budget -= num_tokens
         seq.num_computed_tokens += num_tokens
-        seq.num_in_flight += samples
+        seq.num_in_flight += num_sampled_rows
         self._blocks.publish(seq)
 
     # ------------------------------------------------------------------------------------------ media

@@ -11,8 +11,8 @@ import faulthandler
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from time import monotonic
 
 from trifocal import log
@@ -20,7 +20,6 @@ from trifocal.engine import messages
 from trifocal.engine.channel import Channel
 from trifocal.engine.engine import Engine
 from trifocal.engine.fault_injection import injected_fault
-from trifocal.engine.media_store import map_pixels, num_mapped
 from trifocal.engine.step_note import StepNote
 from trifocal.errors import ConfigError, RequestError
 from trifocal.executor.base import EXECUTORS
@@ -39,7 +38,7 @@ class EngineProcess:
     def __init__(self, channel: Channel, note: StepNote) -> None:
         self._channel = channel
         self._note = note
-        self._inject = injected_fault()
+        self._inject: Callable[[StepPlan], None] | None = None
         self._sent_stats = EngineStats()
         self.is_ready = False
 
@@ -47,6 +46,7 @@ class EngineProcess:
         """Serve until told to stop. Raises `ConfigError` if the engine cannot start."""
         EXECUTORS.get("uni")  # imports torch, while the server still reads the tokenizer
         config = messages.decode_config(self._channel.receive(None) or b"")
+        self._inject = injected_fault(config.supervision)
         engine = Engine(config, self._begin_step)
         self._send(messages.Ready(engine.limits))
         self.is_ready = True
@@ -58,11 +58,11 @@ class EngineProcess:
                 tidied = monotonic()
         engine.shutdown()
 
-    def _begin_step(self, plan: StepPlan) -> None:
-        """Called before each step."""
-        self._note.write([seq.request_id for seq in plan.scheduled])
+    def _begin_step(self, plans: Sequence[StepPlan]) -> None:
+        """Called before each step (`Executor.on_step`): whatever kills a worker now is in one of `plans`."""
+        self._note.write({seq.request_id for plan in plans for seq in plan.scheduled})
         if self._inject is not None:
-            self._inject(plan)
+            self._inject(plans[-1])
 
     def _take_messages(self, engine: Engine) -> bool:
         """Handle what has arrived, waiting while the engine has nothing to do; False when it is time to end."""
@@ -87,33 +87,27 @@ class EngineProcess:
             for request_id in message.request_ids:
                 engine.abort(request_id)
         elif isinstance(message, messages.QueryStats):
-            self._send(messages.Report(_stats(engine)))
+            self._send(messages.Report(engine.stats()))
 
     def _add(self, engine: Engine, message: messages.AddRequest) -> None:
         try:
-            request = message.unpack()
-            media = tuple(map_pixels(item) for item in request.prompt.media)
-            engine.add(replace(request, prompt=replace(request.prompt, media=media)))
+            engine.add(message.request)
             return
         except RequestError as error:
             reason = str(error)
         except Exception:  # whatever is wrong with it, it is wrong with this request alone
             reason = "the request could not be taken in"
             logger.exception(reason)
-        self._send_outputs(engine, [TokenOutput(message.request_id, [], None, "error", reason)])
+        self._send_outputs(engine, [TokenOutput(message.request.request_id, [], None, "error", reason)])
 
     def _send_outputs(self, engine: Engine, outputs: list[TokenOutput]) -> None:
-        stats = _stats(engine)
+        stats = engine.stats()
         if outputs or stats != self._sent_stats:
             self._send(messages.Outputs(outputs, stats))
             self._sent_stats = stats
 
     def _send(self, message: messages.FromEngine) -> None:
         self._channel.send(messages.encode(message))
-
-
-def _stats(engine: Engine) -> EngineStats:
-    return replace(engine.stats(), mapped_media=num_mapped())
 
 
 def main(socket: str, note: str, trace: str) -> int:

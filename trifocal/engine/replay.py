@@ -20,7 +20,6 @@ from trifocal.types import Request, TokenOutput
 S = TypeVar("S")  # what takes the text of a sequence: `RequestStream` or `Answer`
 _CRASH, _KILL = 2, 1
 _IS_SUSPECT, _IS_GUILTY = 2, 4
-_PROOF_TOKENS = 2  # one more than a crash loses: the step before is on its way to us when the one that crashes begins
 
 
 @dataclass(eq=False)
@@ -38,9 +37,14 @@ class InFlight(Generic[S]):
     num_cached_tokens: int | None = None  # this and the next one as the first engine that gave it a token says
     scheduled_at: float = 0.0
     suspicion: int = 0
-    num_tokens_at_crash: int = 0
+    num_steps_since_crash: int = 0  # those that gave it tokens; one may give several
     num_sent: int = 0
     wire_id: str | None = None  # what the engine of now calls it; None if it was not given it
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what killed an engine."""
+        return self.suspicion >= _IS_SUSPECT
 
     def to_send(self) -> Request:
         """The request as the engine is to go on with it, under an id that no engine has seen."""
@@ -52,10 +56,12 @@ class InFlight(Generic[S]):
 class Flights(Generic[S]):
     """Every request in flight, and which of them the engine has been given. Policy only: no process, no socket.
 
-    After any change `take_due` says what the engine is to be told.
+    After any change `take_due` says what the engine is to be told. Up to `num_steps_in_flight` steps that were computed
+    are on their way to us when the next one crashes: it takes one more to prove that a request got past it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_steps_in_flight: int = 1) -> None:
+        self._num_steps_of_proof = num_steps_in_flight + 1
         self._all: dict[str, InFlight[S]] = {}  # by request id, in order of arrival
         self._sent: dict[str, InFlight[S]] = {}  # by wire id
         self._suspects: deque[InFlight[S]] = deque()
@@ -108,12 +114,13 @@ class Flights(Generic[S]):
         flight = self._sent.get(output.request_id)
         if flight is None:
             return None
-        if output.token_ids:
+        if output.token_ids or output.finish_reason not in (None, "error"):
             flight.output_token_ids += output.token_ids
             if flight.num_cached_tokens is None:
                 flight.num_cached_tokens = output.num_cached_tokens
                 flight.scheduled_at = output.scheduled_at
-            if flight.suspicion and len(flight.output_token_ids) >= flight.num_tokens_at_crash + _PROOF_TOKENS:
+            flight.num_steps_since_crash += 1
+            if flight.suspicion and flight.num_steps_since_crash >= self._num_steps_of_proof:
                 self._acquit(flight)
         return flight
 
@@ -130,7 +137,7 @@ class Flights(Generic[S]):
         batch = [flight for wire_id, flight in self._sent.items() if death.batch is None or wire_id in death.batch]
         for flight in batch:
             flight.suspicion += _KILL if death.is_from_outside else _CRASH
-            flight.num_tokens_at_crash = len(flight.output_token_ids)
+            flight.num_steps_since_crash = 0
         was_alone = len(self._sent if death.batch is None else death.batch) == 1
         self.num_replays += len(self._sent)
         for flight in self._sent.values():
@@ -138,7 +145,7 @@ class Flights(Generic[S]):
         self._sent.clear()
         self._to_abort.clear()
         self._on_trial = None
-        suspects = [flight for flight in self._all.values() if flight.suspicion >= _IS_SUSPECT]
+        suspects = [flight for flight in self._all.values() if flight.is_suspect]
         self._suspects = deque(sorted(suspects, key=lambda flight: -flight.suspicion))
         return [flight for flight in batch if was_alone and flight.suspicion >= _IS_GUILTY]
 

@@ -2,7 +2,8 @@
 
 There is one progress counter per sequence and no phases: prefill in chunks, a prefix hit, resumption after
 preemption and decoding are all "compute the next positions". `schedule` may be called while the step before is still
-running: tokens in flight are counted, their ids are not needed.
+running: tokens in flight are counted, their ids are not needed. Where workers may draft, a step is planned with room
+for all drafts of the steps in flight and of its own; `update` takes back what was kept free in vain.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from time import perf_counter
 from trifocal.engine.admission import Limits, check, clip_max_tokens
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
-from trifocal.engine.plan_builder import Draft
+from trifocal.engine.plan_builder import PlanBuilder
 from trifocal.engine.sequence import Sequence
-from trifocal.engine.steps_in_flight import StepsInFlight
+from trifocal.engine.steps_in_flight import Planned, StepsInFlight
 from trifocal.engine.turns import Turns
 from trifocal.errors import RequestError
 from trifocal.types import (
     STEP_TOKEN_BOUNDS,
     EngineStats,
-    FinishReason,
     Request,
     StepPlan,
     StepResult,
@@ -95,40 +95,42 @@ class Scheduler:
 
         When nothing can be computed, what workers are to forget makes a step of its own.
         """
-        draft = self._draft()
-        while not draft and self._is_stuck():
+        builder = self._build()
+        while not builder and self._is_stuck():
             self._preempt(max(self._running, key=lambda seq: seq.order))
-            draft = self._draft()
-        if not (draft or self._has_due):
+            builder = self._build()
+        if not (builder or self._has_due):
             return None
         self._last_step_id += 1
-        self._num_steps += bool(draft)
-        self._in_flight.add(self._last_step_id, draft.planned)
-        self._turns.begin(draft.planned.values())
+        self._num_steps += bool(builder)
+        self._in_flight.add(self._last_step_id, builder.planned)
+        self._turns.begin(builder.planned.values())
         forget, self._forget = self._forget, []
-        plan = draft.plan(self._last_step_id, forget)
+        plan = builder.plan(self._last_step_id, forget)
         self._num_media_encoded += len(plan.encode)
-        if draft:
+        if builder:
             self._num_step_tokens += plan.num_tokens
             self._steps_by_tokens[bisect_left(STEP_TOKEN_BOUNDS, plan.num_tokens)] += 1
         return plan
 
-    def _draft(self) -> Draft:
+    def _build(self) -> PlanBuilder:
         limits = self.limits
         if limits.short_context is not None:
             self._restart_outgrown()
-        draft = Draft(limits, self.blocks, self.encoder_cache)
+        builder = PlanBuilder(limits, self.blocks, self.encoder_cache)
         for seq in sorted(self._running, key=lambda seq: (seq.num_remaining > 1, seq.order)):  # decodes first, by age
-            if not (draft and self._turns.is_resting(seq)):
-                self._schedule_running(seq, draft)
-        while self._waiting and draft.budget and not draft.has_preempted and len(self._running) < limits.max_num_seqs:
-            if not self._schedule_waiting(self._waiting[0], draft):
+            if not (builder and self._turns.is_resting(seq)):
+                self._schedule_running(seq, builder)
+        while (
+            self._waiting and builder.budget and not builder.has_preempted and len(self._running) < limits.max_num_seqs
+        ):
+            if not self._schedule_waiting(self._waiting[0], builder):
                 break
             self._running.append(self._waiting.popleft())
         for seq in self._running:
             self._unpin_computed(seq)
-        self._encoder_hits += draft.num_encoder_hits
-        return draft
+        self._encoder_hits += builder.num_encoder_hits
+        return builder
 
     def _restart_outgrown(self) -> None:
         """Sequences that have become too long for longrope's short factors are computed anew with the long ones.
@@ -147,30 +149,39 @@ class Scheduler:
 
     def _is_stuck(self) -> bool:
         """Whether no result can help: one sequence may wait for blocks of another that waits for its embeddings."""
-        return len(self._running) > 1 and not any(seq.num_in_flight for seq in self._seqs.values())
+        return len(self._running) > 1 and not self._in_flight
 
-    def _schedule_running(self, seq: Sequence, draft: Draft) -> None:
+    def _schedule_running(self, seq: Sequence, builder: PlanBuilder) -> None:
         if seq.is_at_limit or self._has_outgrown(seq):  # it ends, or starts again, with the token in flight
             return
-        if draft.has_preempted and seq not in self._running:  # preempted a moment ago
+        if builder.has_preempted and seq not in self._running:  # preempted a moment ago
             return
-        num_tokens = draft.within_budget(seq)
+        num_tokens = builder.within_budget(seq)
+        max_drafts = self._drafts_with_room(seq, num_tokens, builder)
         while num_tokens and not self.blocks.can_grow(seq, seq.num_computed_tokens + num_tokens):
-            if not self._preempt_newer_than(seq, draft):
+            if not self._preempt_newer_than(seq, builder):
                 return  # it waits a step; whoever is planned in this one will finish and free blocks
-        num_tokens = draft.secure_media(seq, num_tokens)
-        if num_tokens:
-            draft.put(seq, num_tokens)
+        num_secured = builder.secure_media(seq, num_tokens)
+        if num_secured:
+            builder.put(seq, num_secured, max_drafts if num_secured == num_tokens else 0)
 
-    def _schedule_waiting(self, seq: Sequence, draft: Draft) -> bool:
+    def _drafts_with_room(self, seq: Sequence, num_tokens: int, builder: PlanBuilder) -> int:
+        """Drafts behind the sequence's next `num_tokens`, as blocks are free: nobody is preempted for a guess."""
+        max_drafts = builder.max_drafts(seq, num_tokens)
+        while max_drafts and not self.blocks.can_grow(seq, seq.num_computed_tokens + num_tokens + max_drafts):
+            max_drafts -= 1
+        return max_drafts
+
+    def _schedule_waiting(self, seq: Sequence, builder: PlanBuilder) -> bool:
         if seq.num_in_flight:  # preempted while a step was running: its token arrives with that step's result
             return False
         seq.begin(is_long=self._is_long(seq))
-        num_hit = self.blocks.take_prefix(seq)
+        # Hidden states of a cached beginning are not there any more.
+        num_hit = 0 if seq.needs_prompt_logprobs else self.blocks.take_prefix(seq)
         seq.num_computed_tokens = num_hit
-        num_tokens = draft.within_budget(seq)
+        num_tokens = builder.within_budget(seq)
         if num_tokens and self.blocks.can_grow(seq, num_hit + num_tokens):
-            num_tokens = draft.secure_media(seq, num_tokens)
+            num_tokens = builder.secure_media(seq, num_tokens)
         else:
             num_tokens = 0
         if num_tokens == 0:
@@ -181,19 +192,20 @@ class Scheduler:
             seq.scheduled_at = perf_counter()
             seq.num_cached_tokens = num_hit
             self._num_prompt_tokens += seq.num_prompt_tokens
-        self._prefix_queries += seq.num_tokens
-        self._prefix_hits += num_hit
-        draft.put(seq, num_tokens)
+        if not seq.needs_prompt_logprobs:
+            self._prefix_queries += seq.num_tokens
+            self._prefix_hits += num_hit
+        builder.put(seq, num_tokens, self._drafts_with_room(seq, num_tokens, builder))
         return True
 
-    def _preempt_newer_than(self, seq: Sequence, draft: Draft) -> bool:
+    def _preempt_newer_than(self, seq: Sequence, builder: PlanBuilder) -> bool:
         """Take the blocks of the newest sequence that is younger and has no work in this plan."""
         for victim in sorted(self._running, key=lambda other: -other.order):
             if victim.order <= seq.order:
                 return False
-            if victim not in draft:
+            if victim not in builder:
                 self._preempt(victim)
-                draft.has_preempted = True
+                builder.has_preempted = True
                 return True
         return False
 
@@ -222,20 +234,26 @@ class Scheduler:
         self._turns.end(planned.values(), seconds)
         self._media_encode_s += result.encode_s
         self._worker_sequences, self._worker_embeds = result.num_sequences, result.num_embeds
-        for request_id, token_id in result.token_ids.items():
-            if request_id in planned and self._is_alive(planned[request_id].seq):
-                outputs.append(self._append(planned[request_id].seq, token_id, result))
+        for work in planned.values():
+            if (work.num_sampled_rows or work.ends) and self._is_alive(work.seq):
+                outputs.append(self._settle(work, result))
         return outputs
 
     def _is_alive(self, seq: Sequence) -> bool:
         """Whether it goes on: it may have ended while a step was running, its id may belong to a new request by now."""
         return self._seqs.get(seq.request_id) is seq
 
-    def _append(self, seq: Sequence, token_id: int, result: StepResult) -> TokenOutput:
-        seq.output_token_ids.append(token_id)
-        seq.num_in_flight -= 1
-        self._num_generation_tokens += 1
-        reason, stop = _stop_reason(seq, token_id)
+    def _settle(self, work: Planned, result: StepResult) -> TokenOutput:
+        """Take in what a step chose for a sequence, and take back what it kept room for in vain."""
+        seq = work.seq
+        token_ids = result.token_ids[seq.request_id] if work.num_sampled_rows else []
+        seq.num_in_flight -= work.num_sampled_rows
+        num_unused = work.num_sampled_rows - len(token_ids)
+        if num_unused and seq.block_ids:  # else it was preempted meanwhile
+            seq.num_computed_tokens -= num_unused
+            self.blocks.shrink(seq, seq.num_computed_tokens)
+        num_kept, reason, stop = (0, "length", None) if work.ends else seq.append(token_ids)
+        self._num_generation_tokens += num_kept
         if reason is not None:
             self._remove(seq)
         elif seq.block_ids:
@@ -243,13 +261,14 @@ class Scheduler:
         logprobs = result.logprobs.get(seq.request_id)
         return TokenOutput(
             request_id=seq.request_id,
-            token_ids=[token_id],
-            logprobs=None if logprobs is None else [logprobs],
+            token_ids=token_ids[:num_kept],
+            logprobs=None if logprobs is None else logprobs[:num_kept],
             finish_reason=reason,
             stop_reason=stop,
             num_cached_tokens=seq.num_cached_tokens,
             scheduled_at=seq.scheduled_at,
             num_preemptions=seq.num_preemptions,
+            prompt_logprobs=result.prompt_logprobs.get(seq.request_id),
         )
 
     def _fail(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
@@ -308,13 +327,3 @@ class Scheduler:
             num_step_tokens=self._num_step_tokens,
             steps_by_tokens=tuple(self._steps_by_tokens),
         )
-
-
-def _stop_reason(seq: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
-    params = seq.request.params
-    num_outputs = len(seq.output_token_ids)
-    if token_id in seq.request.stop_token_ids and num_outputs > params.min_tokens:
-        return "stop", token_id
-    if params.max_tokens is not None and num_outputs >= params.max_tokens:
-        return "length", None
-    return None, None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from queue import Empty, SimpleQueue
@@ -94,8 +94,9 @@ class CallAnswer(Answer):
     """An answer that knows whose it is."""
 
     def __init__(self, call: Call, request_id: str, prompt: Prompt, num_choices: int, metrics: RequestMetrics) -> None:
-        super().__init__(request_id, prompt, num_choices, metrics)
+        super().__init__(request_id, [prompt], num_choices, metrics=metrics)
         self.call = call
+        self.output = self.outputs[0]
 
 
 class SharedEngine:
@@ -111,7 +112,7 @@ class SharedEngine:
         self._config = config
         self._tokenizer = tokenizer
         self._ids = count()
-        self._rng = random.Random(config.seed)
+        self._rng = random.Random(config.model.seed)
         self._pid = os.getpid()
         # Of all queues and locks only this queue's `put` may be called where anything may have been interrupted: in
         # finalizers and behind exceptions that come at any point.
@@ -154,9 +155,10 @@ class SharedEngine:
             answer.output.request_id,
             prompt,
             params,
-            eos_ids=self._config.spec.eos_token_ids,
+            eos_ids=self._config.model.spec.eos_token_ids,
             max_model_len=self.engine.limits.max_model_len,
             rng=self._rng,
+            tokenizer=self._tokenizer,
         )
         return [
             InFlight(request, Choice(index, request, self._tokenizer), answer) for index, request in enumerate(requests)
@@ -270,10 +272,10 @@ class SharedEngine:
             if flight is not None:
                 self._fail(flight, error)
 
-    def _begin_step(self, plan: StepPlan) -> None:
+    def _begin_step(self, plans: Sequence[StepPlan]) -> None:
         """Called by the executor before each step, in its own thread."""
-        self._begun = [seq.request_id for seq in plan.scheduled]
-        for new in plan.new:
+        self._begun = [seq.request_id for plan in plans for seq in plan.scheduled]
+        for new in plans[-1].new:
             flight = self._flights.find(new.request.request_id)
             if flight is not None:
                 metrics = flight.stream.output.metrics
@@ -299,13 +301,13 @@ class SharedEngine:
         answer = flight.stream
         if output.finish_reason == "error":
             raise RequestError(f"prompt {answer.output.request_id}: {output.stop_reason}", status=500)
-        answer.count(len(output.token_ids), now)
+        answer.count(flight.choice.index, len(output.token_ids), now)
         if output.num_cached_tokens != flight.num_cached_tokens:  # it was started again, and found its own blocks
             output = replace(output, num_cached_tokens=flight.num_cached_tokens or 0)
         delta = flight.choice.feed(output)
         if delta is None:
             return
-        answer.extend(delta)
+        answer.extend(delta, now)
         if delta.finish_reason is not None:  # by the engine, or by a stop string, of which it does not know
             self._flights.remove(flight.request.request_id)
             answer.call.request_ids.discard(flight.request.request_id)

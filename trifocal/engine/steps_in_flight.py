@@ -10,12 +10,17 @@ from trifocal.types import StepResult
 
 
 class Planned(NamedTuple):
-    """A sequence as a plan has it. Preemption and release give the sequence a new list: `block_ids` stays as it was."""
+    """A sequence as a plan has it. Preemption and release give the sequence a new list: `block_ids` stays as it was.
+
+    `ends` says that the sequence ends with this step though it samples nothing.
+    """
 
     seq: Sequence
     start: int
     end: int
     block_ids: list[int]
+    num_sampled_rows: int
+    ends: bool
 
     def shared_blocks(self) -> list[tuple[int, bytes]]:
         """Its full blocks, each with the hash under which others may take it."""
@@ -34,6 +39,9 @@ class StepsInFlight:
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._steps: dict[int, dict[str, Planned]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._steps)
 
     def add(self, step_id: int, planned: dict[str, Planned]) -> None:
         """A step that is about to run."""

@@ -3,7 +3,7 @@
     STARTING ──ready──► RUNNING ──death──► STARTING (again, after a pause) ── ... ──► LOST
         └─────────── cannot start, or too many deaths in a row ───────────────────────►┘
 
-What becomes of the requests is not decided here but by its client (`AsyncEngine`), which is told of every turn.
+What becomes of the requests is not decided here but by its listener (`Replica`), which is told of every turn.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from enum import Enum, auto
 from time import monotonic
 from typing import Protocol
 
-from trifocal.config import envs
 from trifocal.config.engine import EngineConfig
+from trifocal.config.supervision import SupervisionConfig
 from trifocal.engine import messages
 from trifocal.engine.child import Death, EngineChild, VanishedError
 from trifocal.errors import EngineDeadError, TrifocalError
@@ -35,7 +35,7 @@ class State(Enum):
     STOPPED = auto()  # by `stop`, from any state
 
 
-class Client(Protocol):
+class Listener(Protocol):
     """Who is told. Every method returns at once."""
 
     def is_busy(self) -> bool:
@@ -57,7 +57,8 @@ class Client(Protocol):
 class Supervisor:
     """Engine processes, one at a time. One lifetime: `start`, `watch` .. `stop`."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: SupervisionConfig) -> None:
+        self._bounds = bounds
         self._config: EngineConfig | None = None
         self._state = State.STARTING
         self._child: EngineChild | None = None
@@ -77,7 +78,7 @@ class Supervisor:
 
     async def spawn(self) -> None:
         """Start the first process, which takes its time to import what it needs before `start` configures it."""
-        self._child = await EngineChild.spawn()
+        self._child = await EngineChild.spawn(self._bounds)
 
     async def start(self, config: EngineConfig) -> messages.Ready:
         """Configure the engine and wait until it is ready. One that says why it cannot start is not tried again.
@@ -91,49 +92,51 @@ class Supervisor:
             await self.stop()
             raise
         # A new engine must have room for whatever this one accepted, so it does not measure anew.
-        self._config = replace(config, num_blocks_before=ready.limits.num_blocks)
+        self._config = replace(config, cache=replace(config.cache, num_blocks_before=ready.limits.num_blocks))
         return ready
 
-    def watch(self, client: Client) -> None:
+    def watch(self, listener: Listener) -> None:
         """Keep the engine running from now on."""
-        self._watching = asyncio.create_task(self._watch(client))
+        self._watching = asyncio.create_task(self._watch(listener))
 
     def send(self, message: messages.ToEngine) -> None:
         """Send to the engine; it must be RUNNING. What it does not live to read is lost."""
         assert self._child is not None and self._state is State.RUNNING
         self._child.send(message)
 
-    async def _watch(self, client: Client) -> None:
+    async def _watch(self, listener: Listener) -> None:
         try:
-            await self._keep_running(client)
+            await self._keep_running(listener)
         except Exception as error:
             if not isinstance(error, TrifocalError):
                 logger.exception("the supervisor failed")
             self._state = State.LOST
-            client.engine_lost(str(error))
+            listener.engine_lost(str(error))
 
-    async def _keep_running(self, client: Client) -> None:
+    async def _keep_running(self, listener: Listener) -> None:
         """Replace one engine after the other. Raises `ConfigError` or `EngineDeadError` when that cannot go on."""
 
         def receive(message: messages.FromEngine) -> None:
-            if isinstance(message, messages.Outputs) and any(output.token_ids for output in message.outputs):
+            if isinstance(message, messages.Outputs) and any(
+                output.finish_reason != "error" for output in message.outputs
+            ):
                 self._num_failures = 0
-            client.receive(message)
+            listener.receive(message)
 
         while True:
             assert self._child is not None
             started = monotonic()
-            death = await self._child.run(receive, client.is_busy)
+            death = await self._child.run(receive, listener.is_busy)
             self._state = State.STARTING
             logger.error("the engine died: %s", death.reason)
-            if not client.is_busy() and monotonic() - started > _QUIET_S:
+            if not listener.is_busy() and monotonic() - started > _QUIET_S:
                 self._num_failures = 0  # it had nothing to produce
             await self._remove_child()
-            client.engine_died(death)
+            listener.engine_died(death)
             self._count_failure(death.reason)
             await self._start_until_ready(retries=(EngineDeadError,))
             logger.warning("a new engine is ready")
-            client.engine_started()
+            listener.engine_started()
 
     async def _start_until_ready(self, retries: tuple[type[EngineDeadError], ...]) -> messages.Ready:
         """Start engines until one is ready, pausing longer each time."""
@@ -142,7 +145,7 @@ class Supervisor:
             await asyncio.sleep(self._backoff_s())
             try:
                 if self._child is None:
-                    self._child = await EngineChild.spawn()
+                    self._child = await EngineChild.spawn(self._bounds)
                     self.num_restarts += 1
                 ready = await self._child.ready(self._config)
             except TrifocalError as error:
@@ -158,7 +161,7 @@ class Supervisor:
     def _count_failure(self, reason: str) -> None:
         """Raises `EngineDeadError` if this was one too many."""
         self._num_failures += 1
-        if self._num_failures > envs.ENGINE_MAX_RESTARTS.get():
+        if self._num_failures > self._bounds.max_restarts:
             num_restarts = self._num_failures - 1
             raise EngineDeadError(f"{reason}, after {num_restarts} fruitless restarts (TRIFOCAL_ENGINE_MAX_RESTARTS)")
 
@@ -166,7 +169,7 @@ class Supervisor:
         """The first to replace an engine that worked comes at once."""
         if self._num_failures <= 1:
             return 0.0
-        return min(envs.ENGINE_RESTART_BACKOFF_S.get() * 2.0 ** (self._num_failures - 2), _MAX_BACKOFF_S)
+        return min(self._bounds.restart_backoff_s * 2.0 ** (self._num_failures - 2), _MAX_BACKOFF_S)
 
     async def _remove_child(self) -> None:
         if self._child is not None:

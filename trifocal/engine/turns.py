@@ -30,7 +30,7 @@ class Turns:
 
     def begin(self, planned: Iterable[Planned]) -> None:
         """A step is about to run. How long one takes is not known until its result is in."""
-        for seq, start, end, _ in planned:
+        for seq, start, end, *_ in planned:
             if start >= self._free_tokens and end < seq.num_prompt_tokens:
                 self._rests_until[seq] = inf
 

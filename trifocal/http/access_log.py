@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from trifocal.config.server import ServerArgs
-from trifocal.http.context import Visit
+from trifocal.http.context import RequestContext
 from trifocal.prompt.ignored_fields import text_of
 
 _QUOTED = frozenset(' "=\\')
@@ -30,38 +30,38 @@ class AccessLog:
             self._logger.addHandler(handler)
             self._logger.propagate = False
 
-    def __call__(self, visit: Visit) -> None:
-        """Write a visit's line."""
-        if self._is_on and (visit.status >= 400 or visit.route not in self._quiet):
-            self._logger.info("%s", self._write(fields(visit)))
+    def __call__(self, context: RequestContext) -> None:
+        """Write the line of a request that has ended."""
+        if self._is_on and (context.status >= 400 or context.route not in self._quiet):
+            self._logger.info("%s", self._write(fields(context)))
 
 
-def fields(visit: Visit) -> dict[str, Any]:
+def fields(context: RequestContext) -> dict[str, Any]:
     """What the line tells, in order; what does not apply is left out. Sizes are bytes, times are seconds."""
     return {
-        "time": datetime.fromtimestamp(visit.began, UTC).isoformat(timespec="milliseconds"),
-        "id": visit.id,
-        "client": visit.client,
-        "method": visit.method,
-        "path": visit.path,
-        "status": visit.status,
-        "seconds": round(visit.ended - visit.arrived, 4),
-        "bytes_in": visit.num_bytes_in,
-        "bytes_out": visit.num_bytes_out,
-        **_optional(visit),
-        **{f"{step}_s": round(seconds, 4) for step, seconds in visit.steps.items()},
+        "time": datetime.fromtimestamp(context.began, UTC).isoformat(timespec="milliseconds"),
+        "id": context.id,
+        "client": context.client,
+        "method": context.method,
+        "path": context.path,
+        "status": context.status,
+        "seconds": round(context.ended - context.arrived, 4),
+        "bytes_in": context.num_bytes_in,
+        "bytes_out": context.num_bytes_out,
+        **_optional(context),
+        **{f"{step}_s": round(seconds, 4) for step, seconds in context.steps.items()},
     }
 
 
-def _optional(visit: Visit) -> dict[str, Any]:
-    first = None if visit.first_token is None else round(visit.first_token - visit.arrived, 4)
+def _optional(context: RequestContext) -> dict[str, Any]:
+    first = None if context.first_token is None else round(context.first_token - context.arrived, 4)
     numbers = {
-        "media_bytes": visit.num_media_bytes or None,
-        "prompt_tokens": visit.num_prompt_tokens or None,
-        "output_tokens": visit.num_output_tokens or None,
+        "media_bytes": context.num_media_bytes or None,
+        "prompt_tokens": context.num_prompt_tokens or None,
+        "output_tokens": context.num_output_tokens or None,
         "first_token_s": first,
-        "ignored_fields": text_of(visit.ignored) or None,
-        "error": visit.error,
+        "ignored_fields": text_of(context.ignored) or None,
+        "error": context.error,
     }
     return {name: value for name, value in numbers.items() if value is not None}
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trifocal.errors import RequestError
-from trifocal.http.context import visit_in
+from trifocal.http.context import context_in, path_in
 
 OPEN_PATHS = frozenset({"/health", "/live", "/ready", "/ping"})
 
@@ -26,13 +26,12 @@ class BearerAuth:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        visit = visit_in(scope)
-        path = scope["path"].removeprefix(scope.get("root_path", ""))  # a proxy may have left --root-path on it
-        if path in OPEN_PATHS or self._is_allowed(visit.headers.get("authorization", "")):
+        context = context_in(scope)
+        if path_in(scope) in OPEN_PATHS or self._is_allowed(context.headers.get("authorization", "")):
             await self._app(scope, receive, send)
             return
         error = RequestError("a valid API key is needed: Authorization: Bearer KEY", status=401, code="invalid_api_key")
-        await visit.refusal(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+        await context.refusal(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
     def _is_allowed(self, authorization: str) -> bool:
         scheme, _, token = authorization.partition(" ")

@@ -1,4 +1,4 @@
-"""One client's connection: uvicorn's h11 protocol with a time limit on headers and errors in OpenAI's shape."""
+"""One client's connection: uvicorn's h11 protocol with a time limit on headers, and errors in the form of an API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from trifocal.errors import RequestError
-from trifocal.http.errors import error_body
+from trifocal.http.errors import ErrorForm
 
 _HEADERS_S = 30.0  # from the first moment of a connection, or of a further request on it, to the end of its headers
 
@@ -19,8 +19,9 @@ _HEADERS_S = 30.0  # from the first moment of a connection, or of a further requ
 class Connection(H11Protocol):
     """Closed when it does not get a request together in time: uvicorn itself would wait for its headers for ever."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, error_form: ErrorForm, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._error_form = error_form
         self._header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -64,7 +65,7 @@ class Connection(H11Protocol):
         """Called by uvicorn from within its `except` block, where h11's hint at the status can still be had."""
         status = getattr(sys.exception(), "error_status_hint", 400)
         message = msg if status != 431 else "the headers are too large (--h11-max-incomplete-event-size)"
-        body = msgspec.json.encode(error_body(RequestError(message, status=status, code=None)))
+        body = msgspec.json.encode(self._error_form(RequestError(message, status=status, code=None)))
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
         for event in (
             h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status]),

@@ -1,4 +1,4 @@
-"""A visit: one HTTP request from its first header to its last byte. What it was and what it held ends up here."""
+"""`RequestContext`: one HTTP request from its first header to its last byte. What it was and what it held is here."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trifocal.api.openai.extras import HEADER as IGNORED_HEADER
 from trifocal.errors import RequestError
 from trifocal.http.admission import Holding
-from trifocal.http.errors import code_of, error_response, to_error
+from trifocal.http.errors import ErrorForm, code_of, error_response, to_error
 from trifocal.log import request_id
 from trifocal.media.watch import watching
 from trifocal.prompt.ignored_fields import Ignored, text_of
@@ -26,6 +25,7 @@ from trifocal.sampling_params import SamplingParams
 from trifocal.types import MediaItem, Prompt, SharedPixels
 
 HEADER = "x-request-id"
+IGNORED_HEADER = "x-ignored-fields"
 CLIENT_CLOSED = "client_closed"  # stands for an error where there was nobody left to tell one
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for that
 _USABLE = re.compile(r"[\w.:-]{1,128}", re.ASCII)  # it goes into logs, ids and a response header
@@ -33,7 +33,7 @@ _MAX_PATH = 128  # characters of a path in the log
 
 
 @dataclass(slots=True)
-class Visit:
+class RequestContext:
     """Facts about one request, collected on its way. Times are `time.perf_counter`, `began` is `time.time`."""
 
     id: str
@@ -41,6 +41,7 @@ class Visit:
     path: str
     client: str
     headers: Headers
+    error_form: ErrorForm  # how its API writes errors
     arrived: float = field(default_factory=time.perf_counter)
     began: float = field(default_factory=time.time)
     ended: float = 0.0
@@ -60,8 +61,8 @@ class Visit:
     holding: Holding | None = None
 
     @classmethod
-    def begin(cls, scope: Scope) -> Visit:
-        """The visit of a request that has just arrived; its id is the client's `x-request-id` if that is usable."""
+    def begin(cls, scope: Scope, error_form: ErrorForm) -> RequestContext:
+        """The context of a request that has just arrived; its id is the client's `x-request-id` if that is usable."""
         headers = Headers(scope=scope)
         brought = headers.get(HEADER, "")
         return cls(
@@ -70,6 +71,7 @@ class Visit:
             path=quote(scope["path"])[:_MAX_PATH],
             client="{}:{}".format(*scope["client"]) if scope.get("client") else "",
             headers=headers,
+            error_form=error_form,
         )
 
     def received(self, num_bytes: int) -> None:
@@ -96,7 +98,7 @@ class Visit:
     def refusal(self, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
         """The response to a request that is refused, noted."""
         self.error = code_of(error)
-        return error_response(error, headers)
+        return error_response(error, self.error_form, headers)
 
     def end(self) -> None:
         """Give back what is held."""
@@ -105,57 +107,65 @@ class Visit:
             self.holding.close()
 
 
-class Visits:
-    """ASGI middleware, the outermost: begins and ends visits, sends their ids back, answers what nobody else could.
+class RequestContexts:
+    """ASGI middleware, the outermost: begins and ends contexts, sends their ids back, answers what nobody else could.
 
-    Names of ignored fields go back likewise. `on_end` is called with each visit that has ended.
+    Names of ignored fields go back likewise. `error_form_of` says of a path how errors are written there; `on_end` is
+    called with each context that has ended.
     """
 
-    def __init__(self, app: ASGIApp, max_headers: int, on_end: Callable[[Visit], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_headers: int,
+        error_form_of: Callable[[str], ErrorForm],
+        on_end: Callable[[RequestContext], None],
+    ) -> None:
         self._app = app
         self._max_headers = max_headers
+        self._error_form_of = error_form_of
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Leave the visit in `scope["state"]`, where `visit_in` finds it."""
+        """Leave the context in `scope["state"]`, where `context_in` finds it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        visit = Visit.begin(scope)
-        scope.setdefault("state", {})["visit"] = visit
-        token = request_id.set(visit.id)
-        watching.set(visit)
+        context = RequestContext.begin(scope, self._error_form_of(path_in(scope)))
+        scope.setdefault("state", {})["context"] = context
+        token = request_id.set(context.id)
+        watching.set(context)
 
         async def watched(message: Message) -> None:
             if message["type"] == "http.response.start":
-                visit.status = message["status"]
+                context.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers[HEADER] = visit.id
-                if visit.ignored:
-                    headers[IGNORED_HEADER] = text_of(visit.ignored)
-            elif message["type"] == "http.response.body" and visit.method != "HEAD":
-                visit.num_bytes_out += len(message.get("body", b""))
+                headers[HEADER] = context.id
+                if context.ignored:
+                    headers[IGNORED_HEADER] = text_of(context.ignored)
+            elif message["type"] == "http.response.body" and context.method != "HEAD":
+                context.num_bytes_out += len(message.get("body", b""))
             await send(message)
 
         try:
-            await self._answer(visit, scope, receive, watched)
+            await self._answer(context, scope, receive, watched)
         finally:
             route: Any = scope.get("route")
-            visit.route = getattr(route, "path", "")
-            visit.end()
-            self._on_end(visit)
+            context.route = getattr(route, "path", "")
+            context.end()
+            self._on_end(context)
             request_id.reset(token)
 
-    async def _answer(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         if len(scope["headers"]) > self._max_headers:
             error = RequestError(f"at most {self._max_headers} headers (--h11-max-header-count)", status=431)
-            await visit.refusal(error)(scope, receive, send)
+            await context.refusal(error)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            response = visit.refusal(to_error(error))
-            if visit.status == 0:  # else it has begun and stays incomplete: the connection is closed
+            response = context.refusal(to_error(error))
+            if context.status == 0:  # else it has begun and stays incomplete: the connection is closed
                 await response(scope, receive, send)
 
 
@@ -164,13 +174,19 @@ def num_bytes(item: MediaItem) -> int:
     return 0 if isinstance(item.pixels, SharedPixels) else item.pixels.nbytes
 
 
-def visit_in(scope: Scope) -> Visit:
-    """The visit that `Visits` began."""
-    visit = scope["state"]["visit"]
-    assert isinstance(visit, Visit)
-    return visit
+def path_in(scope: Scope) -> str:
+    """The path as the routes know it: a proxy may have left --root-path on it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
-def visit_of(request: Request) -> Visit:
-    """The visit of a route's request."""
-    return visit_in(request.scope)
+def context_in(scope: Scope) -> RequestContext:
+    """The context that `RequestContexts` began."""
+    context = scope["state"]["context"]
+    assert isinstance(context, RequestContext)
+    return context
+
+
+def context_of(request: Request) -> RequestContext:
+    """The context of a route's request."""
+    return context_in(request.scope)

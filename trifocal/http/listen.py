@@ -10,6 +10,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -17,6 +18,7 @@ import uvicorn
 from trifocal.config.server import ServerArgs
 from trifocal.errors import ConfigError
 from trifocal.http.connection import Connection
+from trifocal.http.errors import ErrorForm
 from trifocal.log import get_logger
 
 logger = get_logger(__name__)
@@ -112,20 +114,25 @@ def announce(listener: socket.socket, args: ServerArgs) -> None:
     """Say that the server is ready, and to whom it is open."""
     is_local = listener.family == socket.AF_UNIX or ipaddress.ip_address(listener.getsockname()[0]).is_loopback
     if not args.api_key and not is_local:
-        logger.warning("there is no --api-key: whoever reaches the port is answered")
+        logger.warning("there is no --api-key: anyone who can reach the port can use this server")
     logger.info("ready: %s", address(listener, args))
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without its signal handling: it ends when `should_exit` is set, not when a signal comes."""
+    """uvicorn without its signal handling: it ends when `should_exit` is set, not when a signal comes.
 
-    def __init__(self, app: Callable[..., object], args: ServerArgs, on_started: Callable[[], None]) -> None:
+    `error_form` writes the errors of what is no request yet.
+    """
+
+    def __init__(
+        self, app: Callable[..., object], args: ServerArgs, on_started: Callable[[], None], error_form: ErrorForm
+    ) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
             log_level=args.uvicorn_log_level,
             access_log=False,  # there is one of our own
-            http=Connection,
+            http=partial(Connection, error_form=error_form),  # type: ignore[arg-type]  # called as the class is
             lifespan="off",
             ws="none",
             backlog=_BACKLOG,

@@ -1,28 +1,27 @@
-"""Server-sent events: `data: {json}` lines, an error event where a stream breaks, `data: [DONE]` at its end."""
+"""Server-sent events: frames of a stream as they come, with an error among them where the stream breaks."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
-import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from trifocal.api.openai.extras import event_of
-from trifocal.http.context import CLIENT_CLOSED, Visit, visit_in
+from trifocal.errors import RequestError
+from trifocal.http.context import CLIENT_CLOSED, RequestContext, context_in
 from trifocal.http.disconnect import unless_disconnected
-from trifocal.http.errors import code_of, error_body, to_error
+from trifocal.http.errors import code_of, to_error
 
-DONE = b"data: [DONE]\n\n"
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a proxy that buffers is no stream
 
 
-def event(data: Mapping[str, Any]) -> bytes:
-    """One event."""
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+def frame(data: bytes, event: str | None = None) -> bytes:
+    """One event of one line of `data`, with a name if the API names its events."""
+    head = b"" if event is None else b"event: " + event.encode() + b"\n"
+    return head + b"data: " + data + b"\n\n"
 
 
 class Closeable(Protocol):
@@ -33,25 +32,25 @@ class Closeable(Protocol):
 
 
 class EventStream(Response):
-    """A response that sends `chunks` as events while they come, and closes their `source` at the end or a hang-up.
+    """A response that sends `frames` while they come, and closes their `source` at the end or a hang-up.
 
-    The first one names the ignored fields of the request, too.
-
-    An exception of the generator, and of the time `limit` around it, becomes an error event, then the stream ends
-    without `[DONE]`. The source is closed here and not by the generator: one that was never started runs no `finally`.
+    An exception of the generator, and of the time `limit` around it, becomes the last frame: what `error_frame` makes
+    of it. The source is closed here and not by the generator: one that was never started runs no `finally`.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        chunks: AsyncGenerator[dict[str, Any], None],
+        frames: AsyncGenerator[bytes, None],
         source: Closeable,
         limit: Callable[[], AbstractAsyncContextManager[None]],
+        error_frame: Callable[[RequestError], bytes],
     ) -> None:
-        self._chunks = chunks
+        self._frames = frames
         self._source = source
         self._limit = limit
+        self._error_frame = error_frame
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
@@ -59,22 +58,21 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the generator or the client is done."""
         try:
-            await unless_disconnected(receive, self._send(visit_in(scope), send))
+            await unless_disconnected(receive, self._send(context_in(scope), send))
         except ClientDisconnect:
-            visit_in(scope).error = CLIENT_CLOSED
+            context_in(scope).error = CLIENT_CLOSED
         finally:
             await self._source.aclose()
 
-    async def _send(self, visit: Visit, send: Send) -> None:
+    async def _send(self, context: RequestContext, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        last, told = DONE, event_of(visit.ignored)
+        last = b""
         try:
             async with self._limit():
-                async for chunk in self._chunks:
-                    await send({"type": "http.response.body", "body": event({**chunk, **told}), "more_body": True})
-                    told = {}
+                async for each in self._frames:
+                    await send({"type": "http.response.body", "body": each, "more_body": True})
         except Exception as error:  # the status line is gone: the stream itself must tell
             refusal = to_error(error)
-            visit.error = code_of(refusal)
-            last = event(error_body(refusal))
+            context.error = code_of(refusal)
+            last = self._error_frame(refusal)
         await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from trifocal.errors import ConfigError
-from trifocal.http.context import Visit
+from trifocal.http.context import RequestContext
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -16,7 +16,7 @@ _CLOSE_S = 3.0
 
 
 class Tracer:
-    """Records visits with a `TracerProvider`. A request that brings a `traceparent` continues that trace."""
+    """Records requests with a `TracerProvider`. A request that brings a `traceparent` continues that trace."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -43,23 +43,23 @@ class Tracer:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
         return cls(provider)
 
-    def record(self, visit: Visit) -> None:
-        """Make the span of a visit that has ended; requests that are not about answers have none."""
+    def record(self, context: RequestContext) -> None:
+        """Make the span of a request that has ended; requests that are not about answers have none."""
         from opentelemetry.trace import SpanKind, Status, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        if visit.params is None:
+        if context.params is None:
             return
         span = self._tracer.start_span(
             "llm_request",
-            context=TraceContextTextMapPropagator().extract(visit.headers),
+            context=TraceContextTextMapPropagator().extract(context.headers),
             kind=SpanKind.SERVER,
-            attributes=attributes(visit),
-            start_time=int(visit.began * _NS),
+            attributes=attributes(context),
+            start_time=int(context.began * _NS),
         )
-        if visit.error is not None:
-            span.set_status(Status(StatusCode.ERROR, visit.error))
-        span.end(int((visit.began + visit.ended - visit.arrived) * _NS))
+        if context.error is not None:
+            span.set_status(Status(StatusCode.ERROR, context.error))
+        span.end(int((context.began + context.ended - context.arrived) * _NS))
 
     def close(self) -> None:
         """Send what is left, for a few seconds at most: a collector that is away must not hold the server up."""
@@ -68,23 +68,23 @@ class Tracer:
         sending.join(_CLOSE_S)
 
 
-def attributes(visit: Visit) -> dict[str, Any]:
+def attributes(context: RequestContext) -> dict[str, Any]:
     """What a span tells. Times are seconds."""
-    params = visit.params
+    params, first = context.params, context.first_token
     assert params is not None
     found = {
-        "gen_ai.request.id": visit.id,
-        "gen_ai.response.model": visit.model,
+        "gen_ai.request.id": context.id,
+        "gen_ai.response.model": context.model,
         "gen_ai.request.n": params.n,
         "gen_ai.request.max_tokens": params.max_tokens,
         "gen_ai.request.temperature": params.temperature,
         "gen_ai.request.top_p": params.top_p,
-        "gen_ai.usage.prompt_tokens": visit.num_prompt_tokens,
-        "gen_ai.usage.completion_tokens": visit.num_output_tokens,
-        "gen_ai.latency.e2e": visit.ended - visit.arrived,
-        "gen_ai.latency.time_to_first_token": None if visit.first_token is None else visit.first_token - visit.arrived,
-        "http.response.status_code": visit.status,
-        "error.type": visit.error,
-        **{f"trifocal.media.{step}_seconds": seconds for step, seconds in visit.steps.items()},
+        "gen_ai.usage.prompt_tokens": context.num_prompt_tokens,
+        "gen_ai.usage.completion_tokens": context.num_output_tokens,
+        "gen_ai.latency.e2e": context.ended - context.arrived,
+        "gen_ai.latency.time_to_first_token": None if first is None else first - context.arrived,
+        "http.response.status_code": context.status,
+        "error.type": context.error,
+        **{f"trifocal.media.{step}_seconds": seconds for step, seconds in context.steps.items()},
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trifocal.kernels.blocks import all_rows, int8_of_words
 from trifocal.kernels.int4 import Int4Weight
 
 
@@ -52,27 +51,13 @@ class Likely:
 class Kernels:
     """Operations without state. A device's kernels override those it does better; `TORCH` runs everywhere.
 
-    A row's result never depends on the rows beside it but by rounding.
-    `wants_blocks`: linear layers are quicker if their weights lie in blocks (see `blocks`).
+    A row's result never depends on the rows beside it but by rounding. Kernels for a device's own layout of weights are
+    no part of this: its linear methods call them (`Platform.linear_methods`).
     """
-
-    wants_blocks = False
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in], weight [out, in], bias [out] -> [..., out]."""
         return F.linear(x, weight, bias)
-
-    def linear_blocks(self, x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
-        """`linear` with a bfloat16 weight in blocks of words int32 [out / 16, in / 2, 16]."""
-        return F.linear(x, all_rows(weight, out_features).view(torch.bfloat16), bias)
-
-    def gated_linear_blocks(self, x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
-        """`silu_and_mul` of `linear_blocks`: x [..., in] -> [..., out / 2]."""
-        return self.silu_and_mul(self.linear_blocks(x, weight, out_features, bias))
-
-    def gated_linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """`silu_and_mul` of `linear_int8_blocks`: x [..., in] -> [..., out / 2]."""
-        return self.silu_and_mul(self.linear_int8_blocks(x, weight, scale, bias))
 
     def linear_int8(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         """x [..., in] times int8 weight [out, in] times float32 scale [out], plus bias.
@@ -87,10 +72,6 @@ class Kernels:
         if bias is not None:
             y += bias.float()
         return y.to(x.dtype).view(*x.shape[:-1], len(weight))
-
-    def linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """`linear_int8` with a weight in blocks of words int32 [out / 16, in / 4 rounded up, 16]."""
-        return self.linear_int8(x, int8_of_words(all_rows(weight, len(scale)), x.shape[-1]), scale, bias)
 
     def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
         """x [..., in] times the weight, plus bias."""
@@ -124,6 +105,11 @@ class Kernels:
         """x and delta [rows, size] -> x + scale * delta, and its `rms_norm`."""
         total = x + delta * scale  # not torch.add(…, alpha=scale): that one rounds a bfloat16 tensor's scale first
         return total, self.rms_norm(total, weight, eps)
+
+    def norm_heads(self, x: Tensor, num_first: int, first: Tensor, other: Tensor, eps: float) -> Tensor:
+        """x [rows, heads, d] -> `rms_norm` of each head, with weight `first` [d] for so many, `other` for the rest."""
+        heads, others = x[:, :num_first], x[:, num_first:]
+        return torch.cat((self.rms_norm(heads, first, eps), self.rms_norm(others, other, eps)), dim=1)
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """[rows, 2 * size], the gate's half first -> silu(gate) * up, [rows, size]."""

@@ -23,3 +23,8 @@ class RMSNorm(Layer):
     def add(self, x: Tensor, delta: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """x and delta [rows, size] -> x + scale * delta, and the norm of it."""
         return self.kernels.add_rms_norm(x, delta, scale, self.weight, self.eps)
+
+
+def norm_heads(x: Tensor, num_first: int, first: RMSNorm, other: RMSNorm) -> Tensor:
+    """x [n, heads, d] -> each head normed: so many by `first`, the rest by `other`, which has the same eps."""
+    return first.kernels.norm_heads(x, num_first, first.weight, other.weight, first.eps)

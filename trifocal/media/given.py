@@ -11,17 +11,8 @@ import PIL.Image
 from trifocal.errors import RequestError
 from trifocal.media.arrays import is_array, num_axes
 from trifocal.media.decode.image import refusal
+from trifocal.media.modalities import MODALITIES
 from trifocal.types import Modality
-
-# In requests to a server there are URLs alone.
-_PICTURE_FORMS = (
-    "a URL, or in Python a path, a file's bytes, a PIL image, or an array or tensor [height, width, 3] or [3, height, "
-    "width]"
-)
-_CLIP_FORMS = (
-    "a URL or a list of frames, or in Python a path, a file's bytes, or an array or tensor [frames, height, width, 3] "
-    "or [frames, 3, height, width]"
-)
 
 _MAX_SHOWN = 128
 
@@ -80,8 +71,7 @@ def as_url(source: Any, where: str) -> Any:
 
 def wrong_object(source: Any, modality: Modality, where: str) -> RequestError:
     """The error about an object that is no item of this modality."""
-    forms = _PICTURE_FORMS if modality == "image" else _CLIP_FORMS
-    return refusal(where, f"expected {forms}; got {_kind(source, modality)}")
+    return refusal(where, f"expected {MODALITIES[modality].object_forms}; got {_kind(source, modality)}")
 
 
 def _file(source: str | Path) -> Path | None:
@@ -99,8 +89,9 @@ def _has_scheme(text: str) -> bool:
 
 
 def _kind(source: Any, modality: Modality) -> str:
-    if modality == "video" and isinstance(source, PIL.Image.Image):
-        return "one PIL image (a list of them is a clip)"
+    info = MODALITIES[modality]
+    if info.frames and isinstance(source, PIL.Image.Image):
+        return f"one PIL image (a list of them is a {info.noun})"
     if isinstance(source, list | tuple):
         return f"{'an empty' if not source else 'a'} {type(source).__name__}"
     if is_array(source):

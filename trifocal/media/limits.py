@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trifocal.config.engine import EngineConfig
+from trifocal.config.media import MediaSizeArgs
 from trifocal.errors import RequestError
+from trifocal.media.modalities import MODALITIES
+from trifocal.media.plan import ItemPlan
 from trifocal.types import Modality
 
 MAX_DECODED_BYTES = 2 << 30  # of all pictures and frames of one request, scaled as the model's family wants them
@@ -16,32 +18,13 @@ class TooManyFramesError(RequestError):
     """More frames of a clip are chosen than allowed."""
 
 
-@dataclass(frozen=True, slots=True)
-class MediaLimits:
-    """The limits in force. Each field is the flag of its name; see `EngineArgs`."""
-
-    max_image_pixels: int
-    max_request_pixels: int
-    max_video_frames: int
-    image_decode_timeout: float
-    video_decode_timeout: float
-    decode_memory_bytes: int
-
-    @classmethod
-    def of(cls, config: EngineConfig) -> MediaLimits:
-        """Those of a configuration."""
-        return cls(
-            max_image_pixels=config.max_image_pixels,
-            max_request_pixels=config.max_request_pixels,
-            max_video_frames=config.max_video_frames,
-            image_decode_timeout=config.image_decode_timeout,
-            video_decode_timeout=config.video_decode_timeout,
-            decode_memory_bytes=config.decode_memory_bytes,
-        )
+@dataclass(frozen=True, kw_only=True)
+class MediaLimits(MediaSizeArgs):
+    """The limits in force. Each field is the flag of its name."""
 
     def timeout(self, modality: Modality) -> float:
         """Seconds for one job of a decoder process."""
-        return self.image_decode_timeout if modality == "image" else self.video_decode_timeout
+        return float(getattr(self, MODALITIES[modality].decode_timeout))
 
     def check_frames(self, num_frames: int, where: str) -> None:
         """Raise `TooManyFramesError` if too many frames of a clip are chosen."""
@@ -52,19 +35,19 @@ class MediaLimits:
                 param="messages",
             )
 
-    def check_request(self, sizes: Sequence[tuple[int, int, int]], scaled: Sequence[tuple[int, int, int]]) -> None:
-        """Raise `RequestError` if all items of a request, each (frames, height, width), are too much together.
+    def check_request(self, plans: Sequence[ItemPlan]) -> None:
+        """Raise `RequestError` if all items of a request are too much together.
 
-        `sizes` as their headers announce them, which is what decoding costs; `scaled` as they will lie in memory.
+        Counted are the sizes that their headers announce, which is what decoding costs, and those in memory.
         """
-        num_pixels = sum(frames * height * width for frames, height, width in sizes)
+        num_pixels = sum(plan.num_frames * plan.size[0] * plan.size[1] for plan in plans)
         if num_pixels > self.max_request_pixels:
             raise RequestError(
                 f"the pictures and chosen frames of one request are {num_pixels / 1e6:.10g} megapixels, at most "
                 f"{self.max_request_pixels / 1e6:.10g} are allowed (--max-request-pixels)",
                 param="messages",
             )
-        num_bytes = sum(frames * height * width * 3 for frames, height, width in scaled)
+        num_bytes = sum(plan.num_frames * plan.decoded[0] * plan.decoded[1] * 3 for plan in plans)
         if num_bytes > MAX_DECODED_BYTES:
             raise RequestError(
                 f"the pictures and chosen frames of one request take {-(-num_bytes >> 20)} MiB when decoded, at most "

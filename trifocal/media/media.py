@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trifocal.media.plan import ItemPlan
 from trifocal.types import Modality
 
 
@@ -37,25 +38,40 @@ class FrameSample:
 class Image:
     """RGB uint8 [height, width, 3]; orientation applied, transparency flattened on white.
 
-    `options` are the item's own mm_processor_kwargs, complete; None: those of its prompt.
+    `plan` says what is to become of them. None: a processor makes it of the pixels and the options of their prompt.
     """
 
     pixels: NDArray[np.uint8]
+    plan: ItemPlan | None = None
     modality: Modality = "image"
-    options: Mapping[str, Any] | None = None
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(frames, height, width)."""
+        return 1, self.pixels.shape[0], self.pixels.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
     """Sampled RGB frames uint8 [num_frames, height, width, 3] and `fps`, sampled frames per second of the clip.
 
-    `options`: see `Image`.
+    `plan`: see `Image`.
     """
 
     frames: NDArray[np.uint8]
     fps: float
+    plan: ItemPlan | None = None
     modality: Modality = "video"
-    options: Mapping[str, Any] | None = None
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The frames."""
+        return self.frames
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(frames, height, width)."""
+        return self.frames.shape[0], self.frames.shape[1], self.frames.shape[2]
 
 
 Media = Image | Video

@@ -1,108 +1,136 @@
-"""The decoder that Llama and its relatives share; a family says where its biases are and little else."""
+"""The decoder of language models, put together from a `LayerSpec` a layer; each architecture writes its specs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from trifocal.attention.base import AttentionBackend
-from trifocal.errors import ConfigError
-from trifocal.layers.embedding import Embedding
-from trifocal.layers.linear import GatedLinear, Linear, MergedLinear
-from trifocal.layers.norm import RMSNorm
+from trifocal.attention.base import AttentionBackend, KVCacheSpec
+from trifocal.distributed import SOLO, Group, share
+from trifocal.errors import ConfigError, NotAvailableYetError
+from trifocal.layers.embedding import Embedding, OutputHead
+from trifocal.layers.linear import Heads, MergedLinear, RowLinear
+from trifocal.layers.norm import RMSNorm, norm_heads
 from trifocal.layers.rotary import RotaryEmbedding, Rotate
-from trifocal.model_spec import TextConfig
+from trifocal.model_spec import RopeConfig, TextConfig
+from trifocal.models.layer_spec import LayerSpec
+
+Tables = tuple[Tensor, Tensor]  # cos and sin, [n, 1, head_dim / 2] each
+
+
+class RunLayers(Protocol):
+    """How a decoder's layers are run: `layers(*inputs)`, or a recording of that for inputs of the same shapes."""
+
+    def __call__(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """The result may lie in memory that the next call writes to."""
+        ...
+
+
+def run_layers(layers: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Python runs them."""
+    return layers(*inputs)
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query attention with rotary positions; `qk_norm` norms each head of q and k before they are turned."""
+    """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: TextConfig, index: int, *, qkv_bias: bool, qk_norm: bool) -> None:
+    def __init__(self, config: TextConfig, index: int, spec: LayerSpec, group: Group) -> None:
         super().__init__()
-        self.index = index
+        self.index, self.spec = index, spec.attention
         self.head_dim = config.head_dim
-        self.num_heads, self.num_kv_heads = config.num_heads, config.num_kv_heads
-        heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        # Those of this rank. Key heads are repeated where ranks are more.
+        self.num_heads = share(config.num_heads, group, "attention heads")[1]
+        self.num_kv_heads = local_kv_heads(config, group)
+        heads, kv_heads = Heads(config.num_heads, config.head_dim), Heads(config.num_kv_heads, config.head_dim)
         parts = {"q_proj": heads, "k_proj": kv_heads, "v_proj": kv_heads}
-        self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=qkv_bias)
-        self.o_proj = Linear(heads, config.hidden_size, bias=False)
+        self.qkv_proj = MergedLinear(config.hidden_size, parts, bias=spec.qkv_bias, group=group)
+        self.o_proj = RowLinear(config.num_heads * config.head_dim, config.hidden_size, bias=False, group=group)
         self.rotate = Rotate()
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if qk_norm else None
+        self.q_norm = spec.norm(config.head_dim, config.rms_norm_eps) if spec.qk_norm else None
+        self.k_norm = spec.norm(config.head_dim, config.rms_norm_eps) if spec.qk_norm else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
-        """x [n, hidden_size], cos and sin [n, 1, head_dim / 2] -> [n, hidden_size]."""
+    def forward(self, x: Tensor, tables: Tables, attention: AttentionBackend) -> Tensor:
+        """x [n, hidden_size] -> [n, hidden_size]."""
         rows, heads, kv_heads = x.shape[0], self.num_heads, self.num_kv_heads
         qkv = self.qkv_proj(x).view(rows, -1, self.head_dim)
         qk, v = qkv.narrow(1, 0, heads + kv_heads), qkv.narrow(1, heads + kv_heads, kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.narrow(1, 0, heads), qk.narrow(1, heads, kv_heads)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
-        qk = self.rotate(qk, cos, sin)
+            qk = norm_heads(qk, heads, self.q_norm, self.k_norm)
+        qk = self.rotate(qk, *tables)
         q, k = qk.narrow(1, 0, heads), qk.narrow(1, heads, kv_heads)
-        out: Tensor = self.o_proj(attention(self.index, q, k, v).reshape(rows, -1))
-        return out
-
-
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int, *, bias: bool) -> None:
-        super().__init__()
-        parts = {"gate_proj": intermediate_size, "up_proj": intermediate_size}
-        self.gate_up_proj = GatedLinear(hidden_size, parts, bias=bias)
-        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, hidden_size] -> [n, hidden_size]."""
-        out: Tensor = self.down_proj(self.gate_up_proj(x))
+        out: Tensor = self.o_proj(attention(self.index, q, k, v, self.spec).reshape(rows, -1))
         return out
 
 
 class DecoderLayer(nn.Module):
-    """Attention and MLP, each behind a norm and beside a residual; `residual_scale` weighs what they add to it."""
+    """Attention and MLP, each behind a norm and beside a residual, as `spec` says.
 
-    residual_scale: float = 1.0
+    `rope` is the number of its rotary embedding among the decoder's.
+    """
 
-    def __init__(self, config: TextConfig, index: int, *, qkv_bias: bool, qk_norm: bool) -> None:
+    def __init__(self, config: TextConfig, index: int, spec: LayerSpec, rope: int, group: Group) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = SelfAttention(config, index, qkv_bias=qkv_bias, qk_norm=qk_norm)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False)
+        self.spec, self.rope = spec, rope
+
+        def norm() -> RMSNorm:
+            return spec.norm(config.hidden_size, config.rms_norm_eps)
+
+        self.input_layernorm = norm()
+        self.self_attn = SelfAttention(config, index, spec, group)
+        self.attention_output_norm = norm() if spec.has_output_norms else None
+        self.post_attention_layernorm = norm()  # Llama's name of the norm before the MLP
+        self.mlp = spec.mlp(config, group)
+        self.mlp_output_norm = norm() if spec.has_output_norms else None
 
     def forward(
-        self, x: Tensor, made: Tensor | None, cos: Tensor, sin: Tensor, attention: AttentionBackend
+        self, x: Tensor, delta: Tensor | None, tables: Tables, attention: AttentionBackend
     ) -> tuple[Tensor, Tensor]:
         """x [n, hidden_size] and what the layer before adds to it, likewise -> the same for the next layer."""
-        if made is None:
+        if delta is None:
             normed = self.input_layernorm(x)
         else:
-            x, normed = self.input_layernorm.add(x, made, self.residual_scale)
-        attended = self.self_attn(normed, cos, sin, attention)
-        x, normed = self.post_attention_layernorm.add(x, attended, self.residual_scale)
-        return x, self.mlp(normed)
+            x, normed = self.input_layernorm.add(x, delta, self.spec.residual_scale)
+        delta = self.self_attn(normed, tables, attention)
+        if self.attention_output_norm is not None:
+            delta = self.attention_output_norm(delta)
+        x, normed = self.post_attention_layernorm.add(x, delta, self.spec.residual_scale)
+        delta = self.mlp(normed)
+        if self.mlp_output_norm is not None:
+            delta = self.mlp_output_norm(delta)
+        return x, delta
 
 
-class Decoder(nn.Module):
-    """Token embedding, layers, last norm and output head. `lm_head` is absent where weights are tied."""
+class Decoder(nn.Module, ABC):
+    """Token embedding, layers, last norm and output head. `lm_head` is absent where weights are tied.
 
-    residual_scale: float = 1.0  # that of all layers
+    Each rank of `group` has its share of every linear layer and of the heads, and all of the norms. `config` says how
+    large the whole is. Raises `ConfigError` where the ranks cannot share it.
+    """
 
-    def __init__(self, config: TextConfig, *, qkv_bias: bool, qk_norm: bool = False) -> None:
+    def __init__(self, config: TextConfig, group: Group = SOLO) -> None:
         super().__init__()
-        self.config = config
-        if config.hidden_act != "silu":
-            raise ConfigError(f"config.json: hidden_act {config.hidden_act!r} is not supported; supported: silu")
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, index, qkv_bias=qkv_bias, qk_norm=qk_norm) for index in range(config.num_layers)
-        )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryEmbedding(config.rope, config.head_dim)
-        self.lm_head = None if config.is_tied else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.config, self.group = config, group
+        self.specs = [self.layer_spec(config, index) for index in range(config.num_layers)]
+        if not all(spec.attention.is_causal_in_media for spec in self.specs):
+            raise NotAvailableYetError(f"attention to all of a picture at once (a language model of {type(self)})")
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, group)
+        ropes: list[RopeConfig] = []
+        self.layers = nn.ModuleList()
+        for index, spec in enumerate(self.specs):
+            if spec.rope not in ropes:
+                ropes.append(spec.rope)
+            self.layers.append(DecoderLayer(config, index, spec, ropes.index(spec.rope), group))
+        self.norm = self.specs[-1].norm(config.hidden_size, config.rms_norm_eps)
+        self.rotaries = nn.ModuleList(RotaryEmbedding(rope, config.head_dim) for rope in ropes)
+        self.lm_head = None if config.is_tied else OutputHead(config.hidden_size, config.vocab_size, group)
+
+    @abstractmethod
+    def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
+        """What layer `index` is made of. Raises `ConfigError` for what the architecture does not support."""
 
     def rename(self, name: str) -> str | None:
         """Our name of a tensor of the causal language model (`model.layers…`, `lm_head.weight`); None: not needed."""
@@ -114,24 +142,53 @@ class Decoder(nn.Module):
         """See `Model.unpack`; names are those that `rename` gives."""
         return ((name, tensor),)
 
+    def tables(self, positions: Tensor, dtype: torch.dtype, is_long: Tensor | None = None) -> list[Tables]:
+        """Cosines and sines of each rotary embedding for positions int64 [rows, n]; see `RotaryEmbedding`."""
+        return [rotary(positions, dtype, is_long) for rotary in self.rotaries]
+
     def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: AttentionBackend,
+        is_long: Tensor | None = None,
+        run: RunLayers = run_layers,
+    ) -> Tensor:
         """embeds [n, hidden_size], positions int64 [rows, n], is_long bool [n] -> hidden states after the last norm."""
 
-        def layers(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-            made = None
+        def layers(x: Tensor, *tables: Tensor) -> Tensor:
+            delta = None
             for layer in self.layers:
-                x, made = layer(x, made, cos, sin, attention)
-            assert made is not None, "there is a layer"
-            return self.norm.add(x, made, self.residual_scale)[1]
+                assert isinstance(layer, DecoderLayer)
+                cos, sin = tables[2 * layer.rope : 2 * layer.rope + 2]
+                x, delta = layer(x, delta, (cos, sin), attention)
+            assert delta is not None, "there is a layer"
+            return self.norm.add(x, delta, self.specs[-1].residual_scale)[1]
 
-        return attention.through(layers, embeds, *self.rotary(positions, embeds.dtype, is_long))
+        tables = self.tables(positions, embeds.dtype, is_long)
+        return run(layers, embeds, *(each for pair in tables for each in pair))
+
+    def kv_cache_spec(self, *, block_size: int, dtype: torch.dtype, cache_dtype: torch.dtype) -> KVCacheSpec:
+        """What this rank's KV cache holds; `dtype` is that of activations."""
+        return KVCacheSpec(
+            num_layers=self.config.num_layers,
+            num_kv_heads=local_kv_heads(self.config, self.group),
+            head_dim=self.config.head_dim,
+            block_size=block_size,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            layers=frozenset(spec.attention for spec in self.specs),
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden_size] -> float32 [m, vocab_size]."""
+        """[m, hidden_size] -> float32 [m, vocab_size] on rank 0; other ranks have their own tokens' alone."""
         scores = self.embed_tokens.as_head(hidden) if self.lm_head is None else self.lm_head(hidden)
         return scores.float()
+
+
+def local_kv_heads(config: TextConfig, group: Group) -> int:
+    """How many key and value heads a rank has. Raises `ConfigError` where ranks cannot have equally many."""
+    return share(config.num_kv_heads, group, "key and value heads", may_repeat=True)[1]
 
 
 def split_rows(name: str, tensor: Tensor, sizes: Mapping[str, int]) -> Iterable[tuple[str, Tensor]]:

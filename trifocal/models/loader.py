@@ -13,19 +13,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trifocal.config import envs
+from trifocal.distributed import SOLO, Group
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.families import MODELS
 from trifocal.kernels.base import TORCH, Kernels
 from trifocal.kernels.pages import empty_together, forget
 from trifocal.layers.base import use_kernels
-from trifocal.layers.linear import Linear, MergedLinear, Slot
+from trifocal.layers.linear import Linear, MergedLinear
+from trifocal.layers.slots import Slot
 from trifocal.model_spec import ModelSpec, Quantization, read_json
 from trifocal.models.base import Model
 from trifocal.models.decoder import Decoder
 from trifocal.models.packed_cache import PackedCache
 from trifocal.quant.awq import OUTPUTS_PER_COLUMN
-from trifocal.quant.choose import quantize_layers, quantize_towers, use_blocks
+from trifocal.quant.choose import lay_out_the_rest, quantize_layers, quantize_towers
+from trifocal.quant.methods import METHODS, LinearMethods
 
 _INDEX = "model.safetensors.index.json"
 _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older releases saved with the weights
@@ -33,33 +35,33 @@ _HARMLESS = (".inv_freq", ".masked_bias", ".attn.bias")  # tables that older rel
 
 def load_model(
     spec: ModelSpec, *, dtype: torch.dtype, device: torch.device, load_format: str, seed: int, progress: bool = False,
-    quantization: Quantization | None = None, kernels: Kernels = TORCH,
+    quantization: Quantization | None = None, kernels: Kernels = TORCH, methods: LinearMethods = METHODS,
+    group: Group = SOLO, packed_cache: bool = False,
 ) -> Model:  # fmt: skip
     """Build the model of `spec` and fill it, from its folder or (`load_format="dummy"`) with seeded random numbers.
 
     The result is in eval mode, needs no gradients and holds each weight once, in `dtype` on `device`; linear layers
-    are in the format that `quantization` asks for, laid out as `kernels`, which its layers use, want it. Raises
-    `ConfigError`.
+    are in the format that `quantization` asks for, as `methods` keep it, and layers compute with `kernels`. It is
+    the share of this rank of `group`; each rank reads the whole files. With
+    `packed_cache` weights are kept in the cache folder as they are laid out. Raises `ConfigError`.
     """
-    model = empty_model(spec, dtype)
+    model = empty_model(spec, dtype, group)
     if quantization:
         names = frozenset[str]() if load_format == "dummy" else _packed_names(model, Path(spec.path))
         with _meta_device(dtype):
             for path, module in model.named_modules():
                 if isinstance(module, Decoder):
-                    quantize_layers(module, path, quantization, names)
-            quantize_towers(model, quantization)
-    if kernels.wants_blocks:
-        with _meta_device(dtype):
-            use_blocks(model)
+                    quantize_layers(module, path, quantization, names, methods)
+            quantize_towers(model, quantization, methods)
+    with _meta_device(dtype):
+        lay_out_the_rest(model, methods)
     use_kernels(model, kernels)
     materialize(model, device)
     if load_format == "dummy":
         _fill_randomly(model, seed)
     else:
-        wanted = (dtype, quantization, kernels.wants_blocks)
-        keeps = envs.PACKED_CACHE.get() and device.type == "cpu"
-        cache = PackedCache.of(Path(spec.path), wanted) if keeps else None
+        wanted = (dtype, quantization, methods.name, group.rank, group.size)
+        cache = PackedCache.of(Path(spec.path), wanted, type(methods)) if packed_cache else None
         if cache is None or not cache.restore(model):
             load_weights(model, Path(spec.path), progress=progress)
             if cache is not None:
@@ -117,7 +119,7 @@ def _columns(rows: Tensor, per_column: int, name: str) -> Tensor:
         columns = rows.view(-1, per_column)
         if torch.equal(columns, columns[:, :1] // per_column * per_column + torch.arange(per_column)):
             return columns[:, 0] // per_column
-    raise NotAvailableYetError(f"outputs of several layers in one integer ({name})")
+    raise NotAvailableYetError("outputs of several layers in one integer ({})", name)
 
 
 def _packed_names(model: Model, folder: Path) -> frozenset[str]:
@@ -194,10 +196,10 @@ def _meta_device(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(previous)
 
 
-def empty_model(spec: ModelSpec, dtype: torch.dtype) -> Model:
-    """The model of `spec`, its parameters without memory."""
+def empty_model(spec: ModelSpec, dtype: torch.dtype, group: Group = SOLO) -> Model:
+    """The model of `spec`, or a rank's share of it, its parameters without memory."""
     with _meta_device(dtype):
-        model: Model = MODELS.get(spec.architecture)(spec)
+        model: Model = MODELS.get(spec.architecture)(spec, group)
     return model
 
 

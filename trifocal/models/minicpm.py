@@ -6,22 +6,12 @@ import math
 
 from torch import Tensor
 
+from trifocal.distributed import SOLO, Group
 from trifocal.errors import ConfigError
-from trifocal.layers.embedding import Embedding
+from trifocal.layers.embedding import ScaledEmbedding
 from trifocal.model_spec import TextConfig
-from trifocal.models.decoder import Decoder, DecoderLayer
-
-
-class ScaledEmbedding(Embedding):
-    """A table whose rows are multiplied by `scale` when they are looked up, but not when they are the output layer."""
-
-    def __init__(self, num_embeddings: int, size: int, scale: float) -> None:
-        super().__init__(num_embeddings, size)
-        self.factor = scale
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """int64 [n] -> [n, size]."""
-        return super().forward(ids) * self.factor
+from trifocal.models.decoder import Decoder
+from trifocal.models.layer_spec import LayerSpec
 
 
 class MiniCPMDecoder(Decoder):
@@ -31,14 +21,14 @@ class MiniCPMDecoder(Decoder):
     hidden_size / dim_model_base.
     """
 
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__(config, qkv_bias=False)
-        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, _field(config, "scale_emb"))
-        self.residual_scale = _field(config, "scale_depth") / math.sqrt(config.num_layers)
-        for layer in self.layers:
-            assert isinstance(layer, DecoderLayer)
-            layer.residual_scale = self.residual_scale
+    def __init__(self, config: TextConfig, group: Group = SOLO) -> None:
+        super().__init__(config, group)
+        self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, _field(config, "scale_emb"), group)
         self.head_divisor = config.hidden_size / _field(config, "dim_model_base")
+
+    def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
+        """See `Decoder.layer_spec`."""
+        return LayerSpec(rope=config.rope, residual_scale=_field(config, "scale_depth") / math.sqrt(config.num_layers))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[m, hidden_size] -> float32 [m, vocab_size]."""

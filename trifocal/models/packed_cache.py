@@ -1,7 +1,8 @@
 """Weights as kernels read them, kept in a file: the next start of the same checkpoint need not make them again.
 
-A file's name stands for the checkpoint (its path, its files, their sizes and times), for the format that is asked for
-and for the sources that make it. Whatever changes, another file is made, and the old one is removed.
+A file's name stands for the checkpoint (its path, its files, their sizes and times), for the format that is asked for,
+for the rank whose share it is and for the sources that make it. Whatever changes, another file is made, and the old one
+is removed.
 
 Layout: 8 bytes, the length of the JSON that follows; then tensors as the JSON says, each from a multiple of 64 on.
 """
@@ -9,6 +10,7 @@ Layout: 8 bytes, the length of the JSON that follows; then tensors as the JSON s
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import mmap
 import os
@@ -38,11 +40,12 @@ class PackedCache:
         self.path = path
 
     @classmethod
-    def of(cls, folder: Path, wanted: object) -> PackedCache:
-        """That of a checkpoint folder in the format that `repr(wanted)` tells from others."""
+    def of(cls, folder: Path, wanted: object, layout: type = object) -> PackedCache:
+        """That of a checkpoint folder. `repr(wanted)` tells the format from others; class `layout` lays it out."""
         folder = folder.resolve()
         files = [(path.name, *_state(path)) for path in sorted(folder.iterdir()) if path.is_file()]
-        sources = [path.read_bytes() for pattern in _SOURCES for path in sorted(_PACKAGE.glob(pattern))]
+        paths = [path for pattern in _SOURCES for path in sorted(_PACKAGE.glob(pattern))]
+        sources = [path.read_bytes() for path in (*paths, *_source_of(layout))]
         name = f"{_digest([repr((str(folder), wanted)).encode()])}-{_digest([repr(files).encode(), *sources])}.bin"
         return cls(cache_folder("weights") / name)
 
@@ -87,6 +90,14 @@ class PackedCache:
             logger.warning("the packed weights are not kept in %s: %s", self.path.parent, error.strerror)
 
 
+def _source_of(layout: type) -> list[Path]:
+    """The file of a class, which may be a plug-in's; none for one of Python's own."""
+    try:
+        return [Path(inspect.getfile(layout))]
+    except TypeError:
+        return []
+
+
 def _state(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_size, status.st_mtime_ns
@@ -120,5 +131,5 @@ def _write(file: IO[bytes], head: bytes, tensors: Iterable[tuple[Tensor, int]], 
     file.write(head)
     for parameter, offset in tensors:
         file.seek(offset)
-        file.write(_bytes(parameter).numpy().data)
+        file.write(_bytes(parameter).cpu().numpy().data)
     file.truncate(total)

@@ -1,4 +1,4 @@
-"""Phi-3: Llama with fused tensors, and LongRoPE in its long-context forms."""
+"""Phi-3: Llama with fused tensors, a sliding window, and LongRoPE in its long-context forms."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from trifocal.attention.base import AttentionSpec
 from trifocal.errors import NotAvailableYetError
 from trifocal.model_spec import TextConfig
-from trifocal.models.decoder import split_rows
-from trifocal.models.llama import LlamaDecoder
+from trifocal.models.decoder import Decoder, split_rows
+from trifocal.models.layer_spec import LayerSpec, sliding_window
 
 
-class Phi3Decoder(LlamaDecoder):
+class Phi3Decoder(Decoder):
     """The language model of Phi-3 mini."""
 
-    def __init__(self, config: TextConfig) -> None:
-        window = config.extra.get("sliding_window")
-        if window and window < config.max_position_embeddings:  # the released 128k model has one that never bites
-            raise NotAvailableYetError(f"config.json: sliding_window {window} within the context")
+    def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
+        """See `Decoder.layer_spec`."""
+        for name in ("attention_bias", "mlp_bias"):
+            if config.extra.get(name):
+                raise NotAvailableYetError(f"config.json: {name} in a Phi-3 decoder")
         if config.extra.get("partial_rotary_factor", 1.0) != 1.0:
             raise NotAvailableYetError("config.json: partial_rotary_factor")
-        super().__init__(config)
+        return LayerSpec(rope=config.rope, attention=AttentionSpec(window=sliding_window(config)))
 
     def unpack(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
         """`qkv_proj` is q, k and v in that order, `gate_up_proj` gate and up."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from trifocal.config.devices import PLATFORMS, load_plugins
+from trifocal.config.devices import PlatformConfig, device_named
 
 if TYPE_CHECKING:
     from trifocal.platforms.interface import Platform
 
 
-def get_platform(device: str) -> Platform:
+def get_platform(device: str, config: PlatformConfig | None = None) -> Platform:
     """The platform object of a device name. Raises `ConfigError` for one that is unknown."""
-    load_plugins()
-    platform: Platform = PLATFORMS.get(device)()
+    module, _, name = device_named(device).platform.partition(":")
+    platform: Platform = getattr(import_module(module), name)(config)
     return platform

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
-from trifocal.config import envs
 from trifocal.kernels.base import TORCH, Kernels
+from trifocal.kernels.cpu.capture import CpuGraphs
 from trifocal.kernels.cpu.library import load
 from trifocal.kernels.cpu.ops import CpuKernels
+from trifocal.platforms.cpu_linear import CpuLinearMethods
 from trifocal.platforms.interface import MemoryInfo, PeakMemory, Platform
+from trifocal.quant.methods import METHODS, LinearMethods
 
 _GIB = 1 << 30
 _DEFAULT_KV_CACHE_BYTES = 4 * _GIB  # the machine is shared with other programs: more is asked for by name
@@ -26,9 +28,6 @@ _CGROUP_FILES = (  # (limit, use, key of reclaimable file pages in memory.stat)
 class CpuPlatform(Platform):
     """Threads are torch's own (OMP_NUM_THREADS)."""
 
-    device_type = "cpu"
-    dist_backend = "gloo"
-    visible_devices_env = ""
     default_attention = "cpu"
     max_profile_tokens = 256
 
@@ -49,8 +48,18 @@ class CpuPlatform(Platform):
 
     def kernels(self) -> Kernels:
         """The compiled kernels; torch where there are none (a line in the log says why)."""
-        library = load()
+        library = load(self.config.cpu_kernels)
         return TORCH if library is None else CpuKernels(library)
+
+    def linear_methods(self) -> LinearMethods:
+        """Weights in blocks where there are kernels to read them."""
+        kernels = self.kernels()
+        return CpuLinearMethods(kernels) if isinstance(kernels, CpuKernels) else METHODS
+
+    def graphs(self) -> CpuGraphs | None:
+        """Recordings of the compiled kernels' calls."""
+        library = load(self.config.cpu_kernels)
+        return None if library is None else CpuGraphs(library)
 
     @contextmanager
     def measure_peak(self) -> Iterator[PeakMemory]:
@@ -66,14 +75,12 @@ class CpuPlatform(Platform):
 
     def kv_cache_setting(self, utilization: float) -> str:
         """The variable, where it is set."""
-        variable = envs.CPU_KVCACHE_SPACE.variable
-        if variable is None:
-            return super().kv_cache_setting(utilization)
-        return f"{variable}={envs.CPU_KVCACHE_SPACE.get():g}"
+        variable, space = self.config.cpu_kvcache_variable, self.config.cpu_kvcache_space
+        return super().kv_cache_setting(utilization) if space is None else f"{variable}={space:g}"
 
     def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:
         """`TRIFOCAL_CPU_KVCACHE_SPACE`, else what `utilization` of the memory leaves, at most 4 GiB."""
-        wanted = envs.CPU_KVCACHE_SPACE.get()
+        wanted = self.config.cpu_kvcache_space
         if wanted is not None:
             return int(wanted * _GIB)
         memory = self.memory()

@@ -7,24 +7,19 @@ from contextlib import contextmanager
 
 import torch
 
-from trifocal.errors import ConfigError
+from trifocal.errors import ArgumentError
 from trifocal.platforms.interface import MemoryInfo, PeakMemory, Platform
 
 
 class CudaPlatform(Platform):
     """One CUDA device per worker; the allocator keeps PYTORCH_CUDA_ALLOC_CONF as the user set it."""
 
-    device_type = "cuda"
-    dist_backend = "nccl"
-    visible_devices_env = "CUDA_VISIBLE_DEVICES"
-    pin_memory = True
-
     def device(self, index: int = 0) -> torch.device:
-        """Make device `index` current. Raises `ConfigError` where torch sees no such device."""
+        """Make device `index` current. Raises `ArgumentError` where torch sees no such device."""
         if index >= torch.cuda.device_count():
             built = torch.version.cuda is not None
             why = f"torch sees {torch.cuda.device_count()}" if built else "this torch is built without CUDA"
-            raise ConfigError(f"--device cuda: device {index} cannot be used, {why}")
+            raise ArgumentError("{device} cuda: device {} cannot be used, {}", index, why)
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
+from trifocal.config.devices import PlatformConfig
 from trifocal.kernels.base import TORCH, Kernels
+from trifocal.kernels.graphs import Graphs
+from trifocal.quant.methods import METHODS, LinearMethods
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,17 @@ class PeakMemory:
 
 
 class Platform(ABC):
-    """One kind of device, e.g. cpu or cuda."""
+    """One kind of device, e.g. cpu or cuda. Defaults are torch's: a platform overrides what its device does better.
 
-    device_type: str
-    dist_backend: str
-    visible_devices_env: str
+    What the server process must know before torch is loaded, is in `config.devices.Device`.
+    """
+
     default_attention: str = "reference"  # a name of attention.registry.ATTENTION
-    supports_graphs: bool = False
-    pin_memory: bool = False
     max_profile_tokens: int | None = None  # profile at most so many tokens and scale up (None: the whole budget)
+
+    def __init__(self, config: PlatformConfig | None = None) -> None:
+        """Without a `config` the environment is read."""
+        self.config = config or PlatformConfig()
 
     @abstractmethod
     def device(self, index: int = 0) -> torch.device:
@@ -56,9 +61,20 @@ class Platform(ABC):
         """What layers compute with on this device: torch, where a platform brings nothing better."""
         return TORCH
 
+    def linear_methods(self) -> LinearMethods:
+        """How linear layers keep weights of each format on this device, how these are laid out, and what computes.
+
+        Asked once, while a model is made; methods may hold kernels of their own.
+        """
+        return METHODS
+
+    def graphs(self) -> Graphs | None:
+        """What records the layers of a model in this device's memory, made anew; None: there is no such thing."""
+        return None
+
     def kv_cache_setting(self, utilization: float) -> str:
-        """What decides on `kv_cache_bytes`, as whoever set it wrote it."""
-        return f"--gpu-memory-utilization {utilization:g}"
+        """What decides on `kv_cache_bytes`; a part of the message of an `ArgumentError`."""
+        return f"{{gpu_memory_utilization}} {utilization:g}"
 
     @abstractmethod
     def kv_cache_bytes(self, utilization: float, activation_bytes: int) -> int:

@@ -7,57 +7,45 @@ from dataclasses import dataclass
 from typing import Any
 
 from trifocal.errors import RequestError
-from trifocal.media.decode.image import OpenedImage
-from trifocal.media.decode.video import EncodedVideo, OpenedVideo
-from trifocal.prompt.item_options import ItemOptions, Options
+from trifocal.media.decode.video import OpenedVideo
+from trifocal.media.decoding import Opened
+from trifocal.media.plan import ItemPlan
+from trifocal.prompt.item_options import ItemOptions
 from trifocal.prompt.processor import Processor
-from trifocal.types import Modality
 
 
 @dataclass(frozen=True, slots=True)
-class SizedItem:
-    """An item as a processor counts it: `size` is (frames, height, width)."""
+class PlannedItem:
+    """An item whose header is read, its options, and what becomes of it."""
 
-    modality: Modality
-    size: tuple[int, int, int]
-    options: Options
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedItem:
-    """An item whose header is read, with its options."""
-
-    opened: OpenedImage | OpenedVideo
+    opened: Opened
     options: ItemOptions
+    plan: ItemPlan
 
-    @property
-    def sized(self) -> SizedItem:
-        """The item as it is."""
-        return SizedItem(self.opened.modality, self.opened.size, self.options.processor)
-
-    def with_option(self, name: str, value: Any, processor: Processor) -> SizedItem:
-        """The item as it would be with one more option of its own. Raises `RequestError` for a value that conflicts."""
+    def changed(self, name: str, value: Any, processor: Processor) -> ItemPlan:
+        """What would become of it with one more option of its own. Raises `RequestError` for one that conflicts."""
         options = self.options.overlaid({name: value}, is_own=True)
         processor.check_options(options.processor)
         opened, size = self.opened, self.opened.size
         if name == "num_frames" and isinstance(opened, OpenedVideo) and not opened.is_fixed:
-            num_frames, is_file = opened.num_frames, isinstance(opened.source, EncodedVideo)
-            if is_file or value < num_frames:
-                wanted = options.for_file(num_frames, opened.fps) if is_file else options.for_frames()
-                num_frames = len(processor.sample_frames(num_frames, opened.fps, wanted).indices)
-            size = (num_frames, *size[1:])
-        return SizedItem(opened.modality, size, options.processor)
+            total, fps, is_file = opened.header.num_frames, opened.header.fps, isinstance(opened.source, bytes)
+            count = total
+            if is_file or value < total:
+                wanted = options.for_file(total, fps) if is_file else options.for_frames()
+                count = len(processor.sample_frames(total, fps, wanted).indices)
+            size = (count, *size[1:])
+        return processor.plan(opened.modality, size, options.processor)
 
 
 def proposals(
-    items: Sequence[OpenedItem], processor: Processor, fits: Callable[[Sequence[SizedItem]], bool]
+    items: Sequence[PlannedItem], processor: Processor, fits: Callable[[Sequence[ItemPlan]], bool]
 ) -> list[str]:
-    """`num_frames 8`, `max_pixels 50176` and the like: the greatest values found with which all items `fit`.
+    """`num_frames 8`, `max_pixels 50176` and the like: the greatest values found with which the plans `fit`.
 
     Each is for every item, and enough without the other.
     """
     ranges = []
-    frames = [item.opened.size[0] for item in items if isinstance(item.opened, OpenedVideo)]
+    frames = [item.plan.num_frames for item in items if isinstance(item.opened, OpenedVideo)]
     if frames:
         ranges.append(("num_frames", 1, max(frames), 1))
     size = processor.size_option
@@ -67,7 +55,7 @@ def proposals(
 
         def is_enough(value: int, name: str = name) -> bool:
             try:
-                return fits([item.with_option(name, value, processor) for item in items])
+                return fits([item.changed(name, value, processor) for item in items])
             except RequestError:  # it is below another option, or makes a strip that the family does not take
                 return False
 

@@ -11,7 +11,7 @@ from typing import Any
 from trifocal.errors import RequestError
 from trifocal.log import get_logger
 from trifocal.prompt.message_fields import MESSAGE, PARTS, SOURCE, Scope, source_field
-from trifocal.prompt.messages import type_of
+from trifocal.prompt.parts import type_of
 
 logger = get_logger(__name__)
 

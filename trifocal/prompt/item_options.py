@@ -23,6 +23,7 @@ from trifocal.prompt.part_options import (
     is_rate,
     whole,
 )
+from trifocal.types import Modality
 
 Options = Mapping[str, Any]
 _FRAME_NAMES = ("fps", "num_frames")
@@ -110,6 +111,15 @@ class ItemOptions:
         )
 
 
+def as_object(value: Any, param: str) -> dict[str, Any]:
+    """A request's field `param` that holds options. Raises `RequestError`."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise RequestError(f"{param} must be an object", param=param)
+    return dict(value)
+
+
 def seen_by_processor(options: Options) -> dict[str, Any]:
     """mm_processor_kwargs without what no processor sees: `do_sample_frames`, and `fps` as a list, one for each clip.
 
@@ -150,35 +160,36 @@ def reading_layer(kwargs: Options) -> Options:
     """
     kwargs = whole(kwargs)
     for modality, options in kwargs.items():
-        if modality not in ("image", "video"):
-            raise _bad("media_io_kwargs", f"{_shown(modality)} is not available; known: image, video")
+        if modality not in _READING:
+            raise _bad("media_io_kwargs", f"{_shown(modality)} is not available; known: {', '.join(_READING)}")
         if options is not None and not isinstance(options, Mapping):
             raise _bad("media_io_kwargs", f"{modality} must be an object, got {_shown(options)}")
-    for name, value in (kwargs.get("image") or {}).items():
-        _check_neutral("image", name, value, _NEUTRAL_IMAGE)
     said = {}
-    for name, value in (kwargs.get("video") or {}).items():
-        if name in _CHECKS:
-            check = _CHECKS[name]
+    for modality, reading in _READING.items():
+        for name, value in (kwargs.get(modality) or {}).items():
+            check = reading.checks.get(name)
+            if check is None:
+                _check_neutral(modality, name, value, reading)
+                continue
             if value is not None and not check.is_right(value):
-                raise _bad("media_io_kwargs", f"video: {name} must be {check.meaning}, got {_shown(value)}")
+                raise _bad("media_io_kwargs", f"{modality}: {name} must be {check.meaning}, got {_shown(value)}")
             if not (name == "fps" and value == _NO_LIMIT):
                 said[name] = value
-        else:
-            _check_neutral("video", name, value, _NEUTRAL_VIDEO)
     return said
 
 
 def media_io_schema() -> dict[str, Any]:
     """What `reading_layer` takes, as JSON Schema."""
-    video = {
-        **{name: {"anyOf": [check.schema, {"type": "null"}]} for name, check in _CHECKS.items()},
-        **{name: {"enum": [None, *values]} for name, values in _NEUTRAL_VIDEO.items()},
-    }
-    image = {name: {"enum": [None, *values]} for name, values in _NEUTRAL_IMAGE.items()}
+
+    def options(reading: _Reading) -> dict[str, Any]:
+        return {
+            **{name: {"anyOf": [check.schema, {"type": "null"}]} for name, check in reading.checks.items()},
+            **{name: {"enum": [None, *values]} for name, values in reading.neutral.items()},
+        }
+
     properties = {
-        modality: {"type": ["object", "null"], "properties": options, "additionalProperties": False}
-        for modality, options in (("image", image), ("video", video))
+        modality: {"type": ["object", "null"], "properties": options(reading), "additionalProperties": False}
+        for modality, reading in _READING.items()
     }
     return {"type": ["object", "null"], "properties": properties, "additionalProperties": False}
 
@@ -196,7 +207,18 @@ class _Check:
     schema: Mapping[str, Any]
 
 
-_CHECKS: Mapping[str, _Check] = {
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How media of one modality may be asked to be read.
+
+    `neutral`: options of vLLM that are not done here, and the values that ask for what is done.
+    """
+
+    neutral: Mapping[str, tuple[Any, ...]]
+    checks: Mapping[str, _Check] = field(default_factory=dict)
+
+
+_OF_FRAMES: Mapping[str, _Check] = {
     "num_frames": _Check(
         "an integer of at least 1, or -1 for all",
         lambda value: is_count(value) or (type(value) is int and value == _NO_LIMIT),
@@ -216,20 +238,19 @@ _CHECKS: Mapping[str, _Check] = {
         {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MOST_NUMBER}},
     ),
 }
-# Options of vLLM that are not done here, and the values that ask for what is done.
-_NEUTRAL_IMAGE: Mapping[str, tuple[Any, ...]] = {"image_mode": ("RGB",), "rgba_background_color": (_WHITE,)}
-_NEUTRAL_VIDEO: Mapping[str, tuple[Any, ...]] = {
-    "video_backend": _BACKENDS,
-    "backend": _BACKENDS,
-    "frame_recovery": (False,),
-    "max_duration": (),
+_READING: Mapping[Modality, _Reading] = {
+    "image": _Reading({"image_mode": ("RGB",), "rgba_background_color": (_WHITE,)}),
+    "video": _Reading(
+        {"video_backend": _BACKENDS, "backend": _BACKENDS, "frame_recovery": (False,), "max_duration": ()}, _OF_FRAMES
+    ),
 }
 
 
-def _check_neutral(modality: str, name: object, value: Any, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+def _check_neutral(modality: Modality, name: object, value: Any, reading: _Reading) -> None:
     """Raise for an option that is not known, or known in vLLM and not done here, unless it asks for what is done."""
+    neutral = reading.neutral
     if name not in neutral:
-        known = [*(_CHECKS if modality == "video" else ()), *neutral]
+        known = [*reading.checks, *neutral]
         raise _bad("media_io_kwargs", f"{modality}: {_shown(name)} is not known; known: {', '.join(known)}")
     if value is not None and value not in neutral[str(name)]:
         allowed = " or ".join(map(str, neutral[str(name)]))

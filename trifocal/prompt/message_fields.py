@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trifocal.prompt.messages import MEDIA_TYPES, PASSED_ON, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
+from trifocal.prompt.message_parser import PASSED_ON
 from trifocal.prompt.part_options import OF_A_PROMPT, PART_OPTIONS, REFUSED_OPTIONS, without_nulls
+from trifocal.prompt.parts import MEDIA_TYPES, TEXT_TYPES, URL_FIELDS, field_of, text_field_of
 
 EMPTY: tuple[Any, ...] = ([], {}, "")
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from trifocal.media.modalities import MODALITIES
 from trifocal.prompt.message_fields import MESSAGE, PARTS, SOURCE, Scope
-from trifocal.prompt.messages import (
+from trifocal.prompt.message_parser import PASSED_ON
+from trifocal.prompt.part_options import COUNT_SCHEMA, OF_A_PROMPT, PART_OPTIONS, RATE_SCHEMA, Kind
+from trifocal.prompt.parts import (
     MEDIA_TYPES,
-    PASSED_ON,
     TEXT_TYPES,
     TYPELESS,
     URL_FIELDS,
     field_of,
     text_field_of,
 )
-from trifocal.prompt.part_options import COUNT_SCHEMA, OF_A_PROMPT, PART_OPTIONS, RATE_SCHEMA, Kind
 
 Schema = dict[str, Any]
 _STRING: Schema = {"type": "string"}
@@ -58,7 +59,8 @@ def _media_part(kind: str) -> Schema:
         **{option: _NULL for option, spec in PART_OPTIONS.items() if modality not in spec.modalities},
         **dict.fromkeys(OF_A_PROMPT, _NULL),
     }
-    url: Schema = {"anyOf": [_URL, {"type": "array", "items": _URL, "minItems": 1}]} if modality == "video" else _URL
+    frames: Schema = {"type": "array", "items": _URL, "minItems": 1}
+    url: Schema = {"anyOf": [_URL, frames]} if MODALITIES[modality].frames else _URL
     inside = _object({**_refused(SOURCE), "url": url, **options}, ["url"])
     source: Schema = {"anyOf": [*url.get("anyOf", [url]), inside]} if name in URL_FIELDS else url
     return _object({**_refused(PARTS[kind]), "type": {"enum": [kind]}, name: source, **options}, ["type", name])

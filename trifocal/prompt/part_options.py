@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trifocal.errors import RequestError
+from trifocal.media.modalities import MODALITIES
 from trifocal.types import Modality
 
 Kind = Literal["count", "rate", "flag"]
@@ -130,8 +131,8 @@ def _is_option(name: object, value: object, modality: Modality, place: str) -> b
     if option is None:
         return False
     if modality not in option.modalities:
-        this, other = ("picture", "clips") if modality == "image" else ("clip", "pictures")
-        raise _bad(f"{place}.{name}", f"is for {other}, and this part is a {this}")
+        others = " and ".join(MODALITIES[each].plural for each in option.modalities)
+        raise _bad(f"{place}.{name}", f"is for {others}, and this part is a {MODALITIES[modality].noun}")
     return True
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trifocal.errors import ConfigError
+from trifocal.errors import ConfigError, RequestError
 from trifocal.media.media import FrameSample, Media
+from trifocal.media.modalities import MODALITIES
+from trifocal.media.plan import ItemPlan
 from trifocal.model_spec import ModelSpec
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import Modality, Prompt
+
+TEXT_ONLY = "this model takes text only, no pictures or clips"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,11 @@ class Processor(ABC):
     `options` are mm_processor_kwargs: the server's, overridden by the request's and by the item's own. An unknown or
     bad one raises `RequestError(param="mm_processor_kwargs")` whose message begins with that name and a colon.
 
-    `chat_template` serves a checkpoint that brings none. `stop_token_ids`: see `Prompt`. A family has no other public
-    names than these: nobody would call them.
+    `modalities` are the kinds of media that the family takes. `chat_template` serves a checkpoint that brings none.
+    `stop_token_ids`: see `Prompt`. A family has no other public names than these: nobody would call them.
     """
 
+    modalities: tuple[Modality, ...] = ("image", "video")
     chat_template: str | None = None
     stop_token_ids: tuple[int, ...] = ()
 
@@ -69,26 +74,48 @@ class Processor(ABC):
     def sample_frames(self, num_frames: int, fps: float, options: Mapping[str, Any]) -> FrameSample:
         """Choose frames of a clip with `num_frames` frames at `fps`; the same choice gives pixels and positions."""
 
-    def resized(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> tuple[int, int]:
-        """The (height, width) that an item of `size` (frames, height, width) may be scaled to while it is decoded.
-
-        Its own size unless a family knows a smaller one that leads to the same pixels in `build`.
-        """
-        return size[1:]
-
     @abstractmethod
-    def num_tokens(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> int:
-        """Prompt positions of an item of `size` (sampled frames, height, width), known before any pixel work."""
+    def plan(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> ItemPlan:
+        """What becomes of an item of `size` (sampled frames, height, width), before any pixel work.
 
-    def num_label_tokens(self, num_images: int, options: Mapping[str, Any]) -> int:
-        """Prompt positions that the numbers of a prompt's images take, where a family writes them."""
+        The one place where a family works out sizes and counts. Raises `RequestError` for a size that it cannot take.
+        """
+
+    def plan_of(self, item: Media, options: Mapping[str, Any]) -> ItemPlan:
+        """The plan that `item` brings, else one for its pixels as they are."""
+        return item.plan or self.plan(item.modality, item.size, options)
+
+    def num_label_tokens(self, places: Sequence[Modality], options: Mapping[str, Any]) -> int:
+        """Prompt positions that the numbers of a prompt's items take, where a family writes them."""
         return 0
 
     @abstractmethod
     def build(self, token_ids: Sequence[int], media: Sequence[Media], options: Mapping[str, Any]) -> Prompt:
         """Expand the placeholders in `token_ids` (one per item), preprocess `media` and compute positions.
 
-        `options` are those of the prompt, and of each item that brings none of its own (`Image.options`).
+        An item is made what its plan says. `options` are those of the prompt, and of items that bring no plan.
         Images go to image placeholders and videos to video placeholders, each in order of appearance. Raises
         `RequestError(param="messages")` where counts don't match or an item cannot be processed.
         """
+
+    def in_prompt_order(
+        self, places: Sequence[Modality], media: Sequence[Media], spelling: Callable[[Modality], str]
+    ) -> list[Media]:
+        """`media` in the order of the placeholders, of whose modalities `places` tells: the k-th place of a modality
+        takes its k-th item.
+
+        Raises `RequestError` where counts don't match; `spelling` says in it how a placeholder is written.
+        """
+        queues: dict[Modality, list[Media]] = {modality: [] for modality in MODALITIES}
+        for item in media:
+            queues[item.modality].append(item)
+        for modality, queue in queues.items():
+            num_places, given = places.count(modality), len(queue)
+            if num_places != given:
+                raise RequestError(
+                    f"the prompt has {num_places} {modality} placeholder{'s' * (num_places != 1)} "
+                    f"({spelling(modality)}) but {given} {modality}{'s' * (given != 1)} came with it",
+                    param="messages",
+                )
+        iterators = {modality: iter(queue) for modality, queue in queues.items()}
+        return [next(iterators[modality]) for modality in places]

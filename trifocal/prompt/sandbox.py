@@ -1,49 +1,49 @@
-"""`Sandbox`: renders chat templates in processes of their own, with a limit on time and on memory.
+"""`Sandbox`: renders chat templates in helper processes, with a limit on time and on memory.
 
 A template is a program of whoever made the checkpoint, and it runs on what users send. See `sandbox_process` for why a
-thread cannot hold it. An idle process waits for the next rendering; one that went over its time is gone, and the next
-rendering starts another. Not covered: who breaks out of Jinja's sandbox has the rights of the server's user.
+thread cannot hold it. Not covered: who breaks out of Jinja's sandbox has the rights of the server's user.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
-import signal
-import subprocess
-import sys
-import threading
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from trifocal.errors import ConfigError, RequestError
+from trifocal.helpers.pool import Helper, HelperDiedError, HelperPool, HelperSlowError, HelperStartError
 
 MAX_SECONDS = 3.0  # of computing, for one rendering; usual ones take milliseconds
-QUICK_SECONDS = 0.5  # what a rendering gets that others wait for
+_PATIENCE = 20  # how much longer than its computing a rendering may take by the clock, on a busy machine
+_MEMORY_BYTES = 1 << 30
 _MAX_TOLD = 300  # characters of what a template says when it refuses: it may quote what it was given
-_PROGRAM = Path(__file__).with_name("sandbox_process.py")
 
 
 class RenderedTooLongError(Exception):
     """A rendering was stopped because it passed its limit of characters."""
 
 
-class RenderTimeoutError(RequestError):
+class RenderTimeoutError(RequestError, HelperSlowError):
     """A rendering was stopped because it passed its limit of time."""
 
 
+class Renderer(Helper):
+    """One rendering process."""
+
+    max_message = 1 << 30  # of its own memory it could not make more
+
+    def __init__(self) -> None:
+        super().__init__("trifocal.prompt.sandbox_process", str(_MEMORY_BYTES))
+
+
 class Sandbox:
-    """A pool of rendering processes, as many as renderings run at once. Safe to use from several threads.
+    """As many rendering processes as renderings run at once. Safe to use from several threads.
 
     `max_seconds` of computing are given to each rendering, the template's compilation included.
     """
 
     def __init__(self, max_seconds: float = MAX_SECONDS) -> None:
         self._max_seconds = max_seconds
-        self._idle: list[subprocess.Popen[bytes]] = []
-        self._lock = threading.Lock()
-        atexit.register(self.close)
+        self._pool = HelperPool(Renderer, name="template")
 
     def render(self, source: str, context: dict[str, Any], max_chars: int, *, max_seconds: float | None = None) -> str:
         """The text of template `source` with the variables `context`, in less than `max_seconds` where these are given.
@@ -53,12 +53,13 @@ class Sandbox:
         takes too long.
         """
         seconds = self._max_seconds if max_seconds is None else min(max_seconds, self._max_seconds)
-        asked = {"source": source, "context": context, "max_chars": max_chars, "max_seconds": seconds}
+        wall = seconds * _PATIENCE
+        asked = {"source": source, "context": context, "max_chars": max_chars, "cpu_s": seconds, "wall_s": wall}
         try:
-            line = json.dumps(asked, ensure_ascii=False)
+            text = json.dumps(asked, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"the chat template takes JSON only: {error}", param="messages") from None
-        answer = json.loads(self._ask(line.encode("utf-8", "surrogatepass"), seconds))
+        answer = json.loads(self._ask(text.encode("utf-8", "surrogatepass"), seconds, wall))
         if "text" in answer:
             return str(answer["text"])
         kind, message = answer["error"], answer["message"]
@@ -73,59 +74,30 @@ class Sandbox:
         raise RequestError(f"the chat template refused the messages: {message}", param="messages")
 
     def close(self) -> None:
-        """End the idle processes."""
-        while self._idle:
-            _end(self._idle.pop())
+        """End the processes."""
+        self._pool.close()
 
-    def _ask(self, line: bytes, max_seconds: float) -> bytes:
-        process = self._take()
-        answer = b""
-        try:
-            assert process.stdin is not None and process.stdout is not None
-            process.stdin.write(line + b"\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            pass
-        finally:
-            if answer.endswith(b"\n"):
-                with self._lock:
-                    self._idle.append(process)
-            else:
-                status = _end(process)
-        if answer.endswith(b"\n"):
+    def _ask(self, asked: bytes, seconds: float, wall: float) -> bytes:
+        def work(renderer: Renderer) -> bytes:
+            renderer.start_job(wall)
+            renderer.send(asked)
+            answer = renderer.receive()
+            renderer.end_job()
             return answer
-        if status in (-signal.SIGPROF, -signal.SIGALRM):
+
+        try:
+            return self._pool.run(work)
+        except HelperSlowError:
             raise RenderTimeoutError(
-                f"the chat template was stopped: rendering the messages took more than {max_seconds:g} s",
+                f"the chat template was stopped: rendering the messages took more than {seconds:g} s",
                 param="messages",
-            )
-        raise RequestError(f"the process that renders the chat template ended (status {status})", param="messages")
-
-    def _take(self) -> subprocess.Popen[bytes]:
-        with self._lock:
-            while self._idle:
-                process = self._idle.pop()
-                if process.poll() is None:
-                    return process
-                _end(process)
-        # -P: the folder of the program is no place to import from.
-        command = [sys.executable, "-P", str(_PROGRAM), str(self._max_seconds)]
-        # What Python says of an end that nobody foresaw would have file paths in it.
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """End a process that is not wanted any more, or has ended itself; returns its status."""
-    assert process.stdin is not None and process.stdout is not None
-    process.stdout.close()
-    with suppress(BrokenPipeError):
-        process.stdin.close()
-    try:
-        return process.wait(timeout=1)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+            ) from None
+        except HelperDiedError as error:
+            message = f"the process that renders the chat template ended ({error})"
+            raise RequestError(message, param="messages") from None
+        except HelperStartError:
+            message = "chat templates cannot be rendered at the moment"
+            raise RequestError(message, status=503, code="template_unavailable") from None
 
 
 SANDBOX = Sandbox()

@@ -1,16 +1,13 @@
-"""The program that renders chat templates, in a process of its own: started by `Sandbox`, run as a script.
+"""The program that renders chat templates: `python -m trifocal.prompt.sandbox_process MEMORY_BYTES`, for `Sandbox`.
 
-A line of JSON in asks for a rendering, a line of JSON out answers it; it ends when its input ends. Jinja's sandbox
-keeps a template from the interpreter's internals, but not from running for ever or from asking for all memory, and some
-of that happens within one call that nothing in Python can interrupt (`9 ** 9 ** 9`). So the kernel keeps the limits:
-timers whose signals end the process, and a limit on its address space.
+A message of JSON asks for a rendering, another answers it. Jinja's sandbox keeps a template from the interpreter's
+internals, but not from running for ever or from asking for all memory, and some of that happens within one call that
+nothing in Python can interrupt (`9 ** 9 ** 9`). So the kernel keeps the limits (`helpers/process.py`).
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import signal
 import sys
 from datetime import datetime
 from functools import lru_cache
@@ -22,8 +19,9 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-_MAX_MEMORY = 1 << 30  # bytes of address space; a fresh process takes less than a tenth
-_PATIENCE = 20  # how much longer than its computing an answer may take by the clock
+from trifocal.helpers.process import begin, end_of_job, limit_seconds, read_message, write_message
+
+_READING_S = 3.0  # until the limits of a job are read
 
 
 class _Generation(Extension):
@@ -66,11 +64,11 @@ def _compile(source: str) -> jinja2.Template:
     return _environment().from_string(source)
 
 
-def _answer(line: bytes) -> dict[str, Any]:
+def _answer(message: bytes) -> dict[str, Any]:
     """`{"text": …}`, or `{"error": kind, "message": …}` with kind syntax, too_long, memory or refused."""
     try:
-        asked = json.loads(line)
-        _set_timers(asked["max_seconds"])
+        asked = json.loads(message)
+        limit_seconds(asked["wall_s"], asked["cpu_s"])
         try:
             template = _compile(asked["source"])
         except jinja2.TemplateError as error:
@@ -88,27 +86,15 @@ def _answer(line: bytes) -> dict[str, Any]:
         return {"error": "refused", "message": str(error)}
 
 
-def _set_timers(max_seconds: float) -> None:
-    # Time of computing, so that a busy machine stops nobody innocent; the clock is for what only waits.
-    signal.setitimer(signal.ITIMER_PROF, max_seconds)
-    signal.setitimer(signal.ITIMER_REAL, max_seconds * _PATIENCE)
-
-
-def main(max_seconds: float) -> None:
-    """Answer until the input ends; an answer that takes more than `max_seconds` of computing, or what it was asked to
-    take at most, ends the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C in a terminal reaches every process; the server decides
-    for number in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin.buffer:
-        _set_timers(max_seconds)
-        answer = json.dumps(_answer(line), ensure_ascii=False).encode("utf-8", "surrogatepass")
-        _set_timers(0)
-        sys.stdout.buffer.write(answer + b"\n")
-        sys.stdout.buffer.flush()
+def main() -> None:
+    """Answer until the input ends."""
+    jobs, answers = begin(int(sys.argv[1]))
+    while (message := read_message(jobs)) is not None:
+        limit_seconds(_READING_S, _READING_S)
+        answer = json.dumps(_answer(message), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        end_of_job()
+        write_message(answers, answer)
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]))
+    main()

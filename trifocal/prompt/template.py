@@ -8,7 +8,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from trifocal.errors import ConfigError, RequestError
+from trifocal.errors import ArgumentError, ConfigError, RequestError
 from trifocal.prompt.sandbox import SANDBOX, RenderedTooLongError, RenderTimeoutError, Sandbox
 
 __all__ = ["ChatTemplate", "RenderedTooLongError", "read_chat_template"]
@@ -20,16 +20,16 @@ _RESERVED = frozenset({"messages", "tokenize", "chat_template", "add_generation_
 def read_chat_template(text_or_path: str | PathLike[str]) -> str:
     """`--chat-template`: the content of a file, or the template itself. Raises `ConfigError`."""
     if not isinstance(text_or_path, str | PathLike):
-        raise ConfigError(f"--chat-template must be a file or a Jinja template, got {text_or_path!r:.80}")
+        raise ArgumentError("{chat_template} must be a file or a Jinja template, got {!r:.80}", text_or_path)
     text_or_path = fspath(text_or_path)
     try:
         if Path(text_or_path).expanduser().is_file():
             return Path(text_or_path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         if not _looks_like_template(text_or_path):  # a long template is no valid file name
-            raise ConfigError(f"--chat-template {text_or_path!r} cannot be read: {error}") from None
+            raise ArgumentError("{chat_template} {!r} cannot be read: {}", text_or_path, error) from None
     if not _looks_like_template(text_or_path):
-        raise ConfigError(f"--chat-template {text_or_path!r} is neither a file nor a Jinja template")
+        raise ArgumentError("{chat_template} {!r} is neither a file nor a Jinja template", text_or_path)
     return text_or_path
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from trifocal.kernels.int4 import Int4Weight
-from trifocal.layers.linear import Linear, Slot, in_stretches
+from trifocal.layers.linear import in_stretches
+from trifocal.layers.slots import Axes, Axis, Slot
 from trifocal.quant.int4 import Int4Linear, weight_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ _SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)  # of output 0 .. 7 within its integer
 
 class AwqLinear(Int4Linear):
     """Stored as `Int4Linear`. Its checkpoint tensors are AWQ's, and activations stay as they are: AWQ is W4A16."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__(group)
+        per_column, rows = OUTPUTS_PER_COLUMN, {"qweight": 1, "qzeros": group, "scales": group}
+        self.axes = {name: Axes(Axis(1, per_column[name]), Axis(0, inputs)) for name, inputs in rows.items()}
+        self.axes |= {"bias": Axes(Axis(0), None)}
 
     def slots(self, layer: Linear, start: int, size: int) -> dict[str, Slot]:
         """`qweight`, `qzeros`, `scales` and `bias`."""

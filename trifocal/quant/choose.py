@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from trifocal.errors import ConfigError
 from trifocal.layers.embedding import Embedding
 from trifocal.layers.linear import PLAIN, Linear, LinearMethod, MergedLinear
 from trifocal.model_spec import Quantization
-from trifocal.quant.awq import AwqLinear
-from trifocal.quant.blocks import BLOCKS, INT8_BLOCKS
-from trifocal.quant.int4 import GROUPS, Int4Linear
-from trifocal.quant.int8 import INT8
+from trifocal.quant.int4 import GROUPS
+from trifocal.quant.methods import METHODS, LinearMethods
 
 _Choice = Callable[[str, Linear], LinearMethod]
 
 
-def quantize_layers(decoder: nn.Module, prefix: str, quantization: Quantization, names: frozenset[str]) -> None:
+def quantize_layers(
+    decoder: nn.Module, prefix: str, quantization: Quantization, names: frozenset[str],
+    methods: LinearMethods = METHODS,
+) -> None:  # fmt: skip
     """Give the linear layers under `decoder` their formats, before they hold anything.
 
     `prefix` is the path of `decoder` in its model, `names` those of the checkpoint's packed weights, as our paths.
@@ -28,9 +28,9 @@ def quantize_layers(decoder: nn.Module, prefix: str, quantization: Quantization,
     is_tied = not any(isinstance(module, Linear) for name, module in decoder.named_children() if name == "lm_head")
     choice: _Choice
     if quantization.method == "awq":
-        choice = _awq(prefix, quantization, names)
+        choice = _awq(prefix, quantization, names, methods)
     else:
-        choice = _rounded(is_int4=quantization.method == "int4", is_tied=is_tied)
+        choice = _rounded(is_int4=quantization.method == "int4", is_tied=is_tied, methods=methods)
     for path, layer in decoder.named_modules():
         if isinstance(layer, Linear):
             method = choice(path, layer)
@@ -38,7 +38,7 @@ def quantize_layers(decoder: nn.Module, prefix: str, quantization: Quantization,
                 layer.use(method)
 
 
-def quantize_towers(model: nn.Module, quantization: Quantization) -> None:
+def quantize_towers(model: nn.Module, quantization: Quantization, methods: LinearMethods = METHODS) -> None:
     """What is left after `quantize_layers`, the towers and what joins them to the language model: int8 along with it.
 
     Other formats are there to save memory and make decoding quick; for a tower, which computes many rows at a time,
@@ -48,35 +48,36 @@ def quantize_towers(model: nn.Module, quantization: Quantization) -> None:
         return
     for layer in model.modules():
         if isinstance(layer, Linear) and not isinstance(layer, Embedding) and layer.method is PLAIN:
-            layer.use(INT8)
+            layer.use(methods.int8(layer))
 
 
-def use_blocks(model: nn.Module) -> None:
-    """Lay weights out for kernels that want them so: those in int8, and plain ones of models in bfloat16."""
+def lay_out_the_rest(model: nn.Module, methods: LinearMethods) -> None:
+    """Let weights that no format was chosen for lie as the device wants plain ones."""
     for layer in model.modules():
-        if not isinstance(layer, Linear):
-            continue
-        if layer.method is INT8:
-            layer.use(INT8_BLOCKS)
-        elif layer.method is PLAIN and layer.compute_dtype == torch.bfloat16 and layer.in_features % 2 == 0:
-            layer.use(BLOCKS)
+        if isinstance(layer, Linear) and layer.method is PLAIN:
+            method = methods.plain(layer)
+            if method is not PLAIN:
+                layer.use(method)
 
 
-def _rounded(*, is_int4: bool, is_tied: bool) -> _Choice:
+def _rounded(*, is_int4: bool, is_tied: bool, methods: LinearMethods = METHODS) -> _Choice:
     """int8 everywhere, or int4 with an int8 head. A table that is only looked up stays as it is."""
 
     def choose(path: str, layer: Linear) -> LinearMethod:
         if isinstance(layer, Embedding):
-            return INT8 if is_tied else PLAIN
+            return methods.int8(layer) if is_tied else PLAIN
         if not is_int4 or path == "lm_head":
-            return INT8
-        group = next((size for size in GROUPS if layer.in_features % size == 0), None)
-        return INT8 if group is None else Int4Linear(group)
+            return methods.int8(layer)
+        group = next((size for size in GROUPS if layer.whole_in_features % size == 0), None)
+        if group is None:
+            return methods.int8(layer)
+        _check_share(path, layer, group)
+        return methods.int4(layer, group)
 
     return choose
 
 
-def _awq(prefix: str, quantization: Quantization, names: frozenset[str]) -> _Choice:
+def _awq(prefix: str, quantization: Quantization, names: frozenset[str], methods: LinearMethods) -> _Choice:
     """AWQ where the checkpoint has it: lists of layers in config.json are not reliable, tensors are."""
 
     def choose(path: str, layer: Linear) -> LinearMethod:
@@ -86,13 +87,24 @@ def _awq(prefix: str, quantization: Quantization, names: frozenset[str]) -> _Cho
             first = f"{owner.rpartition('.')[0]}.{next(iter(layer.parts))}"
         if f"{first}.qweight" not in names:
             return PLAIN
-        group = layer.in_features if quantization.group_size == -1 else quantization.group_size
+        group = layer.whole_in_features if quantization.group_size == -1 else quantization.group_size
         sizes = layer.parts.values() if isinstance(layer, MergedLinear) else [layer.out_features]
-        if layer.in_features % group or group % 8 or any(size % 8 for size in sizes):
+        if layer.whole_in_features % group or group % 8 or any(size % 8 for size in sizes):
+            ranks = f" on each of {layer.group.size} ranks" if layer.group.size > 1 else ""
             raise ConfigError(
-                f"config.json: group_size {group} does not fit {owner} with {layer.in_features} inputs and "
-                f"{layer.out_features} outputs"
+                f"config.json: group_size {group} does not fit {owner} with {layer.whole_in_features} inputs and "
+                f"{layer.out_features} outputs{ranks}"
             )
-        return AwqLinear(group)
+        _check_share(owner, layer, group)
+        return methods.awq(layer, group)
 
     return choose
+
+
+def _check_share(owner: str, layer: Linear, group: int) -> None:
+    """A rank's inputs must be whole groups: one that is cut would be rounded otherwise than on one device."""
+    if layer.in_features % group:
+        raise ConfigError(
+            f"--tensor-parallel-size {layer.group.size}: {owner} has {layer.whole_in_features} inputs in groups of "
+            f"{group}, which so many ranks cannot share evenly; take fewer"
+        )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from trifocal.kernels.int4 import Int4Weight
-from trifocal.layers.linear import Linear, LinearMethod, Slot, in_stretches, register
+from trifocal.layers.linear import Linear, LinearMethod, in_stretches, register
+from trifocal.layers.slots import Slot
 
 if TYPE_CHECKING:
     from trifocal.layers.linear import Linear

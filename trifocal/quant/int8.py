@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trifocal.layers.linear import Linear, LinearMethod, Slot, in_stretches, register
+from trifocal.layers.linear import Linear, LinearMethod, in_stretches, register
+from trifocal.layers.slots import Slot
 
 
 class Int8Linear(LinearMethod):
@@ -59,7 +60,7 @@ class _Rounding:
             wide = part.float()
             scale = torch.maximum(wide.amax(1), -wide.amin(1)) / 127
             self._layer.scale[first : first + len(part)] = scale
-            self._method.store(self._layer, first, wide.div_(scale.clamp(min=1e-30)[:, None]).round_())
+            self._method.store(self._layer, first, (wide / scale.clamp(min=1e-30)[:, None]).round_())
 
 
 INT8 = Int8Linear()

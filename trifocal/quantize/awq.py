@@ -55,9 +55,10 @@ def quantize(
     """
     check_places(path, out)
     config = _resolve(path, args)
-    dtype = torch.float32 if config.dtype == "float32" else torch.bfloat16  # of the tower; float16 is slow on a CPU
+    # Of the tower; float16 is slow on a CPU.
+    dtype = torch.float32 if config.model.dtype == "float32" else torch.bfloat16
     with Source(path) as source:
-        work = Work(config, source, empty_model(config.spec, dtype), progress)
+        work = Work(config, source, empty_model(config.model.spec, dtype), progress)
         size = work.choose_group(group)
         if samples is not None:
             work.search(build_prompts(config, samples, num_tokens, chat_template), size)
@@ -71,8 +72,8 @@ def quantize(
 
 def _resolve(path: Path, args: EngineArgs | None) -> EngineConfig:
     config = resolve(replace(args or EngineArgs(model=""), model=str(path), device="cpu"))
-    if config.spec.quantization:
-        method = config.spec.quantization.get("quant_method")
+    if config.model.spec.quantization:
+        method = config.model.spec.quantization.get("quant_method")
         raise ConfigError(f"PATH {str(path)!r} is quantized by {method} already; give the original checkpoint")
     return config
 
@@ -92,7 +93,7 @@ class Work:
 
     def choose_group(self, wanted: int | None) -> int:
         """`wanted`, or the largest size that divides the inputs of all layers. Raises `ConfigError` without one."""
-        text = self.config.spec.text
+        text = self.config.model.spec.text
         if text.num_kv_heads * text.head_dim % 8:
             raise ConfigError(f"k_proj has {text.num_kv_heads * text.head_dim} outputs, and AWQ needs a multiple of 8")
         inputs = {
@@ -133,10 +134,10 @@ class Work:
         self.source.fill(self.model, self.model, front)
         inputs = embed(self.model, prompts, self.progress)
         self.num_tokens = len(inputs.embeds)
-        text = self.config.spec.text
-        cos, sin = self.decoder.rotary(inputs.positions, torch.float32, long_rows(text.rope, inputs.lengths))
+        text = self.config.model.spec.text
+        tables = self.decoder.tables(inputs.positions, torch.float32, long_rows(text.rope, inputs.lengths))
         release(self.model)
-        step = Step(cos, sin, attention_over(text, inputs.lengths, torch.float32))
+        step = Step(tables, attention_over(text, inputs.lengths, torch.float32))
         x = inputs.embeds
         bar = tqdm(self.layers, desc="Searching scales", unit="layer", disable=None if self.progress else True)
         for index, layer in enumerate(bar):

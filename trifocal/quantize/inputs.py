@@ -42,6 +42,8 @@ def build_prompts(
         for sample in samples:
             if left < _LEAST_ROOM:
                 break
+            if sample.needs_media and not builder.processor.modalities:
+                continue
             prompt = _build(builder, sample)
             if not prompt.media:
                 prompt = replace(prompt, token_ids=prompt.token_ids[: min(left, _LONGEST_TEXT)])
@@ -69,7 +71,7 @@ def embed(model: Model, prompts: list[Prompt], progress: bool) -> Inputs:
     """Run the vision tower and the embedding of `model`."""
     embeds, positions = [], []
     for prompt in tqdm(prompts, desc="Reading samples", unit="sample", disable=None if progress else True):
-        rows = model.embed(torch.tensor(prompt.token_ids)).float()
+        rows = model.merge(torch.tensor(prompt.token_ids))[0].float()
         for item in prompt.media:
             place = np.ones(item.span.end - item.span.offset, dtype=bool)
             if item.span.is_embed is not None:

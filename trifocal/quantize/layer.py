@@ -12,18 +12,25 @@ from torch import Tensor, nn
 
 from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
 from trifocal.attention.reference import ReferenceAttention
+from trifocal.errors import NotAvailableYetError
 from trifocal.layers.linear import Linear
+from trifocal.layers.mlp import GatedMLP
+from trifocal.layers.norm import RMSNorm
 from trifocal.model_spec import TextConfig
-from trifocal.models.decoder import DecoderLayer
+from trifocal.models.decoder import DecoderLayer, Tables
 
 
 @dataclass(frozen=True)
 class Step:
-    """What every layer of a step shares: rotary tables and attention over all samples, whole."""
+    """What every layer of a step shares: the tables of all rotary embeddings, and attention over all samples, whole."""
 
-    cos: Tensor
-    sin: Tensor
+    tables: list[Tables]
     attention: AttentionBackend
+
+    def attend(self, layer: DecoderLayer, normed: Tensor) -> Tensor:
+        """The attention of a layer on the output of its norm."""
+        out: Tensor = layer.self_attn(normed, self.tables[layer.rope], self.attention)
+        return out
 
 
 @dataclass(frozen=True)
@@ -49,16 +56,24 @@ def attention_over(config: TextConfig, lengths: list[int], dtype: torch.dtype) -
     return attention
 
 
+def mlp_of(layer: DecoderLayer) -> GatedMLP:
+    """The MLP of a layer. Raises `NotAvailableYetError` for one of another kind than the search for scales knows."""
+    if not isinstance(layer.mlp, GatedMLP) or type(layer.input_layernorm) is not RMSNorm:
+        raise NotAvailableYetError(
+            "trifocal quantize for a language model with other norms or MLPs than Llama's (int8 and int4 "
+            "work: --quantization)"
+        )
+    return layer.mlp
+
+
 def record(layer: DecoderLayer, x: Tensor, step: Step) -> Recorded:
     """Run a layer on x [tokens, hidden_size]."""
-    attention, mlp = layer.self_attn, layer.mlp
+    attention, mlp = layer.self_attn, mlp_of(layer)
     linears = {"qkv": attention.qkv_proj, "o": attention.o_proj, "gate_up": mlp.gate_up_proj, "down": mlp.down_proj}
     seen: dict[str, Tensor] = {}
     with _watched(linears, seen):
-        attended = attention(layer.input_layernorm(x), step.cos, step.sin, step.attention)
-        x, normed = layer.post_attention_layernorm.add(x, attended, layer.residual_scale)
-        output = x + mlp(normed) * layer.residual_scale
-    return Recorded(**seen, output=output)
+        x, delta = layer(x, None, step.tables[layer.rope], step.attention)
+    return Recorded(**seen, output=x + delta * layer.spec.residual_scale)
 
 
 @contextmanager

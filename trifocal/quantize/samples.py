@@ -21,11 +21,15 @@ _IMAGES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".bm
 
 @dataclass(frozen=True)
 class Sample:
-    """A text as it stands, or the messages of a chat with their answers; `where` it comes from, for error messages."""
+    """A text as it stands, or the messages of a chat with their answers; `where` it comes from, for error messages.
+
+    `needs_media`: it is left out, and not refused, where the model takes text only.
+    """
 
     where: str
     text: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
+    needs_media: bool = False
 
 
 def built_in() -> Iterator[Sample]:
@@ -39,7 +43,7 @@ def _drawn() -> Iterator[Sample]:
         data = io.BytesIO()
         picture.save(data, "PNG")
         url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-        yield Sample(f"drawn picture {index}", messages=_exchange([_image(url)], question, answer))
+        yield Sample(f"drawn picture {index}", messages=_exchange([_image(url)], question, answer), needs_media=True)
 
 
 def _sample_media() -> Iterator[Sample]:
@@ -48,7 +52,9 @@ def _sample_media() -> Iterator[Sample]:
     for row in rows:
         if row["modality"] != "video":
             parts = [_image_file(_MEDIA / name, str(name)) for name in row["media"]]
-            yield Sample(", ".join(row["media"]), messages=_exchange(parts, row["question"], row["answer"]))
+            yield Sample(
+                ", ".join(row["media"]), messages=_exchange(parts, row["question"], row["answer"]), needs_media=True
+            )
 
 
 def read_samples(file: Path) -> list[Sample]:

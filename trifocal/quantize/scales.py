@@ -12,7 +12,7 @@ from trifocal.layers.linear import Linear
 from trifocal.models.decoder import DecoderLayer
 from trifocal.quantize.change import Change, exact_over, spread
 from trifocal.quantize.clip import find_limit
-from trifocal.quantize.layer import Recorded, Step
+from trifocal.quantize.layer import Recorded, Step, mlp_of
 
 _GRID = 20  # exponents 0, 1/20 .. 1; with 0 nothing is scaled: plain rounding to the nearest is among the candidates
 _MOST_ROWS = 1024  # tokens that errors are measured on where no attention needs whole sequences
@@ -32,7 +32,7 @@ def search_layer(layer: DecoderLayer, norms: dict[str, Tensor], seen: Recorded, 
 
     `norms` are the weights of the layer's two norms as the checkpoint has them, whose type decides what they can hold.
     """
-    attention, mlp = layer.self_attn, layer.mlp
+    attention, mlp = layer.self_attn, mlp_of(layer)
     # An error counts beside the residual stream that it is added to: that is what the next norm sees. Otherwise the few
     # tokens with huge activations that language models have would decide alone.
     weight = seen.output.norm(dim=-1, keepdim=True).clamp(min=1e-6).reciprocal()
@@ -40,8 +40,7 @@ def search_layer(layer: DecoderLayer, norms: dict[str, Tensor], seen: Recorded, 
     kv_heads, group_size = attention.num_kv_heads, attention.num_heads // attention.num_kv_heads
 
     def attend() -> Tensor:
-        out: Tensor = attention(seen.qkv, step.cos, step.sin, step.attention)
-        return out
+        return step.attend(layer, seen.qkv)
 
     gate_up_rows, down_rows, o_rows, few = (thinned(each) for each in (seen.gate_up, seen.down, seen.o, weight))
     into_qkv = search.best(attention.qkv_proj, magnitude(seen.qkv, weight), attend, weight)

@@ -15,7 +15,7 @@ from typing import Any
 
 import tokenizers
 
-from trifocal.errors import ConfigError, RequestError
+from trifocal.errors import ArgumentError, ConfigError, RequestError
 from trifocal.log import get_logger
 from trifocal.tokenizer.folder import class_of
 from trifocal.tokenizer.guard import any_of, reveal, valid_text
@@ -33,10 +33,12 @@ def load_remote(folder: Path, config: Mapping[str, Any], chat_template: str | No
     if reference is None:
         raise ConfigError(_nothing_usable(folder, config))
     if not is_trusted:
-        raise ConfigError(
-            f"{folder.name} brings its tokenizer as Python code only ({reference} in tokenizer_config.json), which is "
-            "not run. --trust-remote-code would run it with all your rights, on your files and your network: read the "
-            "code first. Safer: save the fast tokenizer (tokenizer.json) in the folder"
+        raise ArgumentError(
+            "{} brings its tokenizer as Python code only ({} in tokenizer_config.json), which is not run. "
+            "{trust_remote_code} would run it with all your rights, on your files and your network: read the code "
+            "first. Safer: save the fast tokenizer (tokenizer.json) in the folder",
+            folder.name,
+            reference,
         )
     _log.warning("running %s of %s, as --trust-remote-code allows", reference, folder)
     try:

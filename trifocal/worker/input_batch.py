@@ -10,21 +10,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trifocal.attention.base import AttentionBatch
-from trifocal.types import MediaItem, Request, ScheduledNew, StepPlan
+from trifocal.log import get_logger
+from trifocal.types import MediaItem, Request, ScheduledNew, ScheduledSeq, StepPlan, TokenLogprobs
+from trifocal.worker.logits_processors import LogitsProcessor, processors_of
 
+logger = get_logger(__name__)
 _GROW_BY = 256
 
 
 @dataclass(slots=True)
 class SequenceState:
     """One sequence in a worker. It appends the tokens it samples itself, so the next step can be planned before
-    they are known to anybody else."""
+    they are known to anybody else.
+
+    `fault` says why it cannot be computed. `drafts` are guesses of the step that runs. `prompt_logprobs` are those of
+    the prompt as far as it was computed; None where they are not asked for, or were sent.
+    """
 
     request: Request
     token_ids: NDArray[np.int64]  # with room to grow; `num_tokens` of them are valid
     num_tokens: int
     is_long: bool = False  # takes longrope's long factors
     block_ids: list[int] = field(default_factory=list)
+    processors: list[LogitsProcessor] = field(default_factory=list)
+    fault: str | None = None
+    drafts: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     @classmethod
     def start(cls, new: ScheduledNew) -> SequenceState:
@@ -32,7 +43,18 @@ class SequenceState:
         known = [*new.request.prompt.token_ids, *new.output_token_ids]
         token_ids = np.zeros(len(known) + _GROW_BY, dtype=np.int64)
         token_ids[: len(known)] = known
-        return cls(new.request, token_ids, len(known), new.is_long)
+        state = cls(new.request, token_ids, len(known), new.is_long)
+        try:
+            state.processors = processors_of(new.request)
+            for processor in state.processors:
+                for token_id in new.output_token_ids:
+                    processor.accept(token_id)
+        except Exception:
+            logger.exception("the logits processors of request %s could not be made", new.request.request_id)
+            state.fault = "what the request asks of its tokens cannot be done; the server's log says more"
+        if new.request.prompt_logprobs is not None and not new.output_token_ids:
+            state.prompt_logprobs = [None]
+        return state
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -50,11 +72,24 @@ class SequenceState:
         return self.token_ids[self.num_prompt_tokens : self.num_tokens]
 
     def append(self, token_id: int) -> None:
-        """Add a sampled token."""
+        """Add a sampled token. What a processor raises comes out behind that."""
         if self.num_tokens == len(self.token_ids):
             self.token_ids = np.concatenate([self.token_ids, np.zeros_like(self.token_ids)])
         self.token_ids[self.num_tokens] = token_id
         self.num_tokens += 1
+        for processor in self.processors:
+            processor.accept(token_id)
+
+    def take_blocks(self, seq: ScheduledSeq, block_size: int) -> None:
+        """Extend the block table by what a plan gives."""
+        del self.block_ids[-(-seq.start // block_size) :]
+        self.block_ids.extend(seq.new_block_ids)
+
+    def computed_range(self, seq: ScheduledSeq) -> tuple[int, int]:
+        """First position that a step computes, and the one behind its last known token: `drafts` come there."""
+        num_known = seq.num_tokens - seq.max_drafts
+        start = min(seq.start, self.num_tokens - num_known)
+        return start, start + num_known
 
     def positions(self, start: int, end: int, rows: int) -> NDArray[np.int64]:
         """Rotary positions of tokens `start .. end`, int64 [rows, end - start]."""
@@ -79,10 +114,21 @@ class MediaRows:
 
 
 @dataclass(frozen=True)
+class PromptRows:
+    """Rows of the step that compute positions `start .. start + num` of a prompt whose log-probabilities are wanted."""
+
+    request_id: str
+    start: int
+    num: int
+    first_row: int
+
+
+@dataclass(frozen=True)
 class ForwardBatch:
     """The tensors of one step: token_ids int64 [n], positions int64 [rows, n], rows of the logits that are sampled.
 
-    `is_long`, bool [n], marks tokens that take longrope's long factors; None if none does.
+    Each of `sampled_ids` has as many sampled rows as drafts, and one. `is_long`, bool [n], marks tokens that take
+    longrope's long factors; None if none does.
     """
 
     token_ids: Tensor
@@ -92,6 +138,7 @@ class ForwardBatch:
     media: list[MediaRows]
     sampled_rows: Tensor
     sampled_ids: list[str]
+    prompts: list[PromptRows]
 
 
 def build_batch(
@@ -99,27 +146,34 @@ def build_batch(
 ) -> ForwardBatch:
     """Lay the plan's sequences out one after the other."""
     token_ids, positions, slots, media = [], [], [], []
-    sampled_rows, sampled_ids, row = [], [], 0
+    sampled_rows: list[int] = []
+    sampled_ids, prompts, query_lens, context_lens, row = [], [], [], [], 0
     most_blocks = max(len(states[seq.request_id].block_ids) for seq in plan.scheduled)
     block_tables = np.zeros((len(plan.scheduled), most_blocks), dtype=np.int64)
     for index, seq in enumerate(plan.scheduled):
         state = states[seq.request_id]
-        end = seq.start + seq.num_tokens
+        start, end = state.computed_range(seq)
+        num_drafts = len(state.drafts)
         table = np.asarray(state.block_ids, dtype=np.int64)
         block_tables[index, : len(table)] = table
-        where = np.arange(seq.start, end)
-        token_ids.append(state.token_ids[seq.start : end])
-        positions.append(state.positions(seq.start, end, position_rows))
+        where = np.arange(start, end + num_drafts)
+        token_ids.append(state.token_ids[start:end])
+        if num_drafts:
+            token_ids.append(np.asarray(state.drafts, dtype=np.int64))
+        positions.append(state.positions(start, end + num_drafts, position_rows))
         slots.append(table[where // block_size] * block_size + where % block_size)
         for item in state.request.prompt.media:
-            if item.span.offset < end and item.span.end > seq.start:
-                media.append(_media_rows(item, seq.request_id, seq.start, end, row))
-        row += seq.num_tokens
-        if seq.samples:
-            sampled_rows.append(row - 1)
+            if item.span.offset < end and item.span.end > start:
+                media.append(_media_rows(item, seq.request_id, start, end, row))
+        if state.prompt_logprobs is not None and start < state.num_prompt_tokens:
+            prompts.append(PromptRows(seq.request_id, start, min(end, state.num_prompt_tokens) - start, row))
+        query_lens.append(len(where))
+        context_lens.append(end + num_drafts)
+        row += len(where)
+        if seq.num_sampled_rows:
+            sampled_rows += range(row - 1 - num_drafts, row)
             sampled_ids.append(seq.request_id)
 
-    query_lens = [seq.num_tokens for seq in plan.scheduled]
     is_long = np.repeat([states[seq.request_id].is_long for seq in plan.scheduled], query_lens)
 
     def tensor(array: NDArray[np.int64] | list[int]) -> Tensor:
@@ -133,11 +187,12 @@ def build_batch(
             slots=tensor(np.concatenate(slots)),
             block_tables=tensor(block_tables),
             query_lens=query_lens,
-            context_lens=[seq.start + seq.num_tokens for seq in plan.scheduled],
+            context_lens=context_lens,
         ),
         media=media,
         sampled_rows=tensor(sampled_rows),
         sampled_ids=sampled_ids,
+        prompts=prompts,
     )
 
 

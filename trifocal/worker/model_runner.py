@@ -8,13 +8,15 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend
 from trifocal.log import get_logger
-from trifocal.models.base import Model
-from trifocal.platforms.interface import Platform
-from trifocal.types import EncodeJob, StepPlan, StepResult, TokenLogprobs
+from trifocal.models.base import MediaRows, Model
+from trifocal.types import EncodeJob, ScheduledNew, StepPlan, StepResult, TokenLogprobs
+from trifocal.worker.context import WorkerContext
+from trifocal.worker.drafter import Drafter
+from trifocal.worker.graphs import GraphRunner
 from trifocal.worker.input_batch import ForwardBatch, SequenceState, build_batch
-from trifocal.worker.sampler import Sampled, Sampler
+from trifocal.worker.prompt_logprobs import extend_prompt_logprobs
+from trifocal.worker.sampler import FAILED, Sampled, Sampler
 
 logger = get_logger(__name__)
 
@@ -22,12 +24,15 @@ logger = get_logger(__name__)
 class ModelRunner:
     """Holds what plans are diffs against: sequence states and media embeddings."""
 
-    def __init__(self, model: Model, attention: AttentionBackend, sampler: Sampler, platform: Platform) -> None:
+    def __init__(self, model: Model, graphs: GraphRunner, sampler: Sampler, context: WorkerContext) -> None:
         self.model = model
-        self.attention = attention
+        self.graphs = graphs
         self.sampler = sampler
-        self.platform = platform
-        self.device = platform.device()
+        self.platform = context.platform
+        self.device = context.device
+        self.pixels = context.pixels
+        self.block_size: int = graphs.attention.cache.block_size
+        self.drafter: Drafter | None = None
         self.states: dict[str, SequenceState] = {}
         self.embeds: dict[bytes, Tensor] = {}
 
@@ -39,29 +44,53 @@ class ModelRunner:
 
     def _compute(self, plan: StepPlan) -> StepResult:
         failed, encode_s = self._timed_encode(plan.encode)
+        self._draft(plan)
         batch = build_batch(
             plan,
             self.states,
-            block_size=self.attention.cache.block_size,
+            block_size=self.block_size,
             position_rows=self.model.position_rows,
             device=self.device,
         )
         inputs, errors = self._embed(batch, failed)
-        self.attention.begin(batch.attention)
-        hidden = self.model(inputs, batch.positions, self.attention, batch.is_long)
+        hidden = self.graphs(inputs, batch.positions, batch.attention, batch.is_long)
+        errors |= {new.request.request_id: fault for new in plan.new if (fault := self._fault(new)) is not None}
+        prompt_logprobs = self._prompt_logprobs(batch, hidden, errors)
         token_ids, logprobs = self._sample(batch, hidden, errors)
-        return StepResult(plan.step_id, token_ids, logprobs, errors, frozenset(failed), encode_s)
+        return StepResult(
+            plan.step_id,
+            token_ids,
+            logprobs,
+            prompt_logprobs,
+            errors=errors,
+            failed_media=frozenset(failed),
+            encode_s=encode_s,
+        )
 
     def _apply(self, plan: StepPlan) -> None:
         for request_id in plan.finished:
             self.states.pop(request_id, None)
-            self.sampler.forget(request_id)
         for content_hash in plan.free_embeds:
             self.embeds.pop(content_hash, None)
         for new in plan.new:
             self.states[new.request.request_id] = SequenceState.start(new)
         for seq in plan.scheduled:
-            self.states[seq.request_id].block_ids.extend(seq.new_block_ids)
+            self.states[seq.request_id].take_blocks(seq, self.block_size)
+
+    def _fault(self, new: ScheduledNew) -> str | None:
+        return self.states[new.request.request_id].fault
+
+    def _draft(self, plan: StepPlan) -> None:
+        """Guess tokens for the sequences that have room for some in this step."""
+        if self.drafter is None:
+            return
+        for seq in plan.scheduled:
+            if seq.max_drafts:
+                state = self.states[seq.request_id]
+                try:
+                    state.drafts = self.drafter.draft(state, seq.max_drafts)[: seq.max_drafts]
+                except Exception:
+                    logger.exception("no tokens could be drafted for request %s", seq.request_id)
 
     def _timed_encode(self, jobs: list[EncodeJob]) -> tuple[dict[bytes, str], float]:
         """As `_encode`, and the seconds it took; a device is waited for, which costs little beside the work itself."""
@@ -77,7 +106,7 @@ class ModelRunner:
         """Encode new media together; if that fails, one by one, so that only the culprit fails. Returns what failed."""
         items = [self.states[job.request_id].request.prompt.media[job.media_index] for job in jobs]
         try:
-            encoded = list(self.model.encode(items))
+            encoded = list(self.model.encode([replace(item, pixels=self.pixels.array(item)) for item in items]))
         except Exception:
             if len(items) == 1:
                 logger.exception("encoding one %s failed", items[0].modality)
@@ -89,9 +118,9 @@ class ModelRunner:
         self.embeds |= {item.content_hash: embeds for item, embeds in zip(items, encoded, strict=True)}
         return {}
 
-    def _embed(self, batch: ForwardBatch, failed: dict[bytes, str]) -> tuple[Tensor, dict[str, str]]:
-        """The rows of the step's input, and the requests that lack media; what these lack is added to `failed`."""
-        inputs = self.model.embed(batch.token_ids)
+    def _embed(self, batch: ForwardBatch, failed: dict[bytes, str]) -> tuple[tuple[Tensor, ...], dict[str, str]]:
+        """The inputs of the layers, and the requests that lack media; what these lack is added to `failed`."""
+        media: list[MediaRows] = []
         errors: dict[str, str] = {}
         for part in batch.media:
             embeds = self.embeds.get(part.content_hash)
@@ -100,26 +129,63 @@ class ModelRunner:
                 errors.setdefault(part.request_id, reason)
             else:
                 rows = part.rows if isinstance(part.rows, slice) else torch.from_numpy(part.rows).to(self.device)
-                inputs[rows] = embeds[part.embeds].to(inputs.dtype)
-        return inputs, errors
+                media.append((rows, embeds[part.embeds]))
+        return self.model.merge(batch.token_ids, media), errors
+
+    def _prompt_logprobs(
+        self, batch: ForwardBatch, hidden: Tensor, errors: dict[str, str]
+    ) -> dict[str, list[TokenLogprobs | None]]:
+        """Those of prompts whose end was computed. Requests for which there are none are added to `errors`."""
+        complete: dict[str, list[TokenLogprobs | None]] = {}
+        for part in batch.prompts:
+            state = self.states[part.request_id]
+            try:
+                extend_prompt_logprobs(state, part, hidden, self.model.logits, self.sampler)
+            except Exception as error:
+                logger.exception("no log-probabilities of the prompt of request %s", part.request_id)
+                reason = str(error) if isinstance(error, ValueError) else "the server's log says more"
+                errors.setdefault(part.request_id, f"the prompt has no log-probabilities: {reason}")
+            if part.start + part.num == state.num_prompt_tokens and part.request_id not in errors:
+                found, state.prompt_logprobs = state.prompt_logprobs, None
+                complete[part.request_id] = found or []
+        return complete
 
     def _sample(
         self, batch: ForwardBatch, hidden: Tensor, errors: dict[str, str]
-    ) -> tuple[dict[str, int], dict[str, TokenLogprobs]]:
+    ) -> tuple[dict[str, list[int]], dict[str, list[TokenLogprobs]]]:
         """Tokens and log-probabilities by request; requests for which none can be chosen are added to `errors`."""
         if not batch.sampled_ids:
             return {}, {}
         states = [self.states[request_id] for request_id in batch.sampled_ids]
         sampled = self._choose(hidden[batch.sampled_rows], states)
-        token_ids = {}
-        for index, (request_id, state) in enumerate(zip(batch.sampled_ids, states, strict=True)):
-            token_id = sampled.token_ids[index]
-            state.append(token_id)  # even for one that failed: a step planned meanwhile counts on it
-            if index in sampled.errors:
-                errors.setdefault(request_id, sampled.errors[index])
+        token_ids: dict[str, list[int]] = {}
+        logprobs: dict[str, list[TokenLogprobs]] = {}
+        first = 0
+        for request_id, state in zip(batch.sampled_ids, states, strict=True):
+            rows = _kept(sampled.token_ids, first, state.drafts)
+            first += 1 + len(state.drafts)
+            state.drafts = []
+            chosen = [sampled.token_ids[row] for row in rows]
+            error = self._append(state, chosen)  # even for one that failed: a step planned meanwhile counts on it
+            error = next((sampled.errors[row] for row in rows if row in sampled.errors), error)
+            if error is not None:
+                errors.setdefault(request_id, error)
             if request_id not in errors:
-                token_ids[request_id] = token_id
-        return token_ids, {batch.sampled_ids[index]: value for index, value in sampled.logprobs.items()}
+                token_ids[request_id] = chosen
+                if state.request.params.logprobs is not None:
+                    logprobs[request_id] = [sampled.logprobs[row] for row in rows]
+        return token_ids, logprobs
+
+    def _append(self, state: SequenceState, token_ids: list[int]) -> str | None:
+        """Append sampled tokens; returns what is wrong with the request, if its processors fail."""
+        error = None
+        for token_id in token_ids:
+            try:
+                state.append(token_id)
+            except Exception:
+                logger.exception("a logits processor failed for request %s", state.request.request_id)
+                error = FAILED
+        return error
 
     def _choose(self, hidden: Tensor, states: list[SequenceState]) -> Sampled:
         """Sample all rows together; if that fails, one by one, so that only the culprit fails."""
@@ -129,3 +195,11 @@ class ModelRunner:
         except Exception as error:
             logger.warning("sampling %d rows together failed (%s): now one by one", len(states), type(error).__name__)
         return self.sampler.one_by_one(self.model.logits(hidden), states)  # anew: sampling changes logits in place
+
+
+def _kept(token_ids: list[int], first: int, drafts: list[int]) -> range:
+    """Rows from `first` on whose tokens are the sequence's: up to the first that is not the draft it was to be."""
+    for index, draft in enumerate(drafts):
+        if token_ids[first + index] != draft:
+            return range(first, first + index + 1)
+    return range(first, first + len(drafts) + 1)

@@ -1,7 +1,8 @@
-"""Batched sampling: penalties, biases, filters and a reproducible choice.
+"""Batched sampling: logits processors, filters and a reproducible choice.
 
-Order and meaning as in vLLM: logit bias and min_tokens, penalties, then arg-max for greedy rows; temperature, min_p,
-top_k, top_p and a draw for the others. Log-probabilities are those of the raw logits.
+Order and meaning as in vLLM: a sequence's logits processors, then arg-max for greedy rows; temperature, min_p, top_k,
+top_p and a draw for the others. Log-probabilities are those of the raw logits. A sequence with drafts has a row for
+each of them, which chooses as if those before had been generated.
 The draw uses one uniform number from a counter-based generator (Philox, Salmon et al. 2011) keyed by (request seed,
 output index): a row's result depends on nothing else in the batch, and a resumed request continues the same stream.
 
@@ -17,7 +18,9 @@ shares of those sums.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +29,9 @@ from torch import Tensor
 
 from trifocal.kernels.base import TORCH, Draws, Kernels, Likely
 from trifocal.log import get_logger
-from trifocal.sampling_params import SamplingParams
 from trifocal.types import TokenLogprobs
 from trifocal.worker.input_batch import SequenceState
+from trifocal.worker.logits_processors import apply_all
 
 logger = get_logger(__name__)
 _KEY_MASK = (1 << 64) - 1
@@ -41,6 +44,15 @@ _WHOLE = 1 << 53  # 1 in the units of top_p and of noise
 # 2**x from -0.5 to 0.5, the highest power first (Cephes, Moshier 1992).
 _POLYNOMIAL = (1.5353362e-4, 1.3398874e-3, 9.6184374e-3, 5.5503325e-2, 2.4022648e-1, 6.9314720e-1, 1.0)
 _INVALID = "the model produced no valid probabilities (NaN or infinity)"
+_NOTHING_LEFT = f"{_INVALID}, or the request's parameters exclude every token"
+FAILED = "the next token could not be chosen; the server's log says more"
+
+
+class Row(NamedTuple):
+    """A row of logits: it chooses the token behind a sequence's first `num_drafts` drafts."""
+
+    state: SequenceState
+    num_drafts: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Sampled:
 
 
 class Sampler:
-    """Chooses tokens. It keeps token counts of the sequences that need them (penalties)."""
+    """Chooses tokens. It keeps nothing from one step to the next."""
 
     def __init__(self, num_vocab: int, kernels: Kernels = TORCH) -> None:
         """Raises `ValueError` for a vocabulary of more than a million tokens."""
@@ -61,36 +73,67 @@ class Sampler:
             raise ValueError(f"a vocabulary of {num_vocab} tokens; sampling knows at most {_MOST_VOCAB}")
         self.num_vocab = num_vocab  # ids beyond the tokenizer exist in padded heads and are never chosen
         self._kernels = kernels
-        self._counts: dict[str, _TokenCounts] = {}
 
-    def forget(self, request_id: str) -> None:
-        """Drop what is kept for a sequence."""
-        self._counts.pop(request_id, None)
-
-    def __call__(self, logits: Tensor, states: list[SequenceState]) -> Sampled:
-        """logits float32 [m, vocab], one row per state. The logits are changed in place."""
-        params = [state.request.params for state in states]
-        raw = {row: self._adjust(logits[row], state) for row, state in enumerate(states)}
-        chosen, largest = self._choose(logits, self._draws(states, logits.device))
+    def __call__(self, logits: Tensor, states: Sequence[SequenceState]) -> Sampled:
+        """logits float32 [m, vocab], one row per state and draft. The logits are changed in place."""
+        rows = [Row(state, num) for state in states for num in range(1 + len(state.drafts))]
+        params = [row.state.request.params for row in rows]
+        raw, errors = self._process(logits, rows)
+        chosen, largest = self._choose(logits, self._draws(rows, logits.device))
         valid = torch.isfinite(largest).tolist()
         token_ids = [int(t) if ok else 0 for t, ok in zip(chosen.tolist(), valid, strict=True)]
         asked = [i for i, p in enumerate(params) if p.logprobs is not None and valid[i]]
-        for i in asked:
-            if (changed := raw[i]) is not None:
-                changed.undo(logits[i])
+        for i, values in raw.items():
+            logits[i] = values
         counts = [self.num_vocab if params[i].logprobs == -1 else params[i].logprobs or 0 for i in asked]
         facts = self._facts(logits, asked, [token_ids[i] for i in asked], counts)
         for i, each in zip(asked, facts, strict=True):
             valid[i] = math.isfinite(each.largest)
+        for i, ok in enumerate(valid):
+            if not ok:
+                errors.setdefault(i, _NOTHING_LEFT if rows[i].state.processors else _INVALID)
         return Sampled(
             token_ids=[token_id if ok else 0 for token_id, ok in zip(token_ids, valid, strict=True)],
-            errors={i: _INVALID for i, ok in enumerate(valid) if not ok},
+            errors=errors,
             logprobs={i: _logprobs(each, token_ids[i]) for i, each in zip(asked, facts, strict=True) if valid[i]},
         )
 
-    def _draws(self, states: list[SequenceState], device: torch.device) -> Draws | None:
+    def logprobs_of(self, logits: Tensor, token_ids: Sequence[int], count: int) -> list[TokenLogprobs]:
+        """Of given tokens, one a row, and of the `count` most likely ones beside; logits float32 [m, vocab].
+
+        Raises `ValueError` for logits that are no numbers.
+        """
+        rows, num_vocab = range(len(token_ids)), self.num_vocab
+        known = [token_id if token_id < num_vocab else 0 for token_id in token_ids]
+        facts = self._facts(logits, list(rows), known, [num_vocab if count == -1 else count for _ in rows])
+        if not all(math.isfinite(each.largest) for each in facts):
+            raise ValueError(_INVALID)
+        facts = [  # a token that the tokenizer does not know is never chosen, and has no probability
+            each if token_id < num_vocab else replace(each, own=-math.inf, rank=num_vocab)
+            for each, token_id in zip(facts, token_ids, strict=True)
+        ]
+        return [_logprobs(each, token_id) for each, token_id in zip(facts, token_ids, strict=True)]
+
+    def _process(self, logits: Tensor, rows: Sequence[Row]) -> tuple[dict[int, Tensor], dict[int, str]]:
+        """Apply what sequences have of processors. Returns raw rows that log-probabilities need, and errors, by row."""
+        raw: dict[int, Tensor] = {}
+        errors: dict[int, str] = {}
+        for first, (state, num_before) in enumerate(rows):
+            if not state.processors or num_before:
+                continue
+            own = range(first, first + 1 + len(state.drafts))
+            if state.request.params.logprobs is not None:
+                raw |= {i: logits[i].clone() for i in own}
+            try:
+                apply_all(state.processors, logits[own.start : own.stop], state.drafts)
+            except Exception:
+                logger.exception("a logits processor failed for request %s", state.request.request_id)
+                errors |= dict.fromkeys(own, FAILED)
+        return raw, errors
+
+    def _draws(self, rows: Sequence[Row], device: torch.device) -> Draws | None:
         """None: all rows are greedy."""
-        params = [state.request.params for state in states]
+        params = [row.state.request.params for row in rows]
         if all(p.is_greedy for p in params):
             return None
         vocab = self.num_vocab
@@ -99,7 +142,7 @@ class Sampler:
         floors = [math.log2(p.min_p) if p.min_p > 0 else -math.inf for p in params]
         top_ks = [min(p.top_k, vocab) if p.top_k > 0 else vocab for p in params]
         top_ps = [math.ceil(p.top_p * _WHOLE) for p in params]
-        noises = [0 if p.is_greedy else int(_uniform(state) * _WHOLE) for p, state in zip(params, states, strict=True)]
+        noises = [0 if p.is_greedy else int(_uniform(*row) * _WHOLE) for p, row in zip(params, rows, strict=True)]
         floats = torch.tensor([scales, floors], dtype=torch.float32, device=device)
         return Draws(*floats, *torch.tensor([top_ks, top_ps, noises], device=device))
 
@@ -128,62 +171,24 @@ class Sampler:
             for row, token_id, count in zip(rows, chosen, counts, strict=True)
         ]
 
-    def one_by_one(self, logits: Tensor, states: list[SequenceState]) -> Sampled:
-        """The same by a call for each row, in which an exception is the row's own error."""
-        chosen = [self._alone(row[None], state) for row, state in zip(logits, states, strict=True)]
-        return Sampled(
-            token_ids=[each.token_ids[0] for each in chosen],
-            errors={i: each.errors[0] for i, each in enumerate(chosen) if each.errors},
-            logprobs={i: each.logprobs[0] for i, each in enumerate(chosen) if each.logprobs},
-        )
+    def one_by_one(self, logits: Tensor, states: Sequence[SequenceState]) -> Sampled:
+        """The same by a call for each sequence, in which an exception is the sequence's own error."""
+        found, first = Sampled([]), 0
+        for state in states:
+            num_rows = 1 + len(state.drafts)
+            each = self._alone(logits[first : first + num_rows], state)
+            found.token_ids.extend(each.token_ids)
+            found.errors.update({first + i: error for i, error in each.errors.items()})
+            found.logprobs.update({first + i: logprobs for i, logprobs in each.logprobs.items()})
+            first += num_rows
+        return found
 
-    def _alone(self, row: Tensor, state: SequenceState) -> Sampled:
-        request_id = state.request.request_id
-        self.forget(request_id)  # an exception may have left its tokens half counted; they are counted anew
+    def _alone(self, rows: Tensor, state: SequenceState) -> Sampled:
         try:
-            return self(row, [state])
+            return self(rows, [state])
         except Exception:
-            logger.exception("no token could be chosen for request %s", request_id)
-            return Sampled([0], {0: "the next token could not be chosen; the server's log says more"})
-
-    def _adjust(self, row: Tensor, state: SequenceState) -> _Changed | None:
-        """Change the row as the parameters say. Returns what undoes it, if log-probabilities want that."""
-        params = state.request.params
-        bias = list(params.logit_bias or ())
-        stops = state.request.stop_token_ids if state.num_output_tokens < params.min_tokens else ()
-        banned = [i for i in stops if i < len(row)]
-        counts = self._caught_up(state, row) if _has_penalty(params) else None
-        changed = None
-        if params.logprobs is not None:
-            given = torch.tensor([*bias, *banned], dtype=torch.int64, device=row.device)
-            ids = given if counts is None else torch.cat((given, counts.ids))
-            changed = _Changed(ids, row[ids])
-        if params.logit_bias:
-            ids = torch.tensor(bias, dtype=torch.int64, device=row.device)
-            row[ids] += torch.tensor(list(params.logit_bias.values()), dtype=row.dtype, device=row.device)
-        if banned:
-            row[banned] = -torch.inf
-        if counts is not None:
-            counts.penalize(row, params)
-        return changed
-
-    def _caught_up(self, state: SequenceState, row: Tensor) -> _TokenCounts:
-        counts = self._counts.get(state.request.request_id)
-        if counts is None:
-            counts = self._counts[state.request.request_id] = _TokenCounts(state, row)
-        counts.catch_up(state)
-        return counts
-
-
-@dataclass(frozen=True)
-class _Changed:
-    """Logits of a row as they were."""
-
-    ids: Tensor
-    values: Tensor
-
-    def undo(self, row: Tensor) -> None:
-        row[self.ids] = self.values
+            logger.exception("no token could be chosen for request %s", state.request.request_id)
+            return Sampled([0] * len(rows), dict.fromkeys(range(len(rows)), FAILED))
 
 
 def _argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,43 +202,6 @@ def _argmax(logits: Tensor) -> tuple[Tensor, Tensor]:
     largest, best = blocks.amax(dim=-1).max(dim=-1)
     inside = blocks[torch.arange(len(logits), device=logits.device), best].argmax(dim=-1)
     return best * _BLOCK + inside, largest
-
-
-def _has_penalty(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-
-
-class _TokenCounts:
-    """Which tokens occurred, prompt included, and how often each was generated."""
-
-    def __init__(self, state: SequenceState, like: Tensor) -> None:
-        self._num_seen = 0
-        self._generated = torch.zeros_like(like)
-        self._occurred = torch.zeros_like(like, dtype=torch.bool)
-        self._occurred[torch.from_numpy(state.token_ids[: state.num_prompt_tokens]).to(like.device)] = True
-        self.ids = self._occurred.nonzero().squeeze(-1)
-
-    def catch_up(self, state: SequenceState) -> None:
-        """Count the tokens generated since the last call."""
-        ids = torch.from_numpy(state.output_token_ids[self._num_seen :].copy()).to(self._generated.device)
-        self._generated.scatter_add_(0, ids, torch.ones_like(ids, dtype=self._generated.dtype))
-        new = ids[~self._occurred[ids]]
-        if len(new):
-            self._occurred[new] = True
-            self.ids = torch.cat((self.ids, torch.from_numpy(np.unique(new.cpu())).to(new.device)))
-        self._num_seen = state.num_output_tokens
-
-    def penalize(self, row: Tensor, params: SamplingParams) -> None:
-        """Repetition penalty (CTRL, Keskar et al. 2019) over prompt and output; OpenAI's two over the output."""
-        scale = params.repetition_penalty
-        values = row[self.ids]
-        if scale != 1.0:
-            values = torch.where(values > 0, values / scale, values * scale)
-        if params.frequency_penalty or params.presence_penalty:
-            generated = self._generated[self.ids]
-            values -= params.frequency_penalty * generated
-            values -= params.presence_penalty * (generated > 0)
-        row[self.ids] = values
 
 
 def _draw(logits: Tensor, largest: Tensor, draws: Draws) -> Tensor:
@@ -282,8 +250,9 @@ def _top_k_top_p(levels: Tensor, draws: Draws) -> Tensor:
     return torch.full_like(levels, _LOWEST).scatter_(1, index, ordered.where(possible, _LOWEST))
 
 
-def _uniform(state: SequenceState) -> float:
-    generator = np.random.Philox(key=state.request.seed & _KEY_MASK, counter=[0, 0, 0, state.num_output_tokens])
+def _uniform(state: SequenceState, num_drafts: int) -> float:
+    counter = [0, 0, 0, state.num_output_tokens + num_drafts]
+    generator = np.random.Philox(key=state.request.seed & _KEY_MASK, counter=counter)
     return float(np.random.Generator(generator).random())
 
 

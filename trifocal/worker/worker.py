@@ -7,59 +7,60 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend, AttentionBatch, KVCache
-from trifocal.attention.registry import ATTENTION
+from trifocal.attention.base import AttentionBackend, AttentionBatch
+from trifocal.attention.registry import choose_backend
 from trifocal.config.engine import EngineConfig
-from trifocal.errors import ConfigError
 from trifocal.log import get_logger
 from trifocal.models.loader import load_model
-from trifocal.platforms import get_platform
 from trifocal.types import Capacity, StepPlan, StepResult
+from trifocal.worker import memory
+from trifocal.worker.context import WorkerContext
+from trifocal.worker.graphs import GraphRunner
 from trifocal.worker.model_runner import ModelRunner
 from trifocal.worker.sampler import Sampler
 
 logger = get_logger(__name__)
-_GIB = 1 << 30
 
 
 class Worker:
-    """Loads weights, measures memory, allocates the KV cache; then executes plans.
+    """Loads weights, measures memory, allocates the KV cache, captures steps; then executes plans.
 
     Raises `ConfigError` where the checkpoint or the memory does not do.
     """
 
     @torch.inference_mode()
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, context: WorkerContext) -> None:
         self.config = config
-        self.platform = get_platform(config.device)
-        self.device = self.platform.device()
-        self.dtype: torch.dtype = getattr(torch, config.dtype)
-        self.cache_dtype: torch.dtype = getattr(torch, config.kv_cache_dtype)
+        self.context = context
+        self.platform = context.platform
+        self.dtype: torch.dtype = getattr(torch, config.model.dtype)
         started = perf_counter()
         self.model = load_model(
-            config.spec,
+            config.model.spec,
             dtype=self.dtype,
-            device=self.device,
-            load_format=config.load_format,
-            seed=config.seed,
+            device=context.device,
+            load_format=config.model.load_format,
+            packed_cache=config.model.packed_cache,
+            seed=config.model.seed,
             progress=True,
-            quantization=config.quantization,
+            quantization=config.model.quantization,
             kernels=self.platform.kernels(),
+            methods=self.platform.linear_methods(),
         )
-        how = f", linear layers in {config.quantization.method}" if config.quantization else ""
-        logger.info("weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.dtype, how, self.device)
-        num_blocks = self._num_blocks()
-        self.capacity = Capacity(
-            num_blocks=num_blocks,
-            max_model_len=self._max_model_len(num_blocks),
-            bytes_per_embed=config.spec.text.hidden_size * self.dtype.itemsize,
+        how = f", linear layers in {config.model.quantization.method}" if config.model.quantization else ""
+        logger.info(
+            "weights loaded in %.1f s (%s%s, %s)", perf_counter() - started, config.model.dtype, how, context.device
         )
-        cache = self._cache(num_blocks)
-        attention = ATTENTION.get(self.platform.default_attention)(cache, config.capture_sizes)
+        self.cache_spec = self.model.language_model.kv_cache_spec(
+            block_size=config.cache.block_size,
+            dtype=self.dtype,
+            cache_dtype=getattr(torch, config.cache.kv_cache_dtype),
+        )
+        self.backend = choose_backend(self.platform.default_attention, self.cache_spec)
+        self.graphs, self.capacity = self._allocate()
         started = perf_counter()
-        attention.capture(lambda num_tokens: self._dummy_pass(attention, num_tokens))
+        self.graphs.capture()
         logger.info("steps captured in %.1f s (--enforce-eager: none are)", perf_counter() - started)
-        self._attention = attention
         self.reset()
 
     @torch.inference_mode()
@@ -68,111 +69,51 @@ class Worker:
         return self.runner.execute(plan)
 
     def reset(self) -> None:
-        """Forget every sequence and all embeddings; weights and the memory of the KV cache stay."""
-        sampler = Sampler(self.config.num_vocab, self.platform.kernels())
-        self.runner = ModelRunner(self.model, self._attention, sampler, self.platform)
+        """Forget every sequence and all embeddings; weights, recordings and the memory of the KV cache stay."""
+        sampler = Sampler(self.config.model.num_vocab, self.platform.kernels())
+        self.runner = ModelRunner(self.model, self.graphs, sampler, self.context)
 
     # ------------------------------------------------------------------------------------------ memory
 
-    def _cache(self, num_blocks: int) -> KVCache:
-        text = self.config.spec.text
-        shape = (text.num_layers, num_blocks, text.num_kv_heads, self.config.block_size, text.head_dim)
-        return KVCache.allocate(shape, dtype=self.cache_dtype, device=self.device)
-
-    def _num_blocks(self) -> int:
-        """Blocks to allocate: those asked for, or what fits. Raises `ConfigError` naming a setting that is too much."""
-        config, text = self.config, self.config.spec.text
-        if config.num_blocks_before is not None:
-            return config.num_blocks_before
-        per_head = KVCache.bytes_per_head(text.head_dim, self.cache_dtype)
-        per_block = text.num_layers * text.num_kv_heads * per_head * config.block_size
-        num_blocks = config.num_blocks_override
-        setting = f"--num-gpu-blocks-override {num_blocks}"
-        if num_blocks is None:
-            num_bytes, setting = self._kv_cache_bytes()
-            most = config.max_num_seqs * -(-config.max_model_len // config.block_size)
-            num_blocks = min(num_bytes // per_block, most)
-        num_tokens = num_blocks * config.block_size
-        total, free = num_blocks * per_block, self.platform.memory().free
-        if num_blocks < 1:
-            raise ConfigError(
-                f"no memory is left for the KV cache by {setting}, a block takes {per_block} bytes: raise it, lower "
-                "--max-num-batched-tokens, or take --kv-cache-dtype int8 or a smaller model"
-            )
-        if total > free:
-            raise ConfigError(
-                f"{setting}: a KV cache of {num_blocks} blocks takes {total / _GIB:.2f} GiB, but "
-                f"{free / _GIB:.2f} GiB are free; at most {free // per_block} blocks fit"
-            )
-        logger.info(
-            "KV cache: %d blocks of %d tokens in %s, %.2f GiB for %d tokens (%s)",
-            *(num_blocks, config.block_size, config.kv_cache_dtype, total / _GIB, num_tokens, setting),
+    def _allocate(self) -> tuple[GraphRunner, Capacity]:
+        """The KV cache with all that reads and writes it, and what there is room for."""
+        config, graphs = self.config, self.platform.graphs()
+        sizes = config.parallel.capture_sizes if graphs is not None else ()
+        scratch_blocks = 1 if sizes else 0  # behind those that sequences get
+        block_bytes = self.backend.bytes_per_block(self.cache_spec)
+        num_blocks = memory.num_blocks(config, self.platform, block_bytes, scratch_blocks, self._profile_peak)
+        attention = self._attention(num_blocks + scratch_blocks)
+        capacity = Capacity(
+            num_blocks=num_blocks,
+            max_model_len=memory.max_model_len(config, num_blocks),
+            bytes_per_embed=config.model.spec.text.hidden_size * self.dtype.itemsize,
         )
-        return num_blocks
+        return GraphRunner(self.model, attention, graphs, sizes, scratch_block=num_blocks), capacity
 
-    def _kv_cache_bytes(self) -> tuple[int, str]:
-        """What is asked for, or is left beside a full step; and the setting that decides on it."""
-        config, platform = self.config, self.platform
-        if config.kv_cache_memory_bytes is not None:
-            return config.kv_cache_memory_bytes, f"--kv-cache-memory-bytes {config.kv_cache_memory_bytes}"
-        activation, memory = self._profile_peak(), platform.memory()
-        num_bytes = platform.kv_cache_bytes(config.gpu_memory_utilization, activation)
-        if activation > memory.free:
-            message = (
-                f"--max-num-batched-tokens {config.max_num_batched_tokens}: a step of {self._step_tokens} tokens takes "
-                f"about {activation / _GIB:.2f} GiB, but {memory.free / _GIB:.2f} GiB are free; steps of "
-                f"{self._step_tokens * memory.free // activation} tokens fit"
-            )
-            if activation > memory.total or num_bytes == 0:
-                raise ConfigError(message)
-            logger.warning("%s", message)  # a guess, and whoever set the size of the KV cache may know better
-        logger.info(
-            "measured: a step's peak %.2f GiB, left for the KV cache %.2f GiB. More or less: --gpu-memory-utilization "
-            "(now %g), --kv-cache-memory-bytes",
-            *(activation / _GIB, num_bytes / _GIB, config.gpu_memory_utilization),
-        )
-        return num_bytes, platform.kv_cache_setting(config.gpu_memory_utilization)
-
-    def _max_model_len(self, num_blocks: int) -> int:
-        config = self.config
-        room = num_blocks * config.block_size
-        if room >= config.max_model_len:
-            return config.max_model_len
-        if config.is_max_model_len_explicit:
-            raise ConfigError(
-                f"--max-model-len {config.max_model_len} does not fit: the KV cache has room for {room} tokens; lower "
-                "it, or raise --gpu-memory-utilization (TRIFOCAL_CPU_KVCACHE_SPACE on a CPU)"
-            )
-        logger.warning("max_model_len is %d, what the KV cache holds (the model allows %d)", room, config.max_model_len)
-        return room
-
-    @property
-    def _step_tokens(self) -> int:
-        """Tokens of the largest step that one sequence alone makes."""
-        return min(self.config.max_num_batched_tokens, self.config.max_model_len)
+    def _attention(self, num_blocks: int) -> AttentionBackend:
+        return self.backend(self.backend.allocate(self.cache_spec, num_blocks, self.context.device))
 
     def _profile_peak(self) -> int:
         """Bytes that a full step may take beside weights and KV cache, measured on dummy input.
 
         Where a full step would take long (CPU) a smaller one is measured and scaled: memory grows with its tokens.
         """
-        budget = self._step_tokens
+        budget = memory.step_tokens(self.config)
         num_tokens = min(budget, self.platform.max_profile_tokens or budget)
-        cache = self._cache(-(-num_tokens // self.config.block_size))
-        attention = ATTENTION.get(self.platform.default_attention)(cache)
+        attention = self._attention(-(-num_tokens // self.config.cache.block_size))
         item = self.model.dummy_item(num_tokens)
         with self.platform.measure_peak() as peak:
-            self.model.encode([item])
+            if item is not None:
+                self.model.encode([item])
             hidden = self._dummy_pass(attention, num_tokens)
-            self.model.logits(hidden[: self.config.max_num_seqs])
+            self.model.logits(hidden[: self.config.scheduling.max_num_seqs])
         return peak.num_bytes * budget // num_tokens
 
     def _dummy_pass(self, attention: AttentionBackend, num_tokens: int) -> Tensor:
         """Hidden states of one sequence of the same token, at the beginning of the cache."""
-        tokens = torch.arange(num_tokens, device=self.device)
-        num_blocks = -(-num_tokens // self.config.block_size)
-        tables = torch.arange(num_blocks, device=self.device)[None]
-        attention.begin(AttentionBatch(tokens, tables, query_lens=[num_tokens], context_lens=[num_tokens]))
-        embeds = self.model.embed(torch.zeros_like(tokens))
-        hidden: Tensor = self.model(embeds, tokens.expand(self.model.position_rows, -1), attention)
-        return hidden
+        tokens = torch.arange(num_tokens, device=self.context.device)
+        num_blocks = -(-num_tokens // self.config.cache.block_size)
+        tables = torch.arange(num_blocks, device=self.context.device)[None]
+        batch = AttentionBatch(tokens, tables, query_lens=[num_tokens], context_lens=[num_tokens])
+        positions = tokens.expand(self.model.position_rows, -1)
+        return GraphRunner(self.model, attention, None)(self.model.merge(torch.zeros_like(tokens)), positions, batch)

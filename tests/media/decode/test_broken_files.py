@@ -38,7 +38,7 @@ def test_pictures(reader: MediaReader, kind: str) -> None:
     data, chance = encoded(PICTURE, kind), random.Random(kind)
     for _ in range(NUM_MUTATIONS):
         try:
-            pixels = reader.load_image(reader.open_image(mutated(data, chance), "here")).pixels
+            pixels = reader.load(reader.open("image", mutated(data, chance), "here")).pixels
             assert pixels.ndim == 3 and pixels.dtype == np.uint8
         except RequestError as error:
             assert error.message.startswith("here: ")
@@ -58,7 +58,7 @@ def test_clips(reader: MediaReader, kind: str) -> None:
     chance = random.Random(kind)
     for _ in range(NUM_MUTATIONS):
         try:
-            frames = reader.load_video(reader.open_video(mutated(data, chance), sample, "here")).frames
+            frames = reader.load(reader.open("video", mutated(data, chance), "here", sampler=sample)).pixels
             assert frames.ndim == 4 and len(frames) >= 1
         except RequestError as error:
             assert error.message.startswith("here: ")

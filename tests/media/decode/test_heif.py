@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.media.samples import LIMITS, clip, encoded, noise
+from tests.media.samples import LIMITS, clip, encoded, noise, scaled_to
 from trifocal.errors import RequestError
 from trifocal.media.decode import heif
 from trifocal.media.decode.image import open_bytes
@@ -86,7 +86,7 @@ def heic(picture: PIL.Image.Image, **options: object) -> bytes:
 
 
 def load(reader: MediaReader, data: bytes) -> np.ndarray:
-    return reader.load_image(reader.open_image(data, WHERE)).pixels
+    return reader.load(reader.open("image", data, WHERE)).pixels
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
@@ -96,7 +96,7 @@ def test_pixels(reader: MediaReader, mode: str) -> None:
     rgba[:20, :, 3], rgba[20:, :, 3] = 255, 0
     picture = PIL.Image.fromarray(rgba).convert(mode)
     data = heic(picture)
-    opened = reader.open_image(data, WHERE)
+    opened = reader.open("image", data, WHERE)
     assert (opened.height, opened.width) == (40, 60)
     expected = np.asarray(picture.convert("RGB")).astype(int)
     if mode in ("RGBA", "LA"):
@@ -114,7 +114,7 @@ def test_ten_bits(reader: MediaReader) -> None:
 def test_the_first_of_several_and_scaling(reader: MediaReader) -> None:
     pictures = [PIL.Image.fromarray(np.full((64, 64, 3), value, np.uint8)) for value in (40, 220)]
     data = heic(pictures[0], save_all=True, append_images=pictures[1:])
-    small = reader.load_image(reader.open_image(data, WHERE), lambda *_: (10, 20)).pixels
+    small = reader.load(reader.open("image", data, WHERE), planner=scaled_to(10, 20)).pixels
     assert small.shape == (10, 20, 3) and np.abs(small.astype(int) - 40).max() <= 3
 
 
@@ -123,8 +123,8 @@ def test_limits_hold() -> None:
     data = heic(PIL.Image.new("RGB", (1500, 1000)), chroma=420, quality=10)
     small = closing(MediaReader(replace(LIMITS, max_image_pixels=1_000_000), 1))
     with small as reader, pytest.raises(RequestError, match=r"more than 1 megapixels \(--max-image-pixels\)"):
-        reader.open_image(data, WHERE)
-    with closing(MediaReader(replace(LIMITS, decode_memory_bytes=20 << 20), 1)) as reader:
+        reader.open("image", data, WHERE)
+    with closing(MediaReader(replace(LIMITS, decode_memory_gib=20 / 1024), 1)) as reader:
         with pytest.raises(RequestError) as caught:
             load(reader, data)
         assert caught.value.status == 400

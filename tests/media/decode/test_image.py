@@ -27,7 +27,7 @@ Load = Callable[[Any], NDArray[np.uint8]]
 @pytest.fixture
 def load(reader: MediaReader) -> Load:
     """Open and decode."""
-    return lambda source: reader.load_image(reader.open_image(source, WHERE)).pixels
+    return lambda source: reader.load(reader.open("image", source, WHERE)).pixels
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "PPM"])
@@ -49,8 +49,8 @@ def test_exif_orientation(reader: MediaReader, orientation: int, kind: str) -> N
     exif[0x0112] = orientation
     data = encoded(PIL.Image.fromarray(noise(20, 30)), kind, exif=exif)
     expected = np.asarray(PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(data))))
-    opened = reader.open_image(data, WHERE)
-    np.testing.assert_array_equal(reader.load_image(opened).pixels, expected)
+    opened = reader.open("image", data, WHERE)
+    np.testing.assert_array_equal(reader.load(opened).pixels, expected)
     if kind == "JPEG":
         assert (opened.height, opened.width) == expected.shape[:2]
 
@@ -190,4 +190,4 @@ def test_size_is_refused_before_decoding() -> None:
     with closing(MediaReader(replace(LIMITS, max_image_pixels=4095), 1)) as small:
         for source in (png_header(64, 64), np.zeros((64, 64, 3), np.uint8), PIL.Image.new("RGB", (64, 64))):
             with pytest.raises(RequestError, match=r"more than 0.004095 megapixels \(--max-image-pixels\)"):
-                small.open_image(source, WHERE)
+                small.open("image", source, WHERE)

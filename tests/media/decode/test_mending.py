@@ -17,7 +17,7 @@ import PIL.Image
 import pytest
 from numpy.typing import NDArray
 
-from tests.media.samples import LIMITS, encoded, noise
+from tests.media.samples import LIMITS, encoded, noise, scaled_to
 from trifocal.errors import RequestError
 from trifocal.media.decode.mending import ended_jpegs, mended_png
 from trifocal.media.media import FrameSample
@@ -32,7 +32,7 @@ Load = Callable[[bytes], NDArray[np.uint8]]
 
 @pytest.fixture
 def load(reader: MediaReader) -> Load:
-    return lambda data: reader.load_image(reader.open_image(data, WHERE)).pixels
+    return lambda data: reader.load(reader.open("image", data, WHERE)).pixels
 
 
 def chunk(name: bytes, body: bytes, wrong: int = 0) -> bytes:
@@ -101,14 +101,14 @@ def test_an_animated_png_is_a_picture_and_a_clip(reader: MediaReader, load: Load
     data = encoded(pictures[0], "PNG", save_all=True, append_images=pictures[1:])
     odd = data[:33] + LARGE["a colour profile"] + data[33:-12] + LARGE["a packed text"] + data[-12:]
     np.testing.assert_array_equal(load(odd), frames[0])
-    opened = reader.open_video(odd, lambda *_: FrameSample(np.arange(3), 1.0), WHERE)
-    np.testing.assert_array_equal(reader.load_video(opened).frames, frames)
+    opened = reader.open("video", odd, WHERE, sampler=lambda *_: FrameSample(np.arange(3), 1.0))
+    np.testing.assert_array_equal(reader.load(opened).pixels, frames)
     # A picture needs no frames; a clip whose frames are not to be trusted is refused.
     place = data.index(b"fcTL") + 4 + 26
     wrong = data[:place] + bytes(4) + data[place + 4 :]
     np.testing.assert_array_equal(load(wrong), frames[0])
     with pytest.raises(RequestError, match="not an image|checksum"):
-        reader.open_video(wrong, lambda *_: FrameSample(np.arange(3), 1.0), WHERE)
+        reader.open("video", wrong, WHERE, sampler=lambda *_: FrameSample(np.arange(3), 1.0))
 
 
 # ------------------------------------------------------------------------------------------------- JPEG
@@ -154,14 +154,14 @@ def test_jpeg_that_is_cut_off(kind: str, reader: MediaReader) -> None:
     """Not one place is found where something is missing and the rest is shown, unless it shows all the same."""
     for pixels in (smooth(70, 90), noise(33, 47)):
         data = jpeg(kind, pixels)
-        whole = reader.load_image(reader.open_image(data, WHERE)).pixels
+        whole = reader.load(reader.open("image", data, WHERE)).pixels
         chance = random.Random(kind)
         scans = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
         restarts = [k for k in range(len(data) - 1) if data[k] == 0xFF and 0xD0 <= data[k + 1] <= 0xD7]
         ends = [*scans, *restarts[-5:], *range(len(data) - 12, len(data) - 2), len(data) // 2]
         for end in {*ends, *(chance.randrange(scans[0], len(data) - 2) for _ in range(20))}:
             try:
-                pixels = reader.load_image(reader.open_image(data[:end], WHERE)).pixels
+                pixels = reader.load(reader.open("image", data[:end], WHERE)).pixels
             except RequestError as error:
                 assert "cut off" in error.message or "cannot be read" in error.message
             else:
@@ -172,7 +172,7 @@ def test_jpeg_that_is_cut_off(kind: str, reader: MediaReader) -> None:
 
 def _is_read(reader: MediaReader, data: bytes) -> bool:
     try:
-        reader.load_image(reader.open_image(data, WHERE))
+        reader.load(reader.open("image", data, WHERE))
     except RequestError:
         return False
     return True
@@ -199,9 +199,9 @@ def test_what_is_hardly_a_jpeg(data: bytes) -> None:
 def test_endings_cost_no_more_than_pictures() -> None:
     """A hostile file may ask for it: it has its time, and no more memory than the picture that it claims to be."""
     data = encoded(PIL.Image.effect_noise((1600, 1200), 50).convert("RGB"), "JPEG")[:-2]
-    with closing(MediaReader(replace(LIMITS, decode_memory_bytes=64 << 20), 1)) as reader:
+    with closing(MediaReader(replace(LIMITS, decode_memory_gib=64 / 1024), 1)) as reader:
         before = time.monotonic()
-        assert reader.load_image(reader.open_image(data, WHERE), lambda *_: (50, 60)).pixels.shape == (50, 60, 3)
+        assert reader.load(reader.open("image", data, WHERE), planner=scaled_to(50, 60)).pixels.shape == (50, 60, 3)
         assert time.monotonic() - before < 30
 
 

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -16,8 +17,10 @@ import tifffile
 from numpy.typing import NDArray
 
 from tests.media.samples import encoded, noise
+from trifocal.media.decoding import Opened
 from trifocal.media.media import FrameSample
-from trifocal.media.reader import MediaReader
+from trifocal.media.plan import ItemPlan
+from trifocal.media.reader import MediaReader, as_it_is
 
 WHERE = "messages[0].content[1].image_url"
 ORIENTATIONS = range(1, 9)
@@ -144,10 +147,10 @@ def test_pictures(reader: MediaReader, kind: str) -> None:
     for orientation in ORIENTATIONS:
         data = WRITERS[kind](PLAIN, orientation)
         expected = as_seen(PLAIN, orientation).astype(int)
-        opened = reader.open_image(data, WHERE)
+        opened = reader.open("image", data, WHERE)
         if kind != "PNG, as text":  # which is found out too late for the header: a swap at most
             assert (opened.height, opened.width) == expected.shape[:2], orientation
-        pixels = reader.load_image(opened).pixels.astype(int)
+        pixels = reader.load(opened).pixels.astype(int)
         if kind == "TIFF, 16 bits":
             expected = np.repeat(expected[..., :1], 3, axis=2)
         assert pixels.shape == expected.shape, orientation
@@ -157,10 +160,16 @@ def test_pictures(reader: MediaReader, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WebP", "AVIF"])
 def test_pictures_are_scaled_upright(reader: MediaReader, kind: str) -> None:
     """The size that a processor is asked for is that of the picture as it is seen, while it is decoded as well."""
-    opened = reader.open_image(WRITERS[kind](PLAIN, 6), WHERE)
+    opened = reader.open("image", WRITERS[kind](PLAIN, 6), WHERE)
+    assert opened.size == (1, 40, 24)
     asked = []
-    small = reader.load_image(opened, lambda frames, height, width: asked.append((height, width)) or (height // 2, 10))
-    assert small.pixels.shape == (20, 10, 3) and asked[0] == (40, 24)
+
+    def halved(opened: Opened) -> ItemPlan:
+        asked.append(opened.size)
+        return replace(as_it_is(opened), decoded=(opened.size[1] // 2, 10))
+
+    small = reader.load(opened, planner=halved)
+    assert small.pixels.shape == (20, 10, 3) and asked == [(1, 40, 24)] and small.plan == halved(opened)
     assert small.pixels[2, 2].argmax() == 2 and small.pixels[2, 8].argmax() == 0  # blue was below red
 
 
@@ -173,9 +182,9 @@ def test_objects(reader: MediaReader, kind: str) -> None:
             picture = PIL.Image.open(io.BytesIO(data))
             if is_loaded:
                 picture.load()
-            opened = reader.open_image(picture, WHERE)
+            opened = reader.open("image", picture, WHERE)
             assert (opened.height, opened.width) == expected.shape[:2]
-            pixels = reader.load_image(opened).pixels
+            pixels = reader.load(opened).pixels
             assert pixels.shape == expected.shape and np.abs(pixels.astype(int) - expected).max() < 20, orientation
 
 
@@ -186,15 +195,15 @@ def test_objects_of_named_files(reader: MediaReader, tmp_path: Path, kind: str) 
         file = tmp_path / str(orientation)
         file.write_bytes(WRITERS[kind](PLAIN, orientation))
         picture = PIL.Image.open(file)
-        pixels = reader.load_image(reader.open_image(picture, WHERE)).pixels
-        expected = reader.load_image(reader.open_image(file.read_bytes(), WHERE)).pixels
+        pixels = reader.load(reader.open("image", picture, WHERE)).pixels
+        expected = reader.load(reader.open("image", file.read_bytes(), WHERE)).pixels
         np.testing.assert_array_equal(pixels, expected, str(orientation))
         assert picture.filename == str(file)  # the caller's own object
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "PPM", "JPEG2000"])
 def test_formats_that_are_never_turned(reader: MediaReader, kind: str) -> None:
-    pixels = reader.load_image(reader.open_image(encoded(PIL.Image.fromarray(PLAIN), kind), WHERE)).pixels
+    pixels = reader.load(reader.open("image", encoded(PIL.Image.fromarray(PLAIN), kind), WHERE)).pixels
     assert pixels.shape == PLAIN.shape and np.abs(pixels.astype(int) - PLAIN).max() < 40
 
 
@@ -202,7 +211,7 @@ def test_exif_says_nothing_in_heic(reader: MediaReader) -> None:
     """It has marks of its own, and encoders copy the camera's tag into files whose pixels they have turned already."""
     data = heic(PLAIN, 1).replace(exif(1), exif(6))
     assert exif(6) in data
-    assert reader.load_image(reader.open_image(data, WHERE)).pixels.shape == PLAIN.shape
+    assert reader.load(reader.open("image", data, WHERE)).pixels.shape == PLAIN.shape
 
 
 # ------------------------------------------------------------------------------------------------- clips
@@ -254,9 +263,9 @@ def mapped(stored: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_clips(reader: MediaReader, orientation: int) -> None:
     def last(data: bytes) -> NDArray[np.uint8]:
-        opened = reader.open_video(data, lambda *_: FrameSample(np.array([3]), 1.0), WHERE)
-        [frame] = reader.load_video(opened).frames
-        assert frame.shape[:2] == (opened.height, opened.width)
+        opened = reader.open("video", data, WHERE, sampler=lambda *_: FrameSample(np.array([3]), 1.0))
+        [frame] = reader.load(opened).pixels
+        assert frame.shape[:2] == opened.size[1:]
         return frame
 
     np.testing.assert_array_equal(last(held(orientation)), mapped(last(MP4), orientation))
@@ -271,7 +280,7 @@ def test_animations(reader: MediaReader, kind: str) -> None:
     for orientation in (2, 6, 7):
         tag = b"Exif\0\0" + exif(orientation)
         data = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:], exif=tag, **options)
-        opened = reader.open_video(data, lambda *_: FrameSample(np.array([0, 2]), 1.0), WHERE)
+        opened = reader.open("video", data, WHERE, sampler=lambda *_: FrameSample(np.array([0, 2]), 1.0))
         expected = np.stack([as_seen(frames[k], orientation) for k in (0, 2)])
-        assert (opened.height, opened.width) == expected.shape[1:3]
-        np.testing.assert_array_equal(reader.load_video(opened).frames, expected)
+        assert opened.size[1:] == expected.shape[1:3]
+        np.testing.assert_array_equal(reader.load(opened).pixels, expected)

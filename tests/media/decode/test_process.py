@@ -24,9 +24,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.media.samples import LIMITS, clip, encoded, frame_numbers, noise
+from tests.media.samples import LIMITS, clip, encoded, frame_numbers, noise, scaled_to
 from trifocal.errors import RequestError
-from trifocal.media.decode import messages
+from trifocal.helpers.process import packed
+from trifocal.media.decode import jobs
 from trifocal.media.decode import process as decoder
 from trifocal.media.media import FrameSample
 from trifocal.media.reader import MediaReader
@@ -41,11 +42,11 @@ def reader_of(num_decoders: int = 1, **limits: Any) -> closing[MediaReader]:
 
 
 def pids(reader: MediaReader) -> list[int]:
-    return reader._pool.pids
+    return reader._decoding.pool.pids
 
 
 def load(reader: MediaReader, data: bytes = SMALL) -> np.ndarray:
-    return reader.load_image(reader.open_image(data, WHERE)).pixels
+    return reader.load(reader.open("image", data, WHERE)).pixels
 
 
 def refused(reader: MediaReader, data: bytes, message: str) -> None:
@@ -103,10 +104,10 @@ def killed_when_busy(reader: MediaReader, times: int, number: signal.Signals) ->
 def test_a_crash_is_one_items_refusal(number: signal.Signals) -> None:
     """A codec that crashes does so again when asked again; the next picture knows nothing of it."""
     with reader_of() as reader:
-        opened = reader.open_image(LARGE, WHERE)
+        opened = reader.open("image", LARGE, WHERE)
         message = rf"the image makes its decoder fail \({number.name}\)"
         with killed_when_busy(reader, 2, number) as victims, pytest.raises(RequestError, match=message) as caught:
-            reader.load_image(opened)
+            reader.load(opened)
         assert caught.value.status == 400 and len(victims) == 2
         assert load(reader).shape == (20, 30, 3)
         assert all(is_gone(pid) for pid in victims)
@@ -115,17 +116,17 @@ def test_a_crash_is_one_items_refusal(number: signal.Signals) -> None:
 def test_one_death_is_survived() -> None:
     """It may have been the system's doing, or another's: the job is done again."""
     with reader_of() as reader:
-        opened = reader.open_image(LARGE, WHERE)
+        opened = reader.open("image", LARGE, WHERE)
         with killed_when_busy(reader, 1, signal.SIGKILL):
-            assert reader.load_image(opened, lambda *_: (10, 10)).pixels.shape == (10, 10, 3)
+            assert reader.load(opened, planner=scaled_to(10, 10)).pixels.shape == (10, 10, 3)
 
 
 def test_death_between_jobs_is_not_noticed() -> None:
     with reader_of() as reader:
-        opened = reader.open_image(SMALL, WHERE)
+        opened = reader.open("image", SMALL, WHERE)
         [pid] = pids(reader)
         os.kill(pid, signal.SIGKILL)
-        assert reader.load_image(opened).pixels.shape == (20, 30, 3)
+        assert reader.load(opened).pixels.shape == (20, 30, 3)
         assert pids(reader) != [pid]
 
 
@@ -150,10 +151,10 @@ def test_time() -> None:
 
 
 def test_memory() -> None:
-    with reader_of(decode_memory_bytes=64 << 20) as reader:
+    with reader_of(decode_memory_gib=64 / 1024) as reader:
         refused(reader, LARGE, "more memory than --decode-memory-gib|makes its decoder fail|broken or cut off")
         assert load(reader).shape == (20, 30, 3)
-    with reader_of(decode_memory_bytes=1 << 30) as reader:  # half of the default
+    with reader_of(decode_memory_gib=1) as reader:  # half of the default
         assert load(reader, LARGE).shape == (10_000, 10_000, 3)
 
 
@@ -204,19 +205,19 @@ def test_a_process_serves_many_jobs_and_is_replaced_some_day() -> None:
             load(reader)
         assert pids(reader) == [first]
         for _ in range(1000):
-            reader.open_image(SMALL, WHERE)
+            reader.open("image", SMALL, WHERE)
         assert first not in pids(reader) and is_gone(first)
 
 
 def test_a_process_that_keeps_much_memory_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = messages.OpenImage(messages.File("here", len(SMALL), 10_000, 30.0))
-    monkeypatch.setattr(decoder, "_start_clock", lambda _: None)
+    job = jobs.OpenImage(jobs.File("here", len(SMALL), 10_000, 30.0))
+    monkeypatch.setattr(decoder, "limit_seconds", lambda *_: None)
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", PIL.Image.MAX_IMAGE_PIXELS)  # opening a picture changes it
     for held, is_spent in ((127 << 20, False), (129 << 20, True)):
-        monkeypatch.setattr(decoder, "_own_bytes", lambda held=held: held)
+        monkeypatch.setattr(decoder, "own_bytes", lambda held=held: held)
         answers = io.BytesIO()
-        decoder.serve(io.BytesIO((messages.pack(job) + SMALL) * 2), answers)
-        done = messages.pack(messages.Done(is_spent))
+        decoder.serve(io.BytesIO((packed(jobs.encode(job)) + SMALL) * 2), answers)
+        done = packed(jobs.encode(jobs.Done(is_spent)))
         assert answers.getvalue().count(done) == (1 if is_spent else 2) and answers.getvalue().endswith(done)
 
 
@@ -231,9 +232,9 @@ def test_no_more_processes_than_allowed() -> None:
 
 def test_close_ends_all_even_in_mid_job() -> None:
     reader = MediaReader(LIMITS, 2)
-    opened = reader.open_image(LARGE, WHERE)
+    opened = reader.open("image", LARGE, WHERE)
     with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(reader.load_image, opened)
+        running = thread.submit(reader.load, opened)
         assert eventually(lambda: any(is_busy(pid) for pid in pids(reader)))
         ours = pids(reader)
         reader.close()
@@ -261,10 +262,10 @@ from tests.media.samples import LIMITS, encoded
 from tests.media.decode.test_process import slow_jpeg
 from trifocal.media.reader import MediaReader
 reader = MediaReader(LIMITS, 1)
-opened = reader.open_image(slow_jpeg(), "here")
-threading.Thread(target=reader.load_image, args=(opened,), daemon=True).start()
+opened = reader.open("image", slow_jpeg(), "here")
+threading.Thread(target=reader.load, args=(opened,), daemon=True).start()
 time.sleep(1)
-print(*reader._pool.pids, flush=True)
+print(*reader._decoding.pool.pids, flush=True)
 time.sleep(600)
 """
 
@@ -293,9 +294,9 @@ def test_a_process_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_clips_and_pictures_share_processes() -> None:
     data = clip(12)
     with reader_of() as reader:
-        opened = reader.open_video(data, lambda *_: FrameSample(np.array([0, 3, 11]), 1.0), WHERE)
+        opened = reader.open("video", data, WHERE, sampler=lambda *_: FrameSample(np.array([0, 3, 11]), 1.0))
         load(reader)
-        assert frame_numbers(reader.load_video(opened).frames) == [0, 3, 11]
+        assert frame_numbers(reader.load(opened).pixels) == [0, 3, 11]
         assert len(pids(reader)) == 1
 
 
@@ -324,7 +325,7 @@ ZEROS = zlib.compress(bytes(200 << 20))  # 200 KB that unpack to 200 MB
 )
 def test_metadata_bombs(reader: MediaReader, data: bytes) -> None:
     """Refused or passed over, in little memory: never unpacked whole."""
-    with reader_of(decode_memory_bytes=160 << 20) as small:
+    with reader_of(decode_memory_gib=160 / 1024) as small:
         try:
             assert load(small, data).shape == (20, 30, 3)
         except RequestError as error:
@@ -337,7 +338,7 @@ def test_exif_bomb() -> None:
     count = 5000
     entries = b"".join(struct.pack("<HHII", 0x8000 + k, 7, 1 << 20, 8) for k in range(count))
     exif = b"II*\0\x08\0\0\0" + struct.pack("<H", count) + entries + bytes(4 + (1 << 20))
-    with reader_of(decode_memory_bytes=256 << 20, image_decode_timeout=20.0) as reader:
+    with reader_of(decode_memory_gib=256 / 1024, image_decode_timeout=20.0) as reader:
         with_bomb = png((b"eXIf", exif))
         try:
             assert load(reader, with_bomb).shape == (20, 30, 3)

@@ -14,11 +14,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.media.samples import LIMITS, clip, encoded, frame_numbers, noise, numbered
+from tests.media.samples import LIMITS, clip, encoded, frame_numbers, noise, numbered, scaled_to
 from trifocal.errors import RequestError
 from trifocal.media.decode import video_file
 from trifocal.media.decode.video import FrameFacts, OpenedVideo, Sampler
 from trifocal.media.decode.video_file import VideoFile, VideoIndex
+from trifocal.media.image_reader import ImageReader
 from trifocal.media.media import FrameSample, Image, Video
 from trifocal.media.reader import MediaReader
 
@@ -38,11 +39,11 @@ class Reading:
 
     def opened(self, source: Any, *indices: int, **options: Any) -> OpenedVideo:
         """Open, wanting these frames."""
-        return self.reader.open_video(source, pick(*indices), WHERE, **options)
+        return self.reader.open("video", source, WHERE, sampler=pick(*indices), **options)
 
     def load(self, source: Any, *indices: int, **options: Any) -> Video:
         """Open and decode these frames."""
-        return self.reader.load_video(self.opened(source, *indices, **options))
+        return self.reader.load(self.opened(source, *indices, **options))
 
 
 @pytest.fixture
@@ -57,9 +58,9 @@ def reading(reader: MediaReader) -> Reading:
 )  # fmt: skip
 def test_chosen_frames_of_every_container(reading: Reading, container: str, codec: str) -> None:
     item = reading.opened(clip(40, 10, container=container, codec=codec), 0, 7, 13, 22, 39)
-    assert (item.num_frames, item.height, item.width) == (40, 48, 64)
-    assert item.fps == pytest.approx(10, rel=0.01) or container == "h264"  # a raw stream has no clock
-    loaded = reading.reader.load_video(item)
+    assert (item.header.num_frames, item.header.height, item.header.width) == (40, 48, 64)
+    assert item.header.fps == pytest.approx(10, rel=0.01) or container == "h264"  # a raw stream has no clock
+    loaded = reading.reader.load(item)
     assert frame_numbers(loaded.frames) == [0, 7, 13, 22, 39]
     assert loaded.fps == 2.0 and loaded.frames.dtype == np.uint8
 
@@ -88,16 +89,14 @@ def test_sampler_sees_count_and_rate(reading: Reading) -> None:
         seen.append((total, fps))
         return FrameSample(np.array([0]), 1.0)
 
-    reading.reader.open_video(clip(33, 15), sampler, WHERE)
+    reading.reader.open("video", clip(33, 15), WHERE, sampler=sampler)
     assert seen == [(33, 15.0)]
 
 
 def test_scaling_while_decoding(reading: Reading) -> None:
     data = clip(10, size=(64, 48))
     whole = reading.load(data, 1, 8).frames
-    scaled = reading.reader.load_video(
-        reading.opened(data, 1, 8), lambda n, height, width: (height // 2, width // n)
-    ).frames
+    scaled = reading.reader.load(reading.opened(data, 1, 8), planner=scaled_to(24, 32)).pixels
     expected = [PIL.Image.fromarray(frame).resize((32, 24), PIL.Image.Resampling.BICUBIC) for frame in whole]
     np.testing.assert_array_equal(scaled, np.stack(expected))
 
@@ -109,8 +108,8 @@ def test_rotation_of_phone_videos(reading: Reading) -> None:
     assert struct.unpack_from(">9i", data, place) == (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
     struct.pack_into(">9i", data, place, 0, 65536, 0, -65536, 0, 0, 48 << 16, 0, 1 << 30)
     item = reading.opened(bytes(data), 0, 3)
-    assert (item.height, item.width) == (64, 48)
-    frames = reading.reader.load_video(item).frames
+    assert item.size[1:] == (64, 48)
+    frames = reading.reader.load(item).pixels
     assert frames.shape == (2, 64, 48, 3)
     assert frame_numbers(frames.transpose(0, 2, 1, 3)) == [0, 3]  # what was left is on top
 
@@ -121,8 +120,8 @@ def test_animated_pictures(reading: Reading, kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(pictures[0], kind, save_all=True, append_images=pictures[1:], duration=50, **options)
     item = reading.opened(data, 0, 5, 11)
-    assert (item.num_frames, item.fps, item.height, item.width) == (12, 20.0, 10, 24)
-    assert frame_numbers(reading.reader.load_video(item).frames) == [0, 5, 11]
+    assert (item.header.num_frames, item.header.fps, *item.size[1:]) == (12, 20.0, 10, 24)
+    assert frame_numbers(reading.reader.load(item).pixels) == [0, 5, 11]
 
 
 def test_one_frame_is_a_clip(reading: Reading) -> None:
@@ -148,7 +147,7 @@ FRAMES = np.stack([numbered(k, 6, 8) for k in range(10)])
 )
 def test_frames_in_memory(reading: Reading, metadata: dict[str, Any] | None, indices: Any, fps: float) -> None:
     source = FRAMES if metadata is None else (FRAMES, metadata)
-    loaded = reading.reader.load_video(reading.reader.open_video(source, pick(1, 4, fps=7.0), WHERE))
+    loaded = reading.reader.load(reading.reader.open("video", source, WHERE, sampler=pick(1, 4, fps=7.0)))
     assert frame_numbers(loaded.frames) == list(indices)
     assert loaded.fps == fps
 
@@ -207,8 +206,8 @@ def test_when_frames_are_chosen_among(
 ) -> None:
     facts = FrameFacts(metadata, num_frames)
     for source in (FRAMES, list(FRAMES), (FRAMES, metadata)):
-        opened = reading.reader.open_video(source, pick(1, 4, fps=7.0), WHERE, facts=facts)
-        loaded = reading.reader.load_video(opened)
+        opened = reading.reader.open("video", source, WHERE, sampler=pick(1, 4, fps=7.0), facts=facts)
+        loaded = reading.reader.load(opened)
         assert (frame_numbers(loaded.frames), loaded.fps) == (list(indices), fps)
         assert opened.is_fixed == (metadata.get("do_sample_frames") is False)
 
@@ -231,8 +230,8 @@ def test_frames_that_are_files(reading: Reading) -> None:
     mixed = [PICTURES[0], encoded(PIL.Image.fromarray(FRAMES[1]), "BMP"), FRAMES[2], PIL.Image.fromarray(FRAMES[3])]
     assert frame_numbers(reading.load(mixed, 0).frames) == [0, 1, 2, 3]
     opened = reading.opened(PICTURES, 0)
-    assert (opened.num_frames, opened.size) == (10, (10, 6, 8))
-    halves = reading.reader.load_video(opened, lambda n, height, width: (height // 2, width * n // 10)).frames
+    assert (opened.header.num_frames, opened.size) == (10, (10, 6, 8))
+    halves = reading.reader.load(opened, planner=scaled_to(3, 8)).pixels
     expected = [np.asarray(PIL.Image.fromarray(frame).resize((8, 3), PIL.Image.Resampling.BICUBIC)) for frame in FRAMES]
     np.testing.assert_array_equal(halves, np.stack(expected))
 
@@ -240,8 +239,8 @@ def test_frames_that_are_files(reading: Reading) -> None:
 def test_only_chosen_files_are_opened(reading: Reading) -> None:
     files: list[Any] = [b"no picture"] * 10
     files[1], files[4] = PICTURES[1], PICTURES[4]
-    opened = reading.reader.open_video(files, pick(1, 4), WHERE, facts=FrameFacts(num_frames=2))
-    assert frame_numbers(reading.reader.load_video(opened).frames) == [1, 4]
+    opened = reading.reader.open("video", files, WHERE, sampler=pick(1, 4), facts=FrameFacts(num_frames=2))
+    assert frame_numbers(reading.reader.load(opened).pixels) == [1, 4]
 
 
 def turned(frame: np.ndarray) -> bytes:
@@ -353,7 +352,7 @@ def test_size_of_a_frame() -> None:
     with limited(max_image_pixels=64 * 48 - 1) as small:
         for source in (MP4, animation, np.zeros((2, 48, 64, 3), np.uint8)):
             with pytest.raises(RequestError, match=r"more than .* \(--max-image-pixels\)"):
-                small.open_video(source, pick(0), WHERE)
+                small.open("video", source, WHERE, sampler=pick(0))
     with limited(max_image_pixels=64 * 48) as enough:
         assert Reading(enough).load(MP4, 0).frames.shape == (1, 48, 64, 3)
 
@@ -387,11 +386,11 @@ def test_limits_of_frames_that_are_files(monkeypatch: pytest.MonkeyPatch) -> Non
     with limited(video_decode_timeout=60) as reader:
         opened = Reading(reader).opened(PICTURES)
         now = iter(range(0, 1000, 25))
-        monkeypatch.setattr("trifocal.media.reader.time.monotonic", lambda: next(now))
-        monkeypatch.setattr(reader, "load_image", lambda *_: Image(FRAMES[0]))
-        monkeypatch.setattr(reader, "open_image", lambda *_, **__: opened.source[0])
+        monkeypatch.setattr("trifocal.media.decoding.time.monotonic", lambda: next(now))
+        monkeypatch.setattr(ImageReader, "load", lambda *_: Image(FRAMES[0]))
+        monkeypatch.setattr(ImageReader, "open", lambda *_, **__: opened.source[0])
         with too_long:
-            reader.load_video(opened)
+            reader.load(opened)
         with too_long:
             Reading(reader).opened(PICTURES)
 

@@ -164,9 +164,11 @@ async def test_redirects_are_checked_hop_by_hop(monkeypatch: pytest.MonkeyPatch)
         assert "/secret" not in web.paths and web.paths.count("/loop") == 6
         domains = replace(policy, domains=frozenset({"cat.example"}))
         await refused(f"{base}/inside", "allowed-media-domains", domains, names)
-        monkeypatch.setenv("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")
-        await refused(f"{base}/relative", "VLLM_MEDIA_URL_ALLOW_REDIRECTS=0", policy, names)
-        assert await get(f"{base}/cat", policy, names) == b"cat"
+        direct = Downloader(policy, names, allows_redirects=False)
+        with pytest.raises(DownloadError, match="VLLM_MEDIA_URL_ALLOW_REDIRECTS=0"):
+            await direct.get(f"{base}/relative", 1 << 20)
+        assert await direct.get(f"{base}/cat", 1 << 20) == b"cat"
+        await direct.aclose()
 
 
 async def test_a_password_goes_to_the_host_it_was_written_for() -> None:

@@ -10,6 +10,7 @@ import socket
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from trifocal.media.fetch import fetcher as fetch
 from trifocal.media.fetch.fetcher import Fetcher
 from trifocal.media.fetch.policy import FetchPolicy
 from trifocal.media.media import MediaRef
+from trifocal.types import Modality
 
 WHERE = "messages[0].content[1].image_url"
 POOL = ThreadPoolExecutor(2)
@@ -142,24 +144,29 @@ def test_bad_lists_of_frames(source: object, message: str) -> None:
         get_all(source)
 
 
+def limit(monkeypatch: pytest.MonkeyPatch, modality: Modality, max_bytes: int) -> None:
+    info = replace(fetch.MODALITIES[modality], max_bytes=max_bytes)
+    monkeypatch.setattr(fetch, "MODALITIES", {**fetch.MODALITIES, modality: info})
+
+
 def test_bytes_of_frames_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     url = frame_list([bytes(600)] * 4)
-    monkeypatch.setitem(fetch.MAX_BYTES, "video", 2400)
+    limit(monkeypatch, "video", 2400)
     assert len(get_all(url)) == 1
     monkeypatch.setattr(fetch, "MAX_REQUEST_BYTES", 2399)
     with pytest.raises(RequestError, match="altogether"):
         get_all(url)
-    monkeypatch.setitem(fetch.MAX_BYTES, "video", 2300)
+    limit(monkeypatch, "video", 2300)
     with pytest.raises(RequestError, match="the video is larger than"):
         get_all(url)
-    monkeypatch.setitem(fetch.MAX_BYTES, "image", 500)
-    monkeypatch.setitem(fetch.MAX_BYTES, "video", 9000)
+    limit(monkeypatch, "image", 500)
+    limit(monkeypatch, "video", 9000)
     with pytest.raises(RequestError, match=r"\[0\]: the image is larger than"):
         get_all(url)
 
 
 def test_data_url_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fetch.MAX_BYTES, "image", 1 << 20)
+    limit(monkeypatch, "image", 1 << 20)
     text = base64.b64encode(bytes((1 << 20) + 64)).decode()
     refused(f"data:image/png;base64,{text}", "larger than 1 MiB")
 
@@ -244,7 +251,7 @@ def test_passwords_are_not_shown() -> None:
 
 
 async def test_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fetch.MAX_BYTES, "image", 1 << 20)
+    limit(monkeypatch, "image", 1 << 20)
     with pytest.raises(RequestError, match="larger than 1 MiB") as caught:
         await fetched(endless)
     check(caught.value)
@@ -364,5 +371,5 @@ def test_errors_do_not_tell_where_links_lead(root: Path) -> None:
 
 
 def test_file_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fetch.MAX_BYTES, "image", 2)
+    limit(monkeypatch, "image", 2)
     refused(f"file://{root}/a%20cat.png", "larger", policy(root))

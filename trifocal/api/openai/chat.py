@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from trifocal.api.generation import Generation
+from trifocal.api.events import End, Event, Reasoning, Text, Tokens, ToolCall, Usage
+from trifocal.api.generation import respond
+from trifocal.api.openai.base import ChoicesApi
+from trifocal.api.openai.conversation import build_chat_prompt
 from trifocal.api.openai.logprobs import chat_logprobs
-from trifocal.api.openai.responses import ChatChoice, ChatCompletion, ChatLogprobs, ChatMessage
+from trifocal.api.openai.objects import ChatChoice, ChatCompletion, ChatMessage, FunctionCall
 from trifocal.api.openai.schemas import ChatBody
 from trifocal.api.operations import PREPARING, described
-from trifocal.api.prompts import build_chat_prompt
-from trifocal.http.body import read_json
-from trifocal.http.service import Service, service_of
-from trifocal.types import Delta, Prompt, TokenLogprobs
+from trifocal.api.service import Service
+from trifocal.http.context import RequestContext
+from trifocal.types import Prompt
 
 router = APIRouter()
 
@@ -24,67 +26,108 @@ router = APIRouter()
 @router.post("/v1/chat/completions", **described(ChatBody, ChatCompletion, errors=PREPARING, streams=True))
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, in one body or as a stream."""
-    body = await read_json(request, ChatBody)
-    return await Chat(service_of(request), request, body).respond()
+    return await respond(request, Chat)
 
 
-class Chat(Generation):
+class Chat(ChoicesApi):
     """One request for an answer in a conversation."""
 
+    body_model = ChatBody
     id_prefix = "chatcmpl"
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     prompt_field = "messages"
-    absent = ("service_tier", "system_fingerprint", "prompt_logprobs")
+    absent = ("service_tier", "system_fingerprint")
 
-    def __init__(self, service: Service, request: Request, body: ChatBody) -> None:
-        super().__init__(service, request, body, body.to_params(service.config.default_sampling))
-        self._chat = body
+    @classmethod
+    def open(cls, body: ChatBody, service: Service, context: RequestContext) -> Self:
+        """See `Api`."""
+        return cls(service, context, body)
+
+    def __init__(self, service: Service, context: RequestContext, body: ChatBody) -> None:
+        super().__init__(service, context, body, body.to_params(service.config.model.default_sampling))
+        self.parsers = service.parsers
+        self._body = body
+        self._calling: set[int] = set()  # choices with calls of tools
         self._role = service.args.response_role
 
     async def prompts(self) -> list[Prompt]:
         """The conversation, rendered and with its media."""
-        prompt = await build_chat_prompt(self._service.builder, self._chat, self._chat.cache_salt)
-        self._chat.messages = []  # megabytes of base64 that a long answer need not hold
+        prompt = await build_chat_prompt(self._service.builder, self._body, self._body.cache_salt)
+        self._body.messages = []  # megabytes of base64 that a long answer need not hold
         return [prompt]
 
-    def choice(self, index: int, text: str, tokens: list[TokenLogprobs], last: Delta) -> ChatChoice:
+    def whole(self, choices: Sequence[Sequence[Event]], usage: Usage) -> Mapping[str, Any]:
+        """A `chat.completion`."""
+        return {**super().whole(choices, usage), "prompt_logprobs": self.prompt_logprobs(choices[0])}
+
+    def choice(self, index: int, events: Sequence[Event]) -> ChatChoice:
         """A choice of a `chat.completion`."""
+        piece = self.piece(index, events)
+        delta = piece["delta"]
+        calls = _calls(events)
         message: ChatMessage = {
             "role": self._role,
-            "content": text,
+            "content": delta.get("content", None if calls else ""),
             "refusal": None,
             "annotations": None,
             "audio": None,
             "function_call": None,
-            "tool_calls": None,
-            "reasoning": None,
+            "tool_calls": calls or None,
+            "reasoning": delta.get("reasoning"),
         }
         return {
             "index": index,
             "message": message,
-            "logprobs": self._logprobs(tokens),
-            "finish_reason": last.finish_reason,
-            "stop_reason": last.stop_reason,
+            "logprobs": piece["logprobs"],
+            "finish_reason": piece["finish_reason"],
+            "stop_reason": piece.get("stop_reason"),
             "token_ids": None,
         }
 
-    def openings(self, num_choices: int) -> Iterable[dict[str, Any]]:
-        """The role of each choice, before any text."""
-        for index in range(num_choices):
-            first = {"role": self._role, "content": ""}
-            yield {"index": index, "delta": first, "logprobs": None, "finish_reason": None}
+    def opening(self, index: int) -> dict[str, Any]:
+        """The role of a choice, before any text."""
+        first = {"role": self._role, "content": ""}
+        return {"index": index, "delta": first, "logprobs": None, "finish_reason": None}
 
-    def pieces(self, delta: Delta) -> Iterable[dict[str, Any]]:
-        """One choice of a `chat.completion.chunk`: text, and with the last one the finish_reason."""
+    def piece(self, index: int, events: Sequence[Event]) -> dict[str, Any]:
+        """A choice of a `chat.completion.chunk`: what is new of the message, and at its end the finish_reason."""
+        delta: dict[str, Any] = {}
         piece: dict[str, Any] = {
-            "index": delta.index,
-            "delta": {"content": delta.text} if delta.text else {},
-            "logprobs": self._logprobs(delta.logprobs or []),
-            "finish_reason": delta.finish_reason,
-            "token_ids": None,
-        }
-        yield piece | {"stop_reason": delta.stop_reason} if delta.finish_reason else piece
+            "index": index, "delta": delta, "logprobs": None, "finish_reason": None, "token_ids": None,
+        }  # fmt: skip
+        for event in events:
+            match event:
+                case Text():
+                    delta["content"] = delta.get("content", "") + event.text
+                case Reasoning():
+                    delta["reasoning"] = delta.get("reasoning", "") + event.text
+                case ToolCall():
+                    self._calling.add(index)
+                    delta.setdefault("tool_calls", []).append(_call_piece(event))
+                case Tokens():
+                    piece["logprobs"] = chat_logprobs(event.logprobs, self._tokenizer)
+                case End():
+                    has_called = event.finish_reason == "stop" and index in self._calling
+                    piece["finish_reason"] = "tool_calls" if has_called else event.finish_reason
+                    piece["stop_reason"] = event.stop_reason
+        return piece
 
-    def _logprobs(self, tokens: list[TokenLogprobs]) -> ChatLogprobs | None:
-        return chat_logprobs(tokens, self._service.builder.tokenizer) if self._chat.logprobs else None
+
+def _call_piece(event: ToolCall) -> dict[str, Any]:
+    if event.id is None:
+        return {"index": event.number, "function": {"arguments": event.arguments}}
+    function = {"name": event.name, "arguments": event.arguments}
+    return {"index": event.number, "id": event.id, "type": "function", "function": function}
+
+
+def _calls(events: Sequence[Event]) -> list[FunctionCall]:
+    """The calls that pieces add up to, in the order of their numbers."""
+    found: dict[int, FunctionCall] = {}
+    for event in events:
+        if isinstance(event, ToolCall):
+            new: FunctionCall = {
+                "id": event.id or "", "type": "function", "function": {"name": event.name or "", "arguments": ""},
+            }  # fmt: skip
+            found.setdefault(event.number, new)["function"]["arguments"] += event.arguments
+    return [found[number] for number in sorted(found)]

@@ -15,7 +15,6 @@ from trifocal.api.openai.fields import BODY, COMPANIONS, STREAM_OPTIONS
 from trifocal.prompt.ignored_fields import Ignored, IgnoredFields, judge_messages, judge_object
 from trifocal.prompt.message_fields import Scope, is_same
 
-HEADER = "x-ignored-fields"
 EVENT_FIELD = "ignored_fields"
 
 

@@ -1,11 +1,19 @@
-"""Log-probabilities in OpenAI's two shapes: chat's list of tokens and completions' parallel lists."""
+"""Log-probabilities in OpenAI's two shapes, chat's list of tokens and completions' parallel lists, and in vLLM's."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
-from trifocal.api.openai.responses import ChatLogprobs, ChosenToken, CompletionLogprobs, Token
+from trifocal.api.openai.objects import (
+    ChatLogprobs,
+    ChosenToken,
+    CompletionLogprobs,
+    PromptLogprobs,
+    PromptToken,
+    Token,
+)
 from trifocal.types import TokenLogprobs
 
 _LOWEST = -9999.0  # stands for minus infinity, which JSON cannot write; vLLM's number
@@ -38,23 +46,75 @@ def _spelled(spelling: bytes, logprob: float) -> Token:
 
 def completion_logprobs(tokens: Sequence[TokenLogprobs], speller: TokenSpeller, offset: int) -> CompletionLogprobs:
     """`logprobs` of a completion choice whose text so far has `offset` characters."""
-    spelled = [[speller.token_bytes(token_id).decode(errors="replace") for token_id in t.token_ids] for t in tokens]
-    offsets = []
-    for names in spelled:
-        offsets.append(offset)
-        offset += len(names[0])
+    spelled = [_spellings(token.token_ids, speller) for token in tokens]
     return {
-        "text_offset": offsets,
+        "text_offset": _offsets([names[0] for names in spelled], offset),
         "tokens": [names[0] for names in spelled],
         "token_logprobs": [max(token.logprobs[0], _LOWEST) for token in tokens],
-        "top_logprobs": [_by_name(names, token) for names, token in zip(spelled, tokens, strict=True)],
+        "top_logprobs": [_by_name(names, token.logprobs) for names, token in zip(spelled, tokens, strict=True)],
     }
 
 
-def _by_name(names: Sequence[str], token: TokenLogprobs) -> dict[str, float]:
+def echoed_logprobs(
+    token_ids: Sequence[int], prompt: Sequence[TokenLogprobs | None], num_rivals: int, speller: TokenSpeller
+) -> CompletionLogprobs:
+    """`logprobs` of a prompt that its completion begins with: null for the first token, which nothing foretells."""
+    names = _spellings(token_ids, speller)
+    tops: list[dict[str, float] | None] = []
+    for token in prompt:
+        if token is None:
+            tops.append(None)
+        else:
+            shown = len(token.token_ids) if num_rivals < 0 else num_rivals + 1
+            tops.append(_by_name(_spellings(token.token_ids[:shown], speller), token.logprobs[:shown]))
+    return {
+        "text_offset": _offsets(names, 0),
+        "tokens": names,
+        "token_logprobs": [None if token is None else max(token.logprobs[0], _LOWEST) for token in prompt],
+        "top_logprobs": tops,
+    }
+
+
+def joined(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:
+    """The lists of two stretches of a text, one behind the other."""
+    return {
+        "text_offset": first["text_offset"] + second["text_offset"],
+        "tokens": first["tokens"] + second["tokens"],
+        "token_logprobs": first["token_logprobs"] + second["token_logprobs"],
+        "top_logprobs": first["top_logprobs"] + second["top_logprobs"],
+    }
+
+
+def prompt_logprobs(prompt: Sequence[TokenLogprobs | None], num_rivals: int, speller: TokenSpeller) -> PromptLogprobs:
+    """vLLM's `prompt_logprobs`: for each token of the prompt an object by token id, its own first; null for none.
+
+    `rank` 1 is the most likely token.
+    """
+    return [None if token is None else _by_id(token, num_rivals, speller) for token in prompt]
+
+
+def _by_id(token: TokenLogprobs, num_rivals: int, speller: TokenSpeller) -> dict[str, PromptToken]:
+    shown = len(token.token_ids) if num_rivals < 0 else num_rivals + 1
+    found: dict[str, PromptToken] = {}
+    for rank, (token_id, logprob) in enumerate(zip(token.token_ids[:shown], token.logprobs[:shown], strict=True)):
+        found.setdefault(str(token_id), {
+            "logprob": max(logprob, _LOWEST),
+            "rank": rank or token.rank,
+            "decoded_token": speller.token_bytes(token_id).decode(errors="replace"),
+        })  # fmt: skip
+    return found
+
+
+def _spellings(token_ids: Sequence[int], speller: TokenSpeller) -> list[str]:
+    return [speller.token_bytes(token_id).decode(errors="replace") for token_id in token_ids]
+
+
+def _offsets(names: Sequence[str], first: int) -> list[int]:
+    return list(accumulate(map(len, names[:-1]), initial=first)) if names else []
+
+
+def _by_name(names: Sequence[str], logprobs: Sequence[float]) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name, logprob in zip(
-        names, token.logprobs, strict=True
-    ):  # halves of characters share a name: keep the likelier
+    for name, logprob in zip(names, logprobs, strict=True):  # halves of characters share a name: keep the likelier
         found[name] = max(logprob, found.get(name, _LOWEST))
     return found

@@ -1,133 +1,50 @@
 """The bodies of requests, as OpenAI and vLLM name their fields.
 
-`null` means the default everywhere. Types are strict with two exceptions: a flag may be 0 or 1, because the scripts of
-vLLM's users send `stream` that way, and an integer may be written `32.0`, as some languages write all their numbers.
-Values out of range raise from `SamplingParams`, which knows the ranges.
+`null` means the default everywhere. Values out of range raise from `SamplingParams`, which knows the ranges.
 
 Their JSON Schemas are the OpenAPI document's (`openapi.py`). What pydantic cannot see, because a validator or another
-module checks it, it is told: by `json_schema_input_type` beside the validator, and by `_tell`.
+module checks it, it is told: by `json_schema_input_type` beside the validator, and by `bounds.tell`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from trifocal.api.openai.bounds import tell
+from trifocal.api.openai.field_types import (
+    TOKEN_ID,
+    Biases,
+    Flag,
+    Int32,
+    Int64,
+    Ints,
+    MediaIo,
+    Messages,
+    Strings,
+    Text,
+    TokenId,
+    Words,
+    is_list_of,
+    whole_items,
 )
-
-from trifocal.api.openai.extras import extras_schema
+from trifocal.api.validation import with_param
 from trifocal.errors import RequestError
-from trifocal.prompt.item_options import media_io_schema, reading_layer
-from trifocal.prompt.message_schema import message_schema
-from trifocal.prompt.part_options import whole
-from trifocal.sampling_params import BIAS_BOUNDS, SAMPLING_BOUNDS, TOKEN_ID_BOUNDS, Bounds, SamplingParams
-
-
-def _flag(value: object) -> object:
-    return bool(value) if type(value) in (int, float) and value in (0, 1) else value
-
-
-def _whole_items(value: object) -> object:
-    """A list of numbers with the whole ones as integers; there may be a million, hence no validator for each."""
-    if isinstance(value, list) and any(type(item) is float for item in value):
-        return [whole(item) for item in value]
-    return value
-
-
-def _strings(value: object) -> object:
-    if value is None or isinstance(value, str) or _is_list_of(value, str):
-        return value
-    raise ValueError("must be a string or a list of strings")
-
-
-def _is_list_of(value: object, kind: type) -> bool:
-    return isinstance(value, list) and all(type(item) is kind for item in value)
-
-
-def _biases(value: object) -> object:
-    if value is None or (isinstance(value, dict) and len(value) <= _MAX_BIASES and _are_numbers(value.values())):
-        return value
-    raise ValueError("must be an object of numbers, one a token")
-
-
-def _are_numbers(values: Iterable[object]) -> bool:
-    return all(type(value) in (int, float) for value in values)
-
-
-def _media_io(value: dict[str, Any] | None) -> dict[str, Any] | None:
-    reading_layer(value or {})
-    return value
-
-
-Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool | Literal[0, 1])]
-Int32 = Annotated[int, Field(ge=-(2**31), lt=2**31), BeforeValidator(whole)]  # what the engine's tensors hold
-Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(whole)]
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Text = Annotated[str, Field(min_length=1)]
-Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text | list[Text] | None)]
-# The first wrong item is enough: a complaint about each takes hundreds of bytes and as many microseconds.
-Ints = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(_whole_items)]
-Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
-Messages = Annotated[list[Message], Field(fail_fast=True)]
-MediaIo = Annotated[dict[str, Any] | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]
-_MAX_BIASES = 1 << 18  # more than any vocabulary has tokens
-_TOKEN_ID = re.compile("[0-9]{1,10}")
+from trifocal.sampling_params import SamplingParams
 
 SAMPLING_FIELDS = (
     "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
     "seed", "stop", "stop_token_ids", "ignore_eos", "max_tokens", "min_tokens", "skip_special_tokens",
-    "include_stop_str_in_output",
+    "include_stop_str_in_output", "prompt_logprobs", "allowed_token_ids", "bad_words",
 )  # fmt: skip
-
-
-# Fields that have the bounds of `SamplingParams`' by other names, or of its items.
-_BOUNDS: Mapping[str, Bounds] = {
-    **SAMPLING_BOUNDS,
-    "max_completion_tokens": SAMPLING_BOUNDS["max_tokens"],
-    "top_logprobs": SAMPLING_BOUNDS["logprobs"],
-    "stop_token_ids": TOKEN_ID_BOUNDS,
-    "logit_bias": BIAS_BOUNDS,
-}
-
-
-def _tell(schema: dict[str, Any]) -> None:
-    """Tell a model's schema what `SamplingParams` and `judge` will say."""
-    properties = schema["properties"]
-    for name, bounds in _BOUNDS.items():
-        for kind in properties.get(name, {}).get("anyOf", []):
-            _tell_bounds(kind, bounds)
-    schema["properties"] = {
-        **properties,
-        **{name: told for name, told in extras_schema().items() if name not in properties},
-    }
-
-
-def _tell_bounds(schema: dict[str, Any], bounds: Bounds) -> None:
-    """Narrow the schema of a number, of a list of them or of an object with them."""
-    if schema["type"] in ("array", "object"):
-        _tell_bounds(schema["items" if schema["type"] == "array" else "additionalProperties"], bounds)
-    elif schema["type"] in ("integer", "number"):
-        schema.pop("minimum", None)
-        schema["exclusiveMinimum" if bounds.is_open else "minimum"] = bounds.low
-        if bounds.high is not None:
-            schema.pop("exclusiveMaximum", None)
-            schema["maximum"] = bounds.high
 
 
 class Body(BaseModel):
     """What every request may carry. Fields beyond the declared ones land in `model_extra`; `extras` judges them."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=_tell)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, json_schema_extra=tell)
 
     of_others: ClassVar[frozenset[str]] = frozenset()
     """Fields of other routes that cannot change the answer of this one."""
@@ -166,11 +83,10 @@ class GenerationBody(Body):
     ignore_eos: Flag | None = None
     max_tokens: Int32 | None = None
     min_tokens: Int32 | None = None
-    logit_bias: Annotated[
-        dict[str, float] | None,
-        BeforeValidator(_biases),
-        Field(json_schema_extra={"propertyNames": {"pattern": f"^{_TOKEN_ID.pattern}$"}}),
-    ] = None
+    logit_bias: Biases = None
+    prompt_logprobs: Int32 | None = None
+    allowed_token_ids: Annotated[Ints, Field(min_length=1)] | None = None
+    bad_words: Words | None = None
     skip_special_tokens: Flag | None = None
     include_stop_str_in_output: Flag | None = None
     stream: Flag | None = None
@@ -178,9 +94,12 @@ class GenerationBody(Body):
     cache_salt: str | None = None
 
     @model_validator(mode="after")
-    def _check_stream_options(self) -> GenerationBody:
+    def _check_stream(self) -> GenerationBody:
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError("prompt_logprobs are not told in a stream; leave out one of the two",
+                               param="prompt_logprobs")  # fmt: skip
         return self
 
     @property
@@ -219,7 +138,7 @@ class GenerationBody(Body):
     def _token_bias(self) -> dict[int, float] | None:
         bias = self.logit_bias or {}
         for token in bias:
-            if not _TOKEN_ID.fullmatch(token):
+            if not TOKEN_ID.fullmatch(token):
                 raise RequestError(f"logit_bias: keys must be token ids, got {token[:40]!r}", param="logit_bias")
         return {int(token): value for token, value in bias.items()} or None
 
@@ -283,7 +202,7 @@ def _is_prompt(value: object) -> bool:
     """Whether `value` is a text or a list of token ids, and not empty. Those that no vocabulary has are none."""
     if not isinstance(value, list) or not value:
         return isinstance(value, str) and value != ""
-    return _is_list_of(value, int) and min(value) >= 0 and max(value) <= _MAX_TOKEN_ID
+    return is_list_of(value, int) and min(value) >= 0 and max(value) <= _MAX_TOKEN_ID
 
 
 class CompletionBody(GenerationBody):
@@ -297,10 +216,10 @@ class CompletionBody(GenerationBody):
     @field_validator("prompt", mode="before", json_schema_input_type=Prompts)
     @classmethod
     def _check_prompt(cls, value: object) -> object:
-        value = _whole_items(value)
+        value = whole_items(value)
         if _is_prompt(value):
             return value
-        prompts = [_whole_items(item) for item in value] if isinstance(value, list) else []
+        prompts = [whole_items(item) for item in value] if isinstance(value, list) else []
         if not prompts or not all(map(_is_prompt, prompts)):
             raise ValueError("must be a text, a list of token ids, or a list of either, and none may be empty")
         return prompts
@@ -311,15 +230,30 @@ class CompletionBody(GenerationBody):
         return [self.prompt] if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else self.prompt
 
     def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """Sampling parameters; 16 tokens where no one says otherwise."""
-        return self.sampling(defaults, logprobs=self.logprobs)
+        """Sampling parameters; 16 tokens where no one says otherwise. An echo with `logprobs` has those of the prompt.
+
+        `max_tokens` may be 0 for an echo alone, too; log-probabilities that nobody reads are computed then.
+        """
+        body = self
+        if self.echo and (self.logprobs is not None or self.max_tokens == 0):
+            asked = [number for number in (self.logprobs, self.prompt_logprobs, 0) if number is not None]
+            body = self.model_copy(update={"prompt_logprobs": -1 if min(asked) < 0 else max(asked)})
+        try:
+            return body.sampling(defaults, logprobs=self.logprobs)
+        except RequestError as error:
+            raise with_param(error, self.renamed) from None
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """`prompt_logprobs` are the `logprobs` of an echo."""
+        return {"prompt_logprobs": "logprobs"} if self.echo and self.prompt_logprobs is None else {}
 
 
 _OF_GENERATION = frozenset(ChatBody.model_fields.keys() | CompletionBody.model_fields.keys())
 
 
 def _tell_source(schema: dict[str, Any]) -> None:
-    _tell(schema)
+    tell(schema)
     null, no = {"type": "null"}, {"enum": [None, False, 0]}
     given = {"messages": {"type": "array"}, "prompt": null, "add_special_tokens": no}
     schema["oneOf"] = [
@@ -360,12 +294,3 @@ class DetokenizeBody(Body):
     of_others = _OF_GENERATION
 
     tokens: Ints
-
-
-def with_param(error: RequestError, renamed: Mapping[str, str]) -> RequestError:
-    """`error` naming the field as the client wrote it."""
-    old = error.param or ""
-    if old not in renamed:
-        return error
-    message = error.message.replace(old, renamed[old], 1)  # messages begin with the name of the field
-    return RequestError(message, param=renamed[old], status=error.status, code=error.code)

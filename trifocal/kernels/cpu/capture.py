@@ -1,4 +1,4 @@
-"""Captured steps: what Python did once for the layers of a step is done again by one call, as by a CUDA graph.
+"""The CPU's form of a CUDA graph: what Python did once for the layers of a step is done again by one call.
 
 A step of a few tokens is two hundred kernels of which many take less time than Python takes to call them. But in all
 steps with as many rows layers pass the same to kernels: sizes, weights, and, if activations lie where they lay before,
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_void_p
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,62 +20,68 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from trifocal.kernels.cpu.library import Args, Call, Library
-from trifocal.log import get_logger
+from trifocal.kernels.graphs import CaptureError
 
-logger = get_logger(__name__)
 _EMPTY = {"empty", "new_empty", "empty_like"}
 _VIEWS = {"view", "narrow", "reshape", "contiguous"}  # which may also be copies
 _QUESTIONS = {"__get__", "__len__", "data_ptr", "dim", "is_contiguous", "numel", "size", "stride"}  # __get__: x.shape
 _ALIGNMENT = 64
 
-Layers = Callable[..., Tensor]
 
+class CpuGraphs:
+    """See `Graphs`: the calls of compiled kernels are noted and not made, so that nothing is computed or written."""
 
-class CapturedSteps:
-    """Runs `layers` for steps of `sizes` rows: from a recording, which is made once for each number of rows."""
-
-    def __init__(self, library: Library, sizes: Collection[int]) -> None:
+    def __init__(self, library: Library) -> None:
         self._library = library
-        self.sizes = frozenset(sizes)
-        self._tapes: dict[tuple[Any, ...], Tape] = {}
-        self._memory = torch.empty(0, dtype=torch.uint8)  # all recordings use the same: one is played at a time
-        self.num_replayed = 0
+        self._memory = torch.empty(0, dtype=torch.uint8)  # all tapes use the same: one is played at a time
 
-    def __call__(self, layers: Layers, *inputs: Tensor) -> Tensor:
-        """`layers(*inputs)`; all have a step's rows first. The result holds until the next call.
-
-        Layers must depend on nothing else that changes but through memory whose address does not.
-        """
-        tape = self.record(layers, *inputs)
-        if tape is None:
-            return layers(*inputs)
-        self.num_replayed += 1
-        return tape.play(inputs)
-
-    def record(self, layers: Layers, *inputs: Tensor) -> Tape | None:
-        """The recording for such inputs, made without computing anything; None where there cannot be one."""
-        if len(inputs[0]) not in self.sizes:
-            return None
-        key = (torch.get_num_threads(), *((x.shape, x.dtype) for x in inputs))
-        tape = self._tapes.get(key)
-        if tape is not None:
-            return tape
+    def capture(self, layers: Callable[..., Tensor], *inputs: Tensor) -> Tape:
+        """See `Graphs.capture`. The largest step should come first: those after it fit into its memory."""
         with _Recorder(self._library) as recorder:
             output = layers(*inputs)
-        if recorder.hindrance is not None or not all(x.is_contiguous() for x in (*inputs, output)):
-            logger.info("steps are not replayed: %s is no kernel of ours", recorder.hindrance or "a layout")
-            self.sizes = frozenset()
-            return None
-        tape = self._tapes[key] = Tape(self._library, recorder, inputs, output, self._memory)
+        if recorder.hindrance is not None:
+            raise CaptureError(f"they call torch's {recorder.hindrance}, which is none of the compiled kernels")
+        if not all(x.is_contiguous() for x in (*inputs, output)):
+            raise CaptureError("their input or output is not contiguous")
+        tape = Tape(self._library, recorder, inputs, output, self._memory)
         self._memory = tape.memory
         return tape
+
+    def setting(self) -> int:
+        """Threads: calls carry their number."""
+        return torch.get_num_threads()
+
+    def most_rows(self, num_rows: int) -> int:
+        """As many as fill the last group of rows that linear layers compute at once, which costs little.
+
+        Fewer rows than one group have quicker ways of their own, and any row beyond the group costs more than Python.
+        """
+        at_once = self._library.rows_at_once
+        return num_rows if num_rows <= at_once else -(-num_rows // at_once) * at_once
+
+
+class _Product(Args):
+    """Arguments of torch's product of float32 matrices, which is called in the place of a kernel."""
+
+    _fields_ = (("x", c_void_p), ("y", c_void_p))
+    weight: Tensor
+    bias: Tensor | None
+
+    def bind(self, at: Callable[[int, int, int], Tensor], rows: int) -> Callable[[], object]:
+        """The call; `at` makes a matrix of the memory at an address."""
+        out_features, in_features = self.weight.shape
+        x, y = at(self.x, rows, in_features), at(self.y, rows, out_features)
+        if self.bias is None:
+            return partial(torch.mm, x, self.weight.t(), out=y)
+        return partial(torch.addmm, self.bias, x, self.weight.t(), out=y)
 
 
 class _Recorder(TorchFunctionMode):
     """Notes kernel calls, which are not made, and keeps all tensors that are: so an address stands for one of them.
 
-    Functions of torch that compute something are no kernel calls and cannot be made again: the last is the `hindrance`.
-    They are seen as Python calls them (`TorchDispatchMode` would import sympy, a second and 70 MB).
+    Products of float32 matrices are noted likewise. Other functions of torch that compute something are no kernel calls
+    and cannot be made again: the last is the `hindrance`. They are seen as Python calls them (`TorchDispatchMode` would
+    import sympy, a second and 70 MB).
     """
 
     def __init__(self, library: Library) -> None:
@@ -93,13 +101,26 @@ class _Recorder(TorchFunctionMode):
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
         name = func.__name__
+        if name == "linear" and not kwargs and (product := self._product(*args)) is not None:
+            return product
+        result = func(*args, **(kwargs or {}))
         if name in _EMPTY:
             self.made.append(result)
         elif not (name in _QUESTIONS or (name in _VIEWS and _is_view(result, args[0]))):
             self.hindrance = name
         return result
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        """Note `F.linear` of a matrix in float32; None: it is something else, whose result may depend on the call."""
+        if x.dtype != torch.float32 or weight.dtype != torch.float32 or x.dim() != 2 or not x.is_contiguous():
+            return None
+        y = x.new_empty(len(x), len(weight))
+        args = _Product(x.data_ptr(), y.data_ptr())
+        args.weight, args.bias = weight, bias
+        self.made.append(y)
+        self.calls.append((None, args))
+        return y
 
 
 def _is_view(result: Tensor, of: Tensor) -> bool:
@@ -135,15 +156,33 @@ class Tape:
         }
         self._inputs = [moved[x.data_ptr()] for x in inputs]
         self._output = moved[output.data_ptr()].view(output.shape)
-        calls = [Call(address, ctypes.addressof(args)) for address, args in recorder.calls]
-        self._calls = (Call * len(calls))(*calls)
+        self._parts = [
+            part
+            for is_kernel, calls in groupby(recorder.calls, lambda call: call[0] is not None)
+            for part in (self._replayed(list(calls)) if is_kernel else map(self._product, calls))
+        ]
 
-    def play(self, inputs: Sequence[Tensor]) -> Tensor:
+    def replay(self, inputs: Sequence[Tensor]) -> Tensor:
         """Make the calls."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
-        self._library.replay(self._calls, len(self._calls))
+        for part in self._parts:
+            part()
         return self._output
+
+    def _replayed(self, calls: list[tuple[int | None, Args]]) -> list[Callable[[], object]]:
+        """Calls of kernels as one call."""
+        array = (Call * len(calls))(*(Call(address, ctypes.addressof(args)) for address, args in calls))
+        return [partial(self._library.replay, array, len(calls))]
+
+    def _product(self, call: tuple[int | None, Args]) -> Callable[[], object]:
+        args = call[1]
+        assert isinstance(args, _Product)
+        return args.bind(self._matrix, len(self._inputs[0]))
+
+    def _matrix(self, address: int, rows: int, columns: int) -> Tensor:
+        first = address - self.memory.data_ptr()
+        return self.memory[first : first + 4 * rows * columns].view(torch.float32).view(rows, columns)
 
 
 def _uses(calls: Sequence[Args], tensors: Sequence[Tensor]) -> list[list[tuple[int, str, int]]]:

@@ -50,13 +50,14 @@ _LINEAR = _struct("Linear", "x weight bias y", "m n k")
 _INT8 = _struct("Int8", "x weight scale bias y", "m n k")
 _INT4 = _struct("Int4", "x weight scale zero bias y", "m n k group")
 _NORM = _struct("Norm", "x delta weight total y", "stride rows size", "scale eps")
+_NORM_HEADS = _struct("NormHeads", "x first_weight other_weight y", "stride rows heads first size", "eps")
 _SILU = _struct("Silu", "x y", "rows size")
 _ROTATE = _struct("Rotate", "x cosines sines y", "stride rows heads half")
 _SEGMENTS = _struct("Segments", "q k v out lengths", "q_stride k_stride v_stride count heads head_dim", "scale")
 _ATTENTION = _struct(
     "Attention",
     "step q k v out keys values key_scales value_scales",
-    "q_stride k_stride v_stride block_size heads kv_heads head_dim",
+    "q_stride k_stride v_stride block_size heads kv_heads head_dim window",
     "scale",
 )
 _CHOOSE = _struct("Choose", "logits scale floor top_k top_p noise tokens largest", "stride rows vocab")
@@ -71,6 +72,7 @@ _KERNELS: dict[str, type[Args]] = {
     "linear_int4_int8": _INT4,
     **{f"linear_int8_{name}": _INT8 for name in ("bf16", "f32")},
     **{f"rms_norm_{name}": _NORM for name in ("bf16", "f32")},
+    **{f"norm_heads_{name}": _NORM_HEADS for name in ("bf16", "f32")},
     **{f"silu_and_mul_{name}": _SILU for name in ("bf16", "f32")},
     **{f"rotate_{name}": _ROTATE for name in ("bf16", "f32")},
     **{f"attention_{name}": _ATTENTION for name in ("bf16", "f32", "int8_bf16", "int8_f32")},
@@ -127,6 +129,8 @@ class Library:
         for name, layout in layouts.items():
             _check_size(name, layout, library[f"tri_{name}_bytes"])
         self.kernels = {name: Kernel(library[f"tri_{name}"], args, self.recording) for name, args in kernels.items()}
+        library["tri_rows_at_once"].restype = c_int64
+        self.rows_at_once: int = library["tri_rows_at_once"]()  # by linear layers
         self.read = library["tri_read"]  # (address, bytes, threads)
         self.read.argtypes = (c_void_p, c_int64, c_int32)
         self.replay = library["tri_replay"]  # (array of Call, count)
@@ -143,9 +147,9 @@ def _check_size(name: str, layout: type[ctypes.Structure], ask: Any) -> None:
         )
 
 
-def load() -> Library | None:
-    """The kernels that `TRIFOCAL_CPU_KERNELS` asks for; None, said in the log once, where there are none."""
-    return _load(envs.CPU_KERNELS.get())
+def load(wanted: str | None = None) -> Library | None:
+    """The kernels that `wanted`, or else `TRIFOCAL_CPU_KERNELS`, asks for; None, told in the log once, without any."""
+    return _load(wanted or envs.CPU_KERNELS.get())
 
 
 @cache

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from trifocal.kernels.base import Draws, Kernels, Likely
+from trifocal.kernels.blocks import all_rows, int8_of_words
 from trifocal.kernels.cpu.library import SUFFIX, Kernel, Library
 from trifocal.kernels.int4 import Int4Weight
 
 
 class CpuKernels(Kernels):
-    """See `Kernels`. Threads are torch's, as many as `torch.get_num_threads()`."""
+    """See `Kernels`; and the products of weights in blocks (`platforms.cpu_linear` lays them out).
 
-    wants_blocks = True
+    Threads are torch's, as many as `torch.get_num_threads()`.
+    """
 
     def __init__(self, library: Library) -> None:
         self.name = library.name
@@ -31,43 +33,52 @@ class CpuKernels(Kernels):
         self._linear_int4_int8 = library.kernels["linear_int4_int8"]
         self._choose, self._likely = library.kernels["choose"], library.kernels["likely"]
         self._segments = {dtype: library.kernels[f"segments_{suffix}"] for dtype, suffix in SUFFIX.items()}
-        self._norm, self._silu, self._rotate, self._linear_int8 = (
+        self._norm, self._norm_heads, self._silu, self._rotate, self._linear_int8 = (
             {dtype: library.kernels[f"{name}_{suffix}"] for dtype, suffix in SUFFIX.items()}
-            for name in ("rms_norm", "silu_and_mul", "rotate", "linear_int8")
+            for name in ("rms_norm", "norm_heads", "silu_and_mul", "rotate", "linear_int8")
         )
 
     def linear_blocks(self, x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
-        """Any number of rows, each output a chain of sums along the inputs: the same in any company."""
+        """`linear` with a bfloat16 weight in blocks of words int32 [out / 16, in / 2, 16].
+
+        Any number of rows, each output a chain of sums along the inputs: the same in any company.
+        """
         in_features = 2 * weight.shape[1]
         rows = x.numel() // in_features
         if x.dtype != torch.bfloat16 or rows == 0:
-            return super().linear_blocks(x, weight, out_features, bias)
+            return self.linear(x, all_rows(weight, out_features).view(torch.bfloat16), bias)
         return _product(self._linear, x, (weight,), bias, out_features, rows, out_features, in_features)
 
     def gated_linear_blocks(self, x: Tensor, weight: Tensor, out_features: int, bias: Tensor | None) -> Tensor:
-        """By tiles, many rows are gated before they are stored: as rounded as in two steps."""
+        """`silu_and_mul` of `linear_blocks`: x [..., in] -> [..., out / 2].
+
+        By tiles, many rows are gated before they are stored: as rounded as in two steps.
+        """
         in_features = 2 * weight.shape[1]
         rows = x.numel() // in_features
         if self._gated is None or x.dtype != torch.bfloat16 or not _is_gated_by_tiles(rows, out_features):
-            return super().gated_linear_blocks(x, weight, out_features, bias)
+            return self.silu_and_mul(self.linear_blocks(x, weight, out_features, bias))
         return _product(self._gated, x, (weight,), bias, out_features // 2, rows, out_features, in_features)
 
     def linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """Any number of rows. Sums are exact integers, so a row's result is the same in any company."""
+        """`linear_int8` with a weight in blocks of words int32 [out / 16, in / 4 rounded up, 16].
+
+        Any number of rows. Sums are exact integers, so a row's result is the same in any company.
+        """
         kernel = self._linear_int8.get(x.dtype)
         out_features, in_features = len(scale), x.shape[-1]
         rows = x.numel() // in_features
         if kernel is None or rows == 0:
-            return super().linear_int8_blocks(x, weight, scale, bias)
+            return self.linear_int8(x, int8_of_words(all_rows(weight, out_features), in_features), scale, bias)
         return _product(kernel, x, (weight, scale), bias, out_features, rows, out_features, in_features)
 
     def gated_linear_int8_blocks(self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """As `gated_linear_blocks`."""
+        """`silu_and_mul` of `linear_int8_blocks`: x [..., in] -> [..., out / 2]."""
         kernel = self._gated_int8.get(x.dtype)
         out_features, in_features = len(scale), x.shape[-1]
         rows = x.numel() // in_features
         if kernel is None or not _is_gated_by_tiles(rows, out_features):
-            return super().gated_linear_int8_blocks(x, weight, scale, bias)
+            return self.silu_and_mul(self.linear_int8_blocks(x, weight, scale, bias))
         return _product(kernel, x, (weight, scale), bias, out_features // 2, rows, out_features, in_features)
 
     def linear_int4(self, x: Tensor, weight: Int4Weight, bias: Tensor | None) -> Tensor:
@@ -111,6 +122,21 @@ class CpuKernels(Kernels):
             scale, eps, torch.get_num_threads(),
         )  # fmt: skip
         return total, y
+
+    def norm_heads(self, x: Tensor, num_first: int, first: Tensor, other: Tensor, eps: float) -> Tensor:
+        """Heads of a row must lie side by side, rows may lie apart (a part of a qkv product)."""
+        function = self._norm_heads.get(x.dtype)
+        rows, heads, size = x.shape
+        if function is None or not (first.dtype == other.dtype == x.dtype):
+            return super().norm_heads(x, num_first, first, other, eps)
+        if x.stride(2) != 1 or x.stride(1) != size:
+            x = x.contiguous()
+        y = x.new_empty((rows, heads, size))
+        function(
+            x.data_ptr(), first.data_ptr(), other.data_ptr(), y.data_ptr(), x.stride(0), rows, heads, num_first, size,
+            eps, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
 
     def silu_and_mul(self, gate_up: Tensor) -> Tensor:
         """Rounds where torch does: after silu, and after the product."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,6 +19,7 @@ from trifocal.errors import RequestError
 from trifocal.media.decode import heif
 from trifocal.media.decode.mending import ended_jpegs, mended_png
 from trifocal.media.media import Image
+from trifocal.media.plan import ItemPlan, Size
 from trifocal.types import Modality
 
 # What browsers and cameras write, told by content. Not in it: EPS and the like, whose decoding starts other programs.
@@ -59,15 +59,17 @@ class OpenedImage:
         return 1, self.height, self.width
 
 
-TargetSize = Callable[[int, int, int], tuple[int, int]]
-"""(frames, height, width) -> the (height, width) that the processor is going to make of each frame."""
+class OtherSizeError(Exception):
+    """The pixels are of another size, `height` and `width`, than the one that the plan was made for."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(f"{width}x{height}")
+        self.height, self.width = height, width
 
 
-def scaled(picture: PIL.Image.Image, num_frames: int, target: TargetSize | None) -> PIL.Image.Image:
-    """`picture` at its target size: antialiased bicubic, as the processors would do it later."""
-    height, width = (picture.height, picture.width)
-    if target is not None:
-        height, width = target(num_frames, height, width)
+def scaled(picture: PIL.Image.Image, size: Size) -> PIL.Image.Image:
+    """`picture` at `size`: antialiased bicubic, as the processors would do it later."""
+    height, width = size
     if picture.size == (width, height):
         return picture
     return picture.resize((width, height), PIL.Image.Resampling.BICUBIC)
@@ -153,14 +155,22 @@ def _is_still_to_turn(picture: PIL.Image.Image) -> bool:
     return orientation_of(picture) >= 5
 
 
-def load_image(opened: OpenedImage, target: TargetSize | None = None) -> Image:
+def load_image(opened: OpenedImage, plan: ItemPlan | None = None) -> Image:
     """Decode: first frame, upright, transparency on white, 8 bits a channel. Raises `RequestError`.
 
-    With `target` it is scaled at once, so that many large pictures never lie in memory at full size together.
+    With a `plan` it is scaled at once, so that many large pictures never lie in memory at full size together. Raises
+    `OtherSizeError` if the plan is for another size.
     """
     assert isinstance(opened.source, PIL.Image.Image)
     try:
-        return Image(as_array(scaled(to_rgb(opened.source), 1, target)))
+        picture = to_rgb(opened.source)
+        if plan is None:
+            return Image(as_array(picture))
+        if (picture.height, picture.width) != plan.size:
+            raise OtherSizeError(picture.height, picture.width)
+        return Image(as_array(scaled(picture, plan.decoded)), plan)
+    except OtherSizeError:
+        raise
     except RequestError as error:
         raise refusal(opened.where, error.message) from None
     except MemoryError:  # not the file's fault alone: the decoder process says what is

@@ -12,28 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifocal.media.arrays import frames_of, is_array, pil_picture
-from trifocal.media.decode.image import OpenedImage, TargetSize, refusal, scaled, to_rgb
+from trifocal.media.decode.image import OpenedImage, refusal, scaled, to_rgb
+from trifocal.media.decode.jobs import VideoHeader
 from trifocal.media.given import is_with_metadata, wrong_object
 from trifocal.media.limits import MediaLimits
 from trifocal.media.media import FrameSample, Video
+from trifocal.media.plan import ItemPlan
 from trifocal.types import Modality
 
 Sampler = Callable[[int, float], FrameSample]
 """(frames, frames per second of a clip) -> the frames to use."""
+
+
+def whole_clip(num_frames: int, fps: float) -> FrameSample:
+    """A `Sampler` that takes all frames."""
+    return FrameSample(np.arange(num_frames), fps)
+
+
 DEFAULT_FRAMES_FPS = 2.0  # of frames whose rate nobody says, as in vLLM and transformers
 _METADATA = ("fps", "duration", "do_sample_frames", "total_num_frames", "frames_indices")
 _LABELS = ("video_backend", "width", "height")  # of vLLM and transformers; what they say is known or changes nothing
 _LEAST_FPS, _MOST_FPS = 1e-6, 1e6  # eleven days a frame: positions that count the time between stay whole numbers
 _MAX_SHOWN = 40
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedVideo:
-    """A file's bytes while they are to be decoded elsewhere; `index` belongs to whoever decodes, `name` to a cache."""
-
-    data: bytes
-    index: bytes
-    name: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +52,24 @@ class FrameFacts:
 
 @dataclass(frozen=True, slots=True)
 class OpenedVideo:
-    """A clip known but for its pixels: `num_frames` at `fps`, `sample` the chosen ones; size as displayed.
+    """A clip known but for its pixels; of its frames `sample` are the chosen ones.
 
-    `source`: a file; all frames as uint8 [frames, height, width, channels]; or the chosen frames as pictures.
-    `is_fixed`: its metadata say that all frames are to be used.
+    `source`: a file's bytes, which a cache knows by `name`; all frames as uint8 [frames, height, width, channels]; or
+    the chosen frames as pictures. `is_fixed`: its metadata say that all frames are to be used.
     """
 
-    source: NDArray[np.uint8] | EncodedVideo | Sequence[OpenedImage]
-    num_frames: int
-    fps: float
-    height: int
-    width: int
+    source: NDArray[np.uint8] | bytes | Sequence[OpenedImage]
+    header: VideoHeader
     sample: FrameSample
     where: str
-    modality: Modality = "video"
+    name: bytes = b""
     is_fixed: bool = False
+    modality: Modality = "video"
 
     @property
     def size(self) -> tuple[int, int, int]:
         """(chosen frames, height, width)."""
-        return len(self.sample.indices), self.height, self.width
+        return len(self.sample.indices), self.header.height, self.header.width
 
 
 def open_frames(
@@ -106,14 +104,15 @@ def open_frames(
     limits.check_frames(len(sample.indices), where)
     is_fixed = _is_fixed(metadata)
     if isinstance(source, np.ndarray):
-        height, width = source.shape[1:3]
-        return OpenedVideo(source, count, fps or facts.fps, height, width, sample, where, is_fixed=is_fixed)
+        header = VideoHeader(count, fps or facts.fps, source.shape[1], source.shape[2])
+        return OpenedVideo(source, header, sample, where, is_fixed=is_fixed)
     chosen = [open_image(source[index], f"{where}[{index}]") for index in sample.indices]
     sizes = sorted({picture.size[1:] for picture in chosen})
     if len(sizes) > 1:
         shown = ", ".join(f"{width}x{height}" for height, width in sizes[:4])
         raise refusal(where, f"the frames of a video must be of one size, got {shown}")
-    return OpenedVideo(chosen, count, fps or facts.fps, *sizes[0], sample, where, is_fixed=is_fixed)
+    header = VideoHeader(count, fps or facts.fps, *sizes[0])
+    return OpenedVideo(chosen, header, sample, where, is_fixed=is_fixed)
 
 
 def num_frames_to_choose_from(source: Any, facts: FrameFacts) -> int:
@@ -125,12 +124,11 @@ def num_frames_to_choose_from(source: Any, facts: FrameFacts) -> int:
     return len(source) if is_list and not _is_fixed(metadata) else 0
 
 
-def load_frames(opened: OpenedVideo, target: TargetSize | None = None) -> Video:
+def load_frames(opened: OpenedVideo, plan: ItemPlan) -> Video:
     """The chosen frames of an array, scaled one by one."""
     assert isinstance(opened.source, np.ndarray)
-    indices = opened.sample.indices
-    pictures = (to_rgb(pil_picture(opened.source[index])) for index in indices)
-    return Video(np.stack([np.asarray(scaled(p, len(indices), target)) for p in pictures]), opened.sample.fps)
+    pictures = (to_rgb(pil_picture(opened.source[index])) for index in plan.frames)
+    return Video(np.stack([np.asarray(scaled(each, plan.decoded)) for each in pictures]), plan.fps, plan)
 
 
 def _check_names(metadata: Mapping[Any, Any], where: str) -> None:

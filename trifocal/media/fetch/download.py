@@ -15,7 +15,6 @@ from http import HTTPStatus
 import httpcore
 import httpx
 
-from trifocal.config import envs
 from trifocal.media.fetch.policy import FetchPolicy, ForbiddenError
 from trifocal.media.fetch.unpacking import TooLargeError, Unpacker, UnpackError
 from trifocal.media.watch import watching
@@ -50,8 +49,9 @@ class DownloadError(Exception):
 class Downloader:
     """Downloads for one event loop. The connection pool, and with it TLS set-up, is made on the first URL."""
 
-    def __init__(self, policy: FetchPolicy, resolver: Resolver | None = None) -> None:
+    def __init__(self, policy: FetchPolicy, resolver: Resolver | None = None, *, allows_redirects: bool = True) -> None:
         self._policy = policy
+        self._allows_redirects = allows_redirects
         self._resolver = resolver or SystemResolver()
         self._pool: httpcore.AsyncConnectionPool | None = None
 
@@ -81,7 +81,7 @@ class Downloader:
                 location = _header(response, b"location") if response.status in _REDIRECTS else None
                 if location is None:
                     return await _body(response, max_bytes)
-            if not envs.MEDIA_URL_ALLOW_REDIRECTS.get():
+            if not self._allows_redirects:
                 raise DownloadError("redirects, which VLLM_MEDIA_URL_ALLOW_REDIRECTS=0 forbids")
             url = url.join(location)
         raise DownloadError(f"redirects more than {_MAX_REDIRECTS} times")

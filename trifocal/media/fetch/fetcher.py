@@ -9,18 +9,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from trifocal.config import envs
+from trifocal.config.media import FetchConfig
 from trifocal.errors import RequestError
 from trifocal.media.fetch.download import Downloader, DownloadError, Resolver, TooLargeError
 from trifocal.media.fetch.local_file import FileRefusedError, FileTooLargeError, read_file
 from trifocal.media.fetch.policy import FetchPolicy
 from trifocal.media.given import is_with_metadata
 from trifocal.media.media import MediaRef
+from trifocal.media.modalities import MODALITIES
 from trifocal.media.watch import watching
 from trifocal.types import Modality
 
 T = TypeVar("T")
-MAX_BYTES: dict[Modality, int] = {"image": 128 << 20, "video": 512 << 20}
 MAX_REQUEST_BYTES = 1 << 30
 MAX_FRAME_FILES = 8192  # of one clip that is a list of pictures
 MAX_FRAME_LINKS = 999  # as many as pictures in a prompt: nobody's server is to be asked for thousands
@@ -36,12 +36,22 @@ _BASE64_HEAD = re.compile(r";\s*base64\s*\Z", re.IGNORECASE)
 
 
 class Fetcher:
-    """Fetches media for one event loop; `executor` runs what would block it (base64, disk)."""
+    """Fetches media for one event loop; `executor` runs what would block it (base64, disk).
 
-    def __init__(self, executor: Executor, policy: FetchPolicy | None = None, resolver: Resolver | None = None) -> None:
+    Without a `config` the environment is read.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        policy: FetchPolicy | None = None,
+        resolver: Resolver | None = None,
+        config: FetchConfig | None = None,
+    ) -> None:
         self._executor = executor
         self._policy = policy or FetchPolicy()
-        self._downloader = Downloader(self._policy, resolver)
+        self._config = config or FetchConfig()
+        self._downloader = Downloader(self._policy, resolver, allows_redirects=self._config.allows_redirects)
 
     async def fetch(self, url: str, modality: Modality, where: str) -> bytes:
         """The bytes of `url`. Raises `RequestError` that begins with `where`; cancelling it closes the connection."""
@@ -55,9 +65,9 @@ class Fetcher:
             return _counted(await self._off_loop(self._read_file, url, modality, where))
         raise _refusal(where, f"{_shown(url)!r} is no data:, http:, https: or file: URL")
 
-    async def fetch_frames(self, url: str, where: str) -> list[bytes]:
+    async def fetch_frames(self, url: str, modality: Modality, where: str) -> list[bytes]:
         """The files of `data:video/jpeg;base64,<frame>,<frame>,…`: pictures, as in vLLM, whatever their format."""
-        frames = await asyncio.get_running_loop().run_in_executor(self._executor, _decode_frames, url, where)
+        frames = await asyncio.get_running_loop().run_in_executor(self._executor, _decode_frames, url, modality, where)
         return [_counted(frame) for frame in frames]
 
     async def aclose(self) -> None:
@@ -68,10 +78,10 @@ class Fetcher:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
     async def _download(self, url: str, modality: Modality, where: str) -> bytes:
-        timeout = (envs.IMAGE_FETCH_TIMEOUT if modality == "image" else envs.VIDEO_FETCH_TIMEOUT).get()
+        timeout: float = getattr(self._config, MODALITIES[modality].fetch_timeout)
         try:
             async with asyncio.timeout(timeout):  # for all of it: neither a slow name nor a slow body stretches it
-                return await self._downloader.get(url, MAX_BYTES[modality])
+                return await self._downloader.get(url, MODALITIES[modality].max_bytes)
         except TimeoutError:
             message = f"did not arrive within {timeout:g} seconds (VLLM_{modality.upper()}_FETCH_TIMEOUT)"
         except TooLargeError:
@@ -85,7 +95,7 @@ class Fetcher:
         if root is None:
             raise _refusal(where, "file: URLs are refused unless the server is started with --allowed-local-media-path")
         try:
-            return read_file(url, root, MAX_BYTES[modality])
+            return read_file(url, root, MODALITIES[modality].max_bytes)
         except FileTooLargeError:
             raise _too_large(where, modality) from None
         except FileRefusedError as error:
@@ -106,20 +116,21 @@ async def fetch_all(refs: Sequence[MediaRef], fetcher: Fetcher) -> list[Any]:
         return data
 
     async def fetch(source: Any, modality: Modality, where: str) -> Any:
-        if modality == "video" and isinstance(source, list):
+        frames_are = MODALITIES[modality].frames
+        if frames_are and isinstance(source, list):
             _check_frame_count(len(source), where)
             num_links = sum(isinstance(frame, str) and frame[:4].lower() == "http" for frame in source)
             if num_links > MAX_FRAME_LINKS:
                 raise _refusal(where, f"{num_links} frames are to be fetched, at most {MAX_FRAME_LINKS} are")
             frames = enumerate(source)
-            return await run_all([fetch(frame, "image", f"{where}[{index}]") for index, frame in frames])
+            return await run_all([fetch(frame, frames_are, f"{where}[{index}]") for index, frame in frames])
         if is_with_metadata(source):
             return await fetch(source[0], modality, where), source[1]
         if not isinstance(source, str):
             return source
         async with gate:
-            if modality == "video" and _is_frame_list(source):
-                return [counted(frame) for frame in await fetcher.fetch_frames(source, where)]
+            if frames_are and _is_frame_list(source):
+                return [counted(frame) for frame in await fetcher.fetch_frames(source, modality, where)]
             return counted(await fetcher.fetch(source, modality, where))
 
     return await run_all([fetch(ref.source, ref.modality, ref.where) for ref in refs])
@@ -150,7 +161,7 @@ def _refusal(where: str, message: str) -> RequestError:
 
 
 def _too_large(where: str, modality: Modality) -> RequestError:
-    return _refusal(where, f"the {modality} is larger than {MAX_BYTES[modality] >> 20} MiB")
+    return _refusal(where, f"the {modality} is larger than {MODALITIES[modality].max_bytes >> 20} MiB")
 
 
 def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
@@ -159,7 +170,7 @@ def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
         raise _refusal(where, "the data: URL has no comma between its head and its data")
     if _BASE64_HEAD.search(head) is None:
         raise _refusal(where, "the data: URL must be base64 (data:image/jpeg;base64,…)")
-    if len(payload) > MAX_BYTES[modality] * 4 // 3 + 4:
+    if len(payload) > MODALITIES[modality].max_bytes * 4 // 3 + 4:
         raise _too_large(where, modality)
     try:
         return binascii.a2b_base64(_plain(payload.encode("ascii")), strict_mode=True)
@@ -175,16 +186,18 @@ def _is_frame_list(url: str) -> bool:
     return bool(comma) and head.replace(" ", "").lower() == _FRAMES_HEAD
 
 
-def _decode_frames(url: str, where: str) -> list[bytes]:
+def _decode_frames(url: str, modality: Modality, where: str) -> list[bytes]:
+    frames_are = MODALITIES[modality].frames
+    assert frames_are is not None
     num_frames, start = url.count(","), url.index(",") + 1
     _check_frame_count(num_frames, where)
-    if len(url) - start > MAX_BYTES["video"] * 4 // 3 + 5 * num_frames:  # a comma and the rounding of each
-        raise _too_large(where, "video")
+    if len(url) - start > MODALITIES[modality].max_bytes * 4 // 3 + 5 * num_frames:  # a comma and the rounding of each
+        raise _too_large(where, modality)
     frames = []
     for index in range(num_frames):  # one by one: no second copy of all of them
         end = url.find(",", start)
         frame = url[start : len(url) if end < 0 else end]
-        frames.append(_decode_data_url(f"data:image/jpeg;base64,{frame}", "image", f"{where}[{index}]"))
+        frames.append(_decode_data_url(f"data:image/jpeg;base64,{frame}", frames_are, f"{where}[{index}]"))
         start = end + 1
     return frames
 

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trifocal.attention.base import AttentionBackend
-from trifocal.errors import ConfigError
+from trifocal.distributed import SOLO, Group
 from trifocal.layers.linear import Linear
-from trifocal.model_spec import ModelSpec, TextConfig
+from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
-from trifocal.models.decoder import Decoder, split_rows
-from trifocal.models.internlm2 import InternLM2Decoder
+from trifocal.models.decoder import split_rows
+from trifocal.models.decoders import make_decoder
 from trifocal.models.internvl.config import VisionConfig
 from trifocal.models.internvl.vision import VisionTower
-from trifocal.models.llama import LlamaDecoder
-from trifocal.models.loader import tensor_names
-from trifocal.models.phi3 import Phi3Decoder
-from trifocal.models.qwen2 import Qwen2Decoder
-from trifocal.models.qwen3 import Qwen3Decoder
 from trifocal.types import MediaItem, Span
 
 _TILES_AT_ONCE = 8  # 8200 rows: enough to keep a device busy, and what a picture of 40 tiles takes stays bounded
 
-_DECODERS: dict[str, Callable[[TextConfig], Decoder]] = {
-    "internlm2": InternLM2Decoder,
-    "llama": LlamaDecoder,
-    "phi3": Phi3Decoder,
-    "qwen2": Qwen2Decoder,
-    "qwen3": Qwen3Decoder,
-}
 # Checkpoint prefix -> ours, the first that fits: the original names, then transformers' (with and without `model.`).
 _PREFIXES = (
     ("vision_model.embeddings.patch_embedding.", "visual.patch_embed."),
@@ -61,7 +46,7 @@ _WORDS = {  # of transformers' vision layers
 class InternVL(Model):
     """InternVL 2, 2.5 and 3 in the original format, and their like in transformers' native one."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, group: Group = SOLO) -> None:
         super().__init__()
         config = VisionConfig.from_spec(spec)
         merged, hidden = config.hidden_size * config.merge**2, spec.text.hidden_size
@@ -69,7 +54,7 @@ class InternVL(Model):
         self.mlp1 = nn.Sequential(
             nn.LayerNorm(merged), Linear(merged, hidden, bias=True), nn.GELU(), Linear(hidden, hidden, bias=True)
         )
-        self.language_model = _decoder(spec)
+        self.language_model = make_decoder(spec, group)
 
     def rename(self, name: str) -> str | None:
         """Our name of a checkpoint tensor, in all three spellings; None for one that is not needed."""
@@ -86,19 +71,11 @@ class InternVL(Model):
         return name
 
     def unpack(self, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
-        """q, k and v of the original vision layers; whatever the decoder's checkpoints keep as one."""
-        if name.startswith("language_model."):
-            parts = self.language_model.unpack(name.removeprefix("language_model."), tensor)
-            return [(f"language_model.{part}", values) for part, values in parts]
+        """Also q, k and v of the original vision layers."""
         if ".attn.qkv." in name:
             width = self.visual.config.hidden_size
             return split_rows(name, tensor, {"q_proj": width, "k_proj": width, "v_proj": width})
         return super().unpack(name, tensor)
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """int64 [n] -> [n, hidden_size]."""
-        out: Tensor = self.language_model.embed_tokens(token_ids)
-        return out
 
     def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
         """Embeddings of each item, [tiles * tokens_per_tile, hidden_size] for its grid (tiles, rows, columns).
@@ -118,41 +95,3 @@ class InternVL(Model):
         grid = (max(1, num_embeds // config.tokens_per_tile), config.grid, config.grid)
         pixels = np.zeros((grid[0] * config.grid**2, 3 * config.patch_size**2), dtype=np.uint8)
         return MediaItem("image", bytes(16), Span(0, grid[0] * config.tokens_per_tile), grid, pixels)
-
-    def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
-        """embeds [n, hidden_size], positions int64 [1, n] -> hidden states after the last norm."""
-        hidden: Tensor = self.language_model(embeds, positions, attention, is_long)
-        return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden_size] -> float32 [m, vocab_size]."""
-        return self.language_model.logits(hidden)
-
-
-def _decoder(spec: ModelSpec) -> Decoder:
-    """The decoder that llm_config or text_config names by architecture, or by model_type."""
-    architectures = spec.text.extra.get("architectures")
-    name = str(architectures[0] if isinstance(architectures, list) and architectures else spec.text.model_type)
-    make = _DECODERS.get(name.removesuffix("ForCausalLM").lower())
-    if make is None:
-        raise ConfigError(
-            f"config.json: a language model of kind {name!r} is not supported; supported: "
-            f"{', '.join(sorted(_DECODERS))}"
-        )
-    return make(replace(spec.text, is_tied=_is_tied(spec)))
-
-
-def _is_tied(spec: ModelSpec) -> bool:
-    """Whether the embedding serves as output head: where the files hold no head.
-
-    The flag alone cannot be trusted: it stands at the top level or in the language model's part depending on the
-    release, is left out where it equals a default, and that default has changed. It counts if there are no files.
-    """
-    says = spec.hf_config.get("tie_word_embeddings", spec.text.extra.get("tie_word_embeddings"))
-    names = tensor_names(Path(spec.path))
-    if not names:
-        return bool(says)
-    has_head = any(name.endswith(("lm_head.weight", "language_model.output.weight")) for name in names)
-    return not has_head and says is not False

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trifocal.errors import RequestError
 from trifocal.media.hashing import content_hash
 from trifocal.media.media import FrameSample, Image, Media
 from trifocal.media.patches import PatchLayout, resize
+from trifocal.media.plan import ItemPlan
 from trifocal.model_spec import ModelSpec
 from trifocal.models.internvl.config import NATIVE, VisionConfig
 from trifocal.models.internvl.options import MOST_TILES, MediaOptions
-from trifocal.models.internvl.tiling import choose_grid, cut, num_tiles
+from trifocal.models.internvl.tiling import choose_tiles, cut
 from trifocal.prompt.processor import Processor, SizeOption
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import MediaItem, Modality, Prompt, Span
@@ -77,44 +77,51 @@ class InternVLProcessor(Processor):
             chosen = segment / 2 + np.round(segment * np.arange(count))
         return FrameSample(np.minimum(chosen.astype(np.int64), num_frames - 1), count / num_frames * fps)
 
-    def resized(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> tuple[int, int]:
-        """A frame is one tile, and a picture without a thumbnail is scaled but once: either may come so at once.
+    def plan(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> ItemPlan:
+        """A frame is one tile. A picture is a grid of tiles, and a thumbnail where there are several.
 
-        A thumbnail is made of the picture as it came. So is a picture whose tiles would be chosen anew.
+        A thumbnail is made of the picture as it came, so such a picture is decoded at its own size.
         """
-        tile = self._vision.tile_size
+        tile, per_tile = self._vision.tile_size, self._vision.tokens_per_tile
+        num_frames, came = size[0], size[1:]
         if modality == "video":
-            return tile, tile
+            num_embeds = num_frames * per_tile
+            num_tokens = num_embeds + sum(len(self._frame_name(index)) + 2 for index in range(num_frames))
+            return ItemPlan(modality, came, (tile, tile), (tile, tile), num_tokens, num_embeds, num_frames)
         limits = MediaOptions.parse(options).tiles(self._checkpoint)
-        columns, rows = choose_grid(*size[1:], tile, limits)
-        scaled = rows * tile, columns * tile
-        is_scaled_twice = limits.has_thumbnail and columns * rows > 1
-        return size[1:] if is_scaled_twice or choose_grid(*scaled, tile, limits) != (columns, rows) else scaled
-
-    def num_tokens(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> int:
-        """Prompt positions of an item of `size` (frames, height, width), `<img>`, `</img>` and frame names included."""
-        if modality == "video":
-            return sum(self._vision.tokens_per_tile + 2 + len(self._frame_name(index)) for index in range(size[0]))
-        tiles = num_tiles(*size[1:], self._vision.tile_size, MediaOptions.parse(options).tiles(self._checkpoint))
-        return tiles * self._vision.tokens_per_tile + 2
+        rows, columns, has_thumbnail = choose_tiles(*came, tile, limits)
+        resized = rows * tile, columns * tile
+        num_embeds = (rows * columns + has_thumbnail) * per_tile
+        return ItemPlan(
+            modality,
+            came,
+            came if has_thumbnail else resized,
+            resized,
+            num_embeds + 2,
+            num_embeds,
+            tiles=(rows, columns),
+            overview=(tile, tile) if has_thumbnail else None,
+        )
 
     def build(self, token_ids: Sequence[int], media: Sequence[Media], options: Mapping[str, Any]) -> Prompt:
         """Expand the placeholders, preprocess `media`. See `Processor.build`; positions are plain."""
-        parsed = MediaOptions.parse(options)
         expanded: list[int] = []
         items: list[MediaItem] = []
         pieces = self._pieces(token_ids)
-        for piece, item in zip(pieces, self._in_prompt_order(pieces, media), strict=True):
+        places = [piece for piece in pieces if not isinstance(piece, int)]
+        waiting = iter(self.in_prompt_order(places, media, "<{}>".format))
+        for piece in pieces:
             if isinstance(piece, int):
                 expanded.append(piece)
-            elif item is not None:
-                tiles = self._tiles(item, parsed if item.options is None else MediaOptions.parse(item.options))
-                tokens, places = self._tokens(item, len(tiles))
-                first, end = places.index(True), len(places) - places[::-1].index(True)
-                inside = tuple(places[first:end])
-                span = Span(len(expanded) + first, end - first, None if all(inside) else inside)
-                expanded += tokens
-                items.append(self._item(item, tiles, span))
+                continue
+            item = next(waiting)
+            plan = self.plan_of(item, options)
+            tokens, is_embed = self._tokens(plan)
+            first, end = is_embed.index(True), len(is_embed) - is_embed[::-1].index(True)
+            inside = tuple(is_embed[first:end])
+            span = Span(len(expanded) + first, end - first, None if all(inside) else inside)
+            expanded += tokens
+            items.append(self._item(item, self._tiles(item, plan), span))
         return Prompt(token_ids=expanded, media=tuple(items))
 
     def _pieces(self, token_ids: Sequence[int]) -> list[int | Modality]:
@@ -131,35 +138,18 @@ class InternVLProcessor(Processor):
                 pieces.append(token_id)
         return pieces
 
-    def _in_prompt_order(self, pieces: Sequence[int | Modality], media: Sequence[Media]) -> list[Media | None]:
-        """For each piece its item: the k-th image placeholder takes the k-th image. None for tokens."""
-        modalities: tuple[Modality, ...] = ("image", "video")
-        queues = {modality: [item for item in media if item.modality == modality] for modality in modalities}
-        for modality, queue in queues.items():
-            places, given = list(pieces).count(modality), len(queue)
-            if places != given:
-                raise RequestError(
-                    f"the prompt has {places} {modality} placeholder{'s' * (places != 1)} (<{modality}>) "
-                    f"but {given} {modality}{'s' * (given != 1)} came with it",
-                    param="messages",
-                )
-        iterators = {modality: iter(queue) for modality, queue in queues.items()}
-        return [None if isinstance(piece, int) else next(iterators[piece]) for piece in pieces]
-
-    def _tiles(self, item: Media, options: MediaOptions) -> NDArray[np.uint8]:
+    def _tiles(self, item: Media, plan: ItemPlan) -> NDArray[np.uint8]:
         """[tiles, tile_size, tile_size, 3]."""
-        size = self._vision.tile_size
         if isinstance(item, Image):
-            return cut(item.pixels, size, options.tiles(self._checkpoint))
-        return np.stack([resize(frame, (size, size)) for frame in item.frames])
+            return cut(item.pixels, self._vision.tile_size, plan.tiles, has_thumbnail=plan.overview is not None)
+        return np.stack([resize(frame, plan.resized) for frame in item.frames])
 
-    def _tokens(self, item: Media, num: int) -> tuple[list[int], list[bool]]:
-        """The tokens of an item of `num` tiles, and which of them take embeddings."""
-        per_tile = self._vision.tokens_per_tile
-        if isinstance(item, Image):
-            parts: list[tuple[list[int], int]] = [([], num * per_tile)]
+    def _tokens(self, plan: ItemPlan) -> tuple[list[int], list[bool]]:
+        """The tokens of an item, and which of them take embeddings."""
+        if plan.modality == "image":
+            parts: list[tuple[list[int], int]] = [([], plan.num_embeds)]
         else:
-            parts = [(self._frame_name(index), per_tile) for index in range(num)]
+            parts = [(self._frame_name(index), self._vision.tokens_per_tile) for index in range(plan.num_frames)]
         tokens: list[int] = []
         for name, count in parts:
             tokens += [*name, self._start, *[self._context] * count, self._end]

@@ -21,10 +21,11 @@ def _grids(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
     return sorted((grid for grid in grids if grid[0] * grid[1] >= min_tiles), key=lambda grid: grid[0] * grid[1])
 
 
-def choose_grid(height: int, width: int, tile: int, limits: TileLimits) -> tuple[int, int]:
-    """The (columns, rows) whose aspect ratio is nearest to the picture's.
+def choose_tiles(height: int, width: int, tile: int, limits: TileLimits) -> tuple[int, int, bool]:
+    """Rows and columns of a picture's tiles, and whether a thumbnail follows: where it is wanted and tiles are several.
 
-    Of equally near ones a larger grid is taken if the picture has more than half of its pixels.
+    Their aspect ratio is the nearest to the picture's. Of equally near ones a larger grid is taken if the picture has
+    more than half of its pixels.
     """
     best, least = (1, 1), float("inf")
     for columns, rows in _grids(limits.min_tiles, limits.max_tiles):
@@ -32,22 +33,16 @@ def choose_grid(height: int, width: int, tile: int, limits: TileLimits) -> tuple
         is_filled = width * height > 0.5 * tile * tile * columns * rows
         if difference < least or (difference == least and is_filled):
             best, least = (columns, rows), difference
-    return best
+    columns, rows = best
+    return rows, columns, limits.has_thumbnail and rows * columns > 1
 
 
-def num_tiles(height: int, width: int, tile: int, limits: TileLimits) -> int:
-    """Tiles of a picture, the thumbnail included."""
-    columns, rows = choose_grid(height, width, tile, limits)
-    count = columns * rows
-    return count + 1 if limits.has_thumbnail and count > 1 else count
+def cut(pixels: NDArray[np.uint8], tile: int, grid: tuple[int, int], *, has_thumbnail: bool) -> NDArray[np.uint8]:
+    """RGB [height, width, 3] -> [tiles, tile, tile, 3]: the resized picture row by row, and last the thumbnail.
 
-
-def cut(pixels: NDArray[np.uint8], tile: int, limits: TileLimits) -> NDArray[np.uint8]:
-    """RGB [height, width, 3] -> [tiles, tile, tile, 3]: the resized picture row by row, and last the thumbnail."""
-    height, width, _ = pixels.shape
-    columns, rows = choose_grid(height, width, tile, limits)
+    `grid` are rows and columns.
+    """
+    rows, columns = grid
     resized = resize(pixels, (rows * tile, columns * tile))
     tiles = resized.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
-    if limits.has_thumbnail and len(tiles) > 1:
-        return np.concatenate([tiles, resize(pixels, (tile, tile))[None]])
-    return tiles
+    return np.concatenate([tiles, resize(pixels, (tile, tile))[None]]) if has_thumbnail else tiles

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend
-from trifocal.model_spec import ModelSpec, TextConfig
+from trifocal.distributed import SOLO, Group
+from trifocal.families import DECODERS
+from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
-from trifocal.models.decoder import Decoder, split_rows
-from trifocal.models.llama import LlamaDecoder
-from trifocal.models.minicpm import MiniCPMDecoder
+from trifocal.models.decoder import split_rows
 from trifocal.models.minicpmv.config import MiniCPMVConfig, Version
 from trifocal.models.minicpmv.resampler import Resampler
 from trifocal.models.minicpmv.vision import Grid, VisionTower
-from trifocal.models.qwen2 import Qwen2Decoder
 from trifocal.types import MediaItem, Span
 
-_DECODERS: dict[Version, Callable[[TextConfig], Decoder]] = {
-    (2, 0): MiniCPMDecoder,
-    (2, 5): LlamaDecoder,
-    (2, 6): Qwen2Decoder,
+_LANGUAGE_MODELS: dict[Version, str] = {
+    (2, 0): "MiniCPMForCausalLM",
+    (2, 5): "LlamaForCausalLM",
+    (2, 6): "Qwen2ForCausalLM",
 }
 _LAYER = re.compile(r"vpm\.(?:encoder\.layers|blocks)\.(\d+)\.")
 _NOT_NEEDED = ("vpm.attn_pool.", "vpm.embeddings.position_ids", "resampler.pos_embed")  # unused or computed
@@ -49,12 +47,12 @@ _TOWER_NAMES = (
 class MiniCPMV(Model):
     """Pictures as an overview and slices, clips as pictures; `num_queries` embeddings for each of them."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, group: Group = SOLO) -> None:
         super().__init__()
         self.config = MiniCPMVConfig.from_spec(spec)
         self.vpm = VisionTower(self.config.vision)
         self.resampler = Resampler(self.config)
-        self.language_model = _DECODERS[self.config.version](spec.text)
+        self.language_model = DECODERS.get(_LANGUAGE_MODELS[self.config.version])(spec.text, group)
 
     def rename(self, name: str) -> str | None:
         """Our name of a checkpoint tensor; None for one that is not needed."""
@@ -76,11 +74,6 @@ class MiniCPMV(Model):
         if name == "vpm.positions.weight":
             return ((name, tensor.flatten(0, -2)),)
         return super().unpack(name, tensor)
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """int64 [n] -> [n, hidden_size]."""
-        out: Tensor = self.language_model.embed_tokens(token_ids)
-        return out
 
     def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
         """Embeddings of each item, [slices * num_queries, hidden_size], overview before slices, frame by frame.
@@ -108,17 +101,6 @@ class MiniCPMV(Model):
         side = self.config.scale_resolution // vision.patch_size
         pixels = np.zeros((count * side**2, 3 * vision.patch_size**2), dtype=np.uint8)
         return MediaItem("image", bytes(16), Span(0, count * self.config.num_queries), (side, side, count), pixels)
-
-    def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
-        """embeds [n, hidden_size], positions int64 [1, n] -> hidden states after the last norm."""
-        hidden: Tensor = self.language_model(embeds, positions, attention, is_long)
-        return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden_size] -> float32 [m, vocab_size]."""
-        return self.language_model.logits(hidden)
 
 
 def slice_grids(item: MediaItem) -> list[Grid]:

@@ -7,7 +7,7 @@ cards do, `(<image>./</image>)` and `(<video>./</video>)`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from trifocal.errors import RequestError
 from trifocal.media.hashing import content_hash
 from trifocal.media.media import FrameSample, Image, Media
+from trifocal.media.plan import ItemPlan
 from trifocal.model_spec import ModelSpec
 from trifocal.models.minicpmv.config import MiniCPMVConfig, Version
 from trifocal.models.minicpmv.options import MOST_SLICES, VIDEO_MAX_SLICES, MediaOptions
-from trifocal.models.minicpmv.slicing import SlicePlan, Slicer
+from trifocal.models.minicpmv.slicing import Slicer
 from trifocal.prompt.processor import Processor, SizeOption
 from trifocal.tokenizer import Tokenizer
 from trifocal.types import MediaItem, Modality, Prompt, Span
@@ -109,31 +110,40 @@ class MiniCPMVProcessor(Processor):
         indices = MediaOptions.parse(options).frame_indices(num_frames, fps)
         return FrameSample(indices, len(indices) / num_frames * fps)
 
-    def resized(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> tuple[int, int]:
-        """What is not cut into slices is scaled but once, to its overview: it may come so at once."""
-        parsed = MediaOptions.parse(options)
-        plan = self._plan(modality, size[2], size[1], parsed)
-        if plan.num_slices or self._plan(modality, *plan.overview, parsed) != plan:
-            return size[1:]
-        return plan.overview[1], plan.overview[0]
+    def plan(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> ItemPlan:
+        """A picture or frame is a grid of slices beside an overview, or an overview alone.
 
-    def num_tokens(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> int:
-        """Prompt positions of an item of `size` (frames, height, width), an image's number not counted."""
+        Slices and overview are both made of the picture as it came, so it is then decoded at its own size.
+        """
         num_frames, height, width = size
-        plan = self._plan(modality, width, height, MediaOptions.parse(options))
-        return num_frames * (len(self._expand(plan).ids) + len(self._newline)) - len(self._newline)
+        default = self._config.max_slice_nums if modality == "image" else VIDEO_MAX_SLICES
+        most = MediaOptions.parse(options).max_slice_nums or default
+        resized, tiles, overview = self._slicer.plan(width, height, most).cuts
+        tokens = self._frame_tokens(tiles, has_overview=overview is not None)
+        return ItemPlan(
+            modality,
+            (height, width),
+            resized if overview is None else (height, width),
+            resized,
+            num_frames * (len(tokens.ids) + len(self._newline)) - len(self._newline),
+            num_frames * sum(tokens.is_embed),
+            num_frames,
+            tiles,
+            overview,
+        )
 
-    def num_label_tokens(self, num_images: int, options: Mapping[str, Any]) -> int:
+    def num_label_tokens(self, places: Sequence[Modality], options: Mapping[str, Any]) -> int:
         """`<image_id>0</image_id>` and so on, where images are numbered."""
         if not self._numbers_images(MediaOptions.parse(options)):
             return 0
-        return sum(len(self._image_id(index)) for index in range(num_images))
+        return sum(len(self._image_id(index)) for index in range(places.count("image")))
 
     def build(self, token_ids: Sequence[int], media: Sequence[Media], options: Mapping[str, Any]) -> Prompt:
         """Expand the placeholders and preprocess `media`. See `Processor.build`."""
-        parsed = MediaOptions.parse(options)
-        waiting = self._by_modality(token_ids, media)
-        numbers_images = self._numbers_images(parsed)
+        self._check_is_unexpanded(token_ids)
+        places = [self._modality_of[token_id] for token_id in token_ids if token_id in self._modality_of]
+        waiting = iter(self.in_prompt_order(places, media, _SPELLINGS.__getitem__))
+        numbers_images = self._numbers_images(MediaOptions.parse(options))
         expanded: list[int] = []
         items: list[MediaItem] = []
         num_images = 0
@@ -145,35 +155,21 @@ class MiniCPMVProcessor(Processor):
             if modality == "image" and numbers_images:
                 expanded += self._image_id(num_images)
             num_images += modality == "image"
-            found = next(waiting[modality])
-            own = parsed if found.options is None else MediaOptions.parse(found.options)
-            item, tokens = self._item(found, len(expanded), own)
+            found = next(waiting)
+            item, tokens = self._item(found, len(expanded), self.plan_of(found, options))
             expanded += tokens
             items.append(item)
         return Prompt(token_ids=expanded, media=tuple(items))
 
     # ------------------------------------------------------------------------------------------ its parts
 
-    def _by_modality(self, token_ids: Sequence[int], media: Sequence[Media]) -> dict[Modality, Iterator[Media]]:
-        """`media` in queues, one for each kind of placeholder, whose lengths agree."""
+    def _check_is_unexpanded(self, token_ids: Sequence[int]) -> None:
         if self._image_end in token_ids or self._slice_end in token_ids:
             raise RequestError(
                 f"the prompt must hold one {self.placeholder('image')} for each image and nothing else of its frame "
                 f"(in a text: {_SPELLINGS['image']}); it is expanded here",
                 param="messages",
             )
-        queues = {}
-        for placeholder, modality in self._modality_of.items():
-            queue = [item for item in media if item.modality == modality]
-            places, given = list(token_ids).count(placeholder), len(queue)
-            if places != given:
-                raise RequestError(
-                    f"the prompt has {places} {modality} placeholder{'s' * (places != 1)} ({_SPELLINGS[modality]}) "
-                    f"but {given} {modality}{'s' * (given != 1)} came with it",
-                    param="messages",
-                )
-            queues[modality] = iter(queue)
-        return queues
 
     def _numbers_images(self, options: MediaOptions) -> bool:
         numbers = self._config.use_image_id if options.use_image_id is None else options.use_image_id
@@ -186,44 +182,42 @@ class MiniCPMVProcessor(Processor):
         start, end = self._id_marks
         return self.tokenizer.encode(f"{start}{index}{end}", add_special_tokens=False)
 
-    def _plan(self, modality: Modality, width: int, height: int, options: MediaOptions) -> SlicePlan:
-        default = self._config.max_slice_nums if modality == "image" else VIDEO_MAX_SLICES
-        return self._slicer.plan(width, height, options.max_slice_nums or default)
-
-    def _item(self, media: Media, offset: int, options: MediaOptions) -> tuple[MediaItem, list[int]]:
+    def _item(self, media: Media, offset: int, plan: ItemPlan) -> tuple[MediaItem, list[int]]:
         """The item that stands at `offset` of the prompt, and the tokens there."""
         frames = media.pixels[None] if isinstance(media, Image) else media.frames
-        count, height, width = frames.shape[:3]
-        plan = self._plan(media.modality, width, height, options)
-        rows = np.concatenate([self._slicer.cut(frame, plan) for frame in frames])
-        tokens = _Tokens()
-        for index in range(count):
+        rows = np.concatenate([self._slicer.cut(frame, plan.resized, plan.tiles, plan.overview) for frame in frames])
+        one, tokens = self._frame_tokens(plan.tiles, has_overview=plan.overview is not None), _Tokens()
+        for index in range(len(frames)):
             if index:
                 tokens.add(self._newline)
-            self._expand(plan, tokens)
-        grid = self._grid(plan, count)
+            tokens.ids += one.ids
+            tokens.is_embed += one.is_embed
+        grid = self._grid(plan, len(frames))
         span = Span(offset, len(tokens.ids), tuple(tokens.is_embed))
         return MediaItem(media.modality, self._hash(media.modality, rows, grid), span, grid, rows), tokens.ids
 
     def _hash(self, modality: Modality, rows: NDArray[np.uint8], grid: tuple[int, ...]) -> bytes:
         return content_hash(rows, "minicpmv", modality, grid)
 
-    def _grid(self, plan: SlicePlan, num_frames: int) -> tuple[int, ...]:
-        overview = self._slicer.grid_of(plan.overview)
-        if not plan.num_slices:
-            return (*overview, num_frames)
-        return (*overview, 1, *self._slicer.grid_of(plan.slice_size), plan.num_slices) * num_frames
+    def _grid(self, plan: ItemPlan, num_frames: int) -> tuple[int, ...]:
+        patch = self._config.vision.patch_size
+        (rows, columns), (height, width) = plan.tiles, plan.resized
+        tile = height // rows // patch, width // columns // patch
+        if plan.overview is None:
+            return (*tile, num_frames)
+        overview = plan.overview[0] // patch, plan.overview[1] // patch
+        return (*overview, 1, *tile, plan.num_tiles) * num_frames
 
-    def _expand(self, plan: SlicePlan, tokens: _Tokens | None = None) -> _Tokens:
-        """Add the tokens of one picture: its overview, then its slices, a line of text for each row of the grid."""
-        tokens = tokens or _Tokens()
+    def _frame_tokens(self, tiles: tuple[int, int], *, has_overview: bool) -> _Tokens:
+        """The tokens of one picture: its overview, then its slices, a line of text for each row of the grid."""
+        tokens = _Tokens()
         self._expand_tile(tokens, self._image, self._image_end)
-        if not plan.num_slices:
+        if not has_overview:  # then the one tile is what stands there
             return tokens
         # Up to 2.5 slices are images within one <slice>; since 2.6 each is a slice.
         is_wrapped = self._config.version < (2, 6)
         marks = (self._image, self._image_end) if is_wrapped else (self._slice, self._slice_end)
-        columns, rows = plan.grid
+        rows, columns = tiles
         if is_wrapped:
             tokens.add([self._slice])
         for row in range(rows):

@@ -1,7 +1,7 @@
-"""How MiniCPM-V cuts pictures: an overview, and a grid of slices of about 448 x 448 pixels each. Plain numpy and PIL.
+"""How MiniCPM-V cuts pictures: an overview, and a grid of slices of about 448 x 448 pixels each. Plain numpy.
 
-Source: OpenBMB's `image_processing_minicpmv.py`, the same in all versions. Sizes are (width, height), as in PIL and
-there; each is a multiple of the patch size.
+Source: OpenBMB's `image_processing_minicpmv.py`, the same in all versions. Sizes of a `SlicePlan` are (width, height)
+as there; each is a multiple of the patch size.
 """
 
 from __future__ import annotations
@@ -10,26 +10,35 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
-from trifocal.media.patches import PatchLayout
+from trifocal.media.patches import PatchLayout, resize
+from trifocal.media.plan import Size
 
-Size = tuple[int, int]  # (width, height) in pixels
+WidthHeight = tuple[int, int]  # in pixels
 
 
 @dataclass(frozen=True, slots=True)
 class SlicePlan:
     """Sizes of the overview and of one slice, and the grid (columns, rows) of slices; (0, 0) where there is none."""
 
-    overview: Size
+    overview: WidthHeight
     grid: tuple[int, int] = (0, 0)
-    slice_size: Size = (0, 0)
+    slice_size: WidthHeight = (0, 0)
 
     @property
     def num_slices(self) -> int:
         """Slices beside the overview."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def cuts(self) -> tuple[Size, tuple[int, int], Size | None]:
+        """The words of `ItemPlan`: `resized`, `tiles` and `overview`. What is not sliced is one tile, its overview."""
+        overview = self.overview[1], self.overview[0]
+        if not self.num_slices:
+            return overview, (1, 1), None
+        (columns, rows), (width, height) = self.grid, self.slice_size
+        return (rows * height, columns * width), (rows, columns), overview
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +57,19 @@ class Slicer:
         cell = _nearest_multiple(width, columns) / columns, _nearest_multiple(height, rows) / rows
         return SlicePlan(self._fit(width, height, may_grow=False), (columns, rows), self._fit(*cell, may_grow=True))
 
-    def cut(self, pixels: NDArray[np.uint8], plan: SlicePlan) -> NDArray[np.uint8]:
-        """RGB [height, width, 3] -> patch rows of the overview, then of the slices in reading order."""
-        picture = PIL.Image.fromarray(pixels)
+    def cut(
+        self, pixels: NDArray[np.uint8], resized: Size, tiles: tuple[int, int], overview: Size | None
+    ) -> NDArray[np.uint8]:
+        """RGB [height, width, 3] -> patch rows of the overview, if any, then of the tiles in reading order."""
         layout = PatchLayout(self.patch, merge=1, temporal=1)
-        overview = layout.patchify(_resized(picture, plan.overview)[None])
-        if not plan.num_slices:
-            return overview
-        (columns, rows), (width, height) = plan.grid, plan.slice_size
-        fine = _resized(picture, (columns * width, rows * height))
-        slices = fine.reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
-        return np.concatenate([overview, layout.patchify(slices)])
+        (rows, columns), height, width = tiles, resized[0] // tiles[0], resized[1] // tiles[1]
+        fine = resize(pixels, resized)
+        cut = fine.reshape(rows, height, columns, width, 3).swapaxes(1, 2).reshape(-1, height, width, 3)
+        if overview is None:
+            return layout.patchify(cut)
+        return np.concatenate([layout.patchify(resize(pixels, overview)[None]), layout.patchify(cut)])
 
-    def grid_of(self, size: Size) -> tuple[int, int]:
-        """(h, w) in patches of a tile of `size`."""
-        return size[1] // self.patch, size[0] // self.patch
-
-    def _fit(self, width: float, height: float, *, may_grow: bool) -> Size:
+    def _fit(self, width: float, height: float, *, may_grow: bool) -> WidthHeight:
         """About `resolution` squared pixels of this shape; a smaller picture keeps its size unless it `may_grow`."""
         if may_grow or width * height > self.resolution**2:
             ratio = width / height
@@ -82,7 +87,3 @@ def _best_grid(ratio: float, num_wanted: int, max_slices: int) -> tuple[int, int
 
 def _nearest_multiple(length: float, unit: int) -> int:
     return max(round(length / unit) * unit, unit)
-
-
-def _resized(picture: PIL.Image.Image, size: Size) -> NDArray[np.uint8]:
-    return np.asarray(picture.resize(size, PIL.Image.Resampling.BICUBIC))

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trifocal.attention.base import AttentionBackend
+from trifocal.distributed import SOLO, Group
+from trifocal.families import DECODERS
 from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
-from trifocal.models.qwen2 import Qwen2Decoder
 from trifocal.models.qwen2_5_vl.config import VisionConfig
 from trifocal.models.qwen2_5_vl.vision import VisionTower
 from trifocal.types import MediaItem, Span
@@ -33,10 +33,10 @@ class Qwen2_5_VL(Model):
 
     position_rows = 3
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, group: Group = SOLO) -> None:
         super().__init__()
         self.visual = VisionTower(VisionConfig.from_spec(spec))
-        self.language_model = Qwen2Decoder(spec.text)
+        self.language_model = DECODERS.get("Qwen2ForCausalLM")(spec.text, group)
 
     def rename(self, name: str) -> str | None:
         """Our name of a checkpoint tensor; None for one that is not needed."""
@@ -46,11 +46,6 @@ class Qwen2_5_VL(Model):
             if name.startswith(prefix):
                 return ours + name.removeprefix(prefix)
         return name
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """int64 [n] -> [n, hidden_size]."""
-        out: Tensor = self.language_model.embed_tokens(token_ids)
-        return out
 
     def encode(self, items: Sequence[MediaItem]) -> list[Tensor]:
         """Embeddings of each item, [t * h * w / 4, hidden_size] for its grid (t, h, w); one pass for all items.
@@ -71,14 +66,3 @@ class Qwen2_5_VL(Model):
         grid = (1, height * merge, width * merge)
         pixels = np.zeros((math.prod(grid), config.patch_bytes), dtype=np.uint8)
         return MediaItem("image", bytes(16), Span(0, height * width), grid, pixels)
-
-    def forward(
-        self, embeds: Tensor, positions: Tensor, attention: AttentionBackend, is_long: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
-        """embeds [n, hidden_size], positions int64 [3, n] (T, H, W) -> hidden states after the last norm."""
-        hidden: Tensor = self.language_model(embeds, positions, attention, is_long)
-        return hidden
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden_size] -> float32 [m, vocab_size]."""
-        return self.language_model.logits(hidden)

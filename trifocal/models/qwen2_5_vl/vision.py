@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from trifocal.attention.vision import Segments, segment_attention
 from trifocal.layers.base import Layer
 from trifocal.layers.linear import Linear
+from trifocal.layers.mlp import GatedMLP
 from trifocal.layers.norm import RMSNorm
 from trifocal.layers.pixels import PatchEmbed
 from trifocal.layers.rotary import Rotate
-from trifocal.models.decoder import GatedMLP
 from trifocal.models.qwen2_5_vl.config import VisionConfig
 from trifocal.models.qwen2_5_vl.windows import Grid, pack
 

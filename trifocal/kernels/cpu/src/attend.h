@@ -225,12 +225,13 @@ inline Sums sums_at(float* at, ptrdiff_t rows, ptrdiff_t width) {
     return {at, at + rows * width, at + rows * (width + W)};
 }
 
-// Rows one after the other, filled up to `depth` elements; row r sees the keys up to position + r / group.
+// Rows one after the other, filled up to `depth` elements; row r sees the last `window` keys up to position + r / group.
 template <class X>
 struct Queries {
     const X* data;
     ptrdiff_t count, group, position, head_dim, depth, width;
     float scale;
+    ptrdiff_t window = ptrdiff_t(1) << 60;
     ptrdiff_t seen(ptrdiff_t row) const { return position + row / group + 1; }
 };
 
@@ -416,12 +417,17 @@ void soften(const Queries<X>& q, const Place<C>& place, ptrdiff_t tile, ptrdiff_
     for (int r = 0; r < rows; r++, alike--) {
         if (alike == 0) sees++, alike = q.group;
         before[r] = sums.most[row + r];
+        const ptrdiff_t behind = sees - q.window;  // keys of the tile that lie behind the row's window
         for (ptrdiff_t n = 0; n < vectors; n++) {
             float* at = scores + r * TILE + n * W;
             vf s = load<vf>(at);
-            const bool is_cut = sees < (n + 1) * W;
+            const bool is_cut = sees < (n + 1) * W || behind > n * W;
             if constexpr (sizeof(C) == 1) s = s * load<vf>(place.key_scales + n * W);
-            if (is_cut) s = select(lane + int(n * W) < int(sees), s, splat(none));
+            if (is_cut) {
+                const vi key = lane + int(n * W);
+                s = select(key < int(sees), s, splat(none));
+                if (behind > n * W) s = select(key >= int(behind < TILE ? behind : TILE), s, splat(none));
+            }
             if (is_cut || sizeof(C) == 1) store(at, s);
             most[r] = larger(most[r], s);
         }
@@ -470,7 +476,7 @@ void attend(const Queries<X>& q, ptrdiff_t from, ptrdiff_t to, const Locate& loc
     Block<X> block;
     const bool as_they_lie = BY_TILES<X> && sizeof(C) == sizeof(X) && is_together && q.count <= BLOCK<X> && q.head_dim == q.depth;
     if (as_they_lie) turn(q, keys);
-    locate(from, to - from < TILE ? to - from : TILE, places[0]);
+    locate(from, to - from < TILE ? to - from : TILE, places[from / TILE % 2]);
     for (ptrdiff_t tile = from; tile < to; tile += TILE) {
         const ptrdiff_t count = to - tile < TILE ? to - tile : TILE;
         const Place<C>& place = places[tile / TILE % 2];

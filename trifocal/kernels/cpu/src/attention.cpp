@@ -22,6 +22,7 @@ struct Attention {
     void *keys, *values;               // of one layer, [blocks, kv_heads, block_size, head_dim]
     float *key_scales, *value_scales;  // [blocks, kv_heads, block_size], of an int8 cache
     int64_t q_stride, k_stride, v_stride, block_size, heads, kv_heads, head_dim;
+    int64_t window;                    // a query sees so many of the last keys, its own included
     float scale;
     int32_t threads;
 };
@@ -32,6 +33,7 @@ constexpr ptrdiff_t FEW_ROWS = 16;  // queries times heads up to which a context
 struct Item {
     ptrdiff_t seq, kv_head, token, position, rows;  // of the first query: its row of q, its position
     ptrdiff_t first, stretches;                     // its stretches are parts `first ..` of the step
+    ptrdiff_t begin;                                // the first stretch that a query sees a key of
 };
 
 inline ptrdiff_t group_of(const Attention& a) { return a.heads / a.kv_heads; }
@@ -69,6 +71,12 @@ inline ptrdiff_t end_of(const Attention& a, const Item& item, ptrdiff_t stretch)
     return end < (stretch + 1) * STRETCH ? end : (stretch + 1) * STRETCH;
 }
 
+// Where the sums of stretch `stretch` begin: tiles that no query of the item sees are left out.
+inline ptrdiff_t start_of(const Attention& a, const Item& item, ptrdiff_t stretch) {
+    const ptrdiff_t seen = (item.position + 1 - a.window) / TILE * TILE;
+    return seen > stretch * STRETCH ? seen : stretch * STRETCH;
+}
+
 // All items of a step; returns how many there are, `parts` becomes the number of stretches that are shared out.
 ptrdiff_t plan(const Attention& a, Item* items, ptrdiff_t* parts) {
     const ptrdiff_t group = group_of(a);
@@ -79,10 +87,11 @@ ptrdiff_t plan(const Attention& a, Item* items, ptrdiff_t* parts) {
         const ptrdiff_t length = a.step->query_lens[seq], start = a.step->context_lens[seq] - length;
         for (ptrdiff_t query = 0; query < length; query += most) {
             const ptrdiff_t queries = length - query < most ? length - query : most, rows = queries * group;
-            const ptrdiff_t stretches = (start + query + queries + STRETCH - 1) / STRETCH;
+            const ptrdiff_t behind = start + query + 1 - a.window, begin = behind > 0 ? behind / STRETCH : 0;
+            const ptrdiff_t stretches = (start + query + queries + STRETCH - 1) / STRETCH - begin;
             const bool is_shared = rows <= FEW_ROWS && stretches > 1;
             for (ptrdiff_t head = 0; head < a.kv_heads; head++, count++) {
-                if (items) items[count] = {seq, head, token + query, start + query, rows, *parts, is_shared ? stretches : 1};
+                if (items) items[count] = {seq, head, token + query, start + query, rows, *parts, is_shared ? stretches : 1, begin};
                 *parts += is_shared ? stretches : 1;
             }
         }
@@ -143,17 +152,18 @@ void run(const Attention& a, const Item& item, ptrdiff_t part, float* shared) {
     const T* from = static_cast<const T*>(a.q) + item.token * a.q_stride + item.kv_head * group * d;
     const ptrdiff_t depth = depth_of<X>(d);
     const X* rows = gather<T, X>(from, a.q_stride, item.rows / group, group, d, depth);
-    const Queries<X> q{rows, item.rows, group, item.position, d, depth, width, a.scale};
+    const Queries<X> q{rows, item.rows, group, item.position, d, depth, width, a.scale, a.window};
     auto where = [&](ptrdiff_t first, ptrdiff_t count, Place<C>& place) { locate(a, item, first, count, place); };
     auto sum_up = [&](ptrdiff_t stretch, Sums sums) {
-        attend<C>(q, stretch * STRETCH, end_of(a, item, stretch), where, sums, a.block_size % 16 == 0);
+        attend<C>(q, start_of(a, item, stretch), end_of(a, item, stretch), where, sums, a.block_size % 16 == 0);
     };
-    if (item.stretches > 1) return sum_up(part - item.first, sums_at(shared, item.rows, width));
+    if (item.stretches > 1) return sum_up(item.begin + part - item.first, sums_at(shared, item.rows, width));
     float* own = scratch<float>(SUMS, 2 * floats);
     Sums sums = sums_at(own, item.rows, width), next = sums_at(own + floats, item.rows, width);
-    for (ptrdiff_t stretch = 0; stretch == 0 || end_of(a, item, stretch) > stretch * STRETCH; stretch++) {
-        sum_up(stretch, stretch ? next : sums);
-        if (stretch) merge(item.rows, width, sums, next);
+    const ptrdiff_t begin = item.begin;
+    for (ptrdiff_t stretch = begin; stretch == begin || end_of(a, item, stretch) > stretch * STRETCH; stretch++) {
+        sum_up(stretch, stretch > begin ? next : sums);
+        if (stretch > begin) merge(item.rows, width, sums, next);
     }
     finish<T, C>(a, item, width, sums);
 }

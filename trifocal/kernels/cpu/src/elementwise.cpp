@@ -26,6 +26,15 @@ struct NormArgs {
     int32_t threads;
 };
 
+// y = norm(x) * weight, of x whose squares are summed in `squares`, lane by lane.
+template <class T>
+inline void store_normed(const T* x, vf squares, const T* weight, T* y, ptrdiff_t size, float eps) {
+    const float factor = 1 / __builtin_sqrtf(sum(squares) / float(size) + eps);
+    along(size, [&](ptrdiff_t i, int lanes) {
+        put(y + i, as(x, get(x + i, lanes) * factor) * get(weight + i, lanes), lanes);
+    });
+}
+
 template <class T>
 void rms_norm(const NormArgs<T>& a) {
     for_rows(a.rows, a.size, a.threads, [&](ptrdiff_t row) {
@@ -40,10 +49,33 @@ void rms_norm(const NormArgs<T>& a) {
             squares += v * v;
         });
         if (a.delta) from = a.total + row * a.size;
-        const float factor = 1 / __builtin_sqrtf(sum(squares) / float(a.size) + a.eps);
-        along(a.size, [&](ptrdiff_t i, int lanes) {
-            put(a.y + row * a.size + i, as(a.x, get(from + i, lanes) * factor) * get(a.weight + i, lanes), lanes);
-        });
+        store_normed(from, squares, a.weight, a.y + row * a.size, a.size, a.eps);
+    });
+}
+
+// Heads of each row normed one by one: the first `first` of them with one weight, the others with another.
+template <class T>
+struct NormHeadsArgs {
+    const T *x, *first_weight, *other_weight;
+    T* y;
+    int64_t stride, rows, heads, first, size;  // of x: elements from one row to the next
+    float eps;
+    int32_t threads;
+};
+
+template <class T>
+void norm_heads(const NormHeadsArgs<T>& a) {
+    for_rows(a.rows, a.heads * a.size, a.threads, [&](ptrdiff_t row) {
+        for (ptrdiff_t head = 0; head < a.heads; head++) {
+            const T* from = a.x + row * a.stride + head * a.size;
+            vf squares = {};
+            along(a.size, [&](ptrdiff_t i, int lanes) {
+                vf v = get(from + i, lanes);
+                squares += v * v;
+            });
+            const T* weight = head < a.first ? a.first_weight : a.other_weight;
+            store_normed(from, squares, weight, a.y + (row * a.heads + head) * a.size, a.size, a.eps);
+        }
     });
 }
 
@@ -98,6 +130,7 @@ void rotate(const RotateArgs<T>& a) {
     KERNEL(NAME##_f32, ARGS<float>, CALL)
 
 KERNELS(rms_norm, tri::NormArgs, tri::rms_norm)
+KERNELS(norm_heads, tri::NormHeadsArgs, tri::norm_heads)
 KERNELS(silu_and_mul, tri::SiluArgs, tri::silu_and_mul)
 KERNELS(rotate, tri::RotateArgs, tri::rotate)
 

@@ -112,3 +112,10 @@ KERNEL(linear_bf16, tri::LinearArgs, tri::linear)
 #if defined(TRI_TILES)
 KERNEL(linear_gated_bf16, tri::LinearArgs, tri::linear_gated)
 #endif
+
+// Rows that meet a weight at a time: as many as that cost little more than one does.
+#if defined(TRI_TILES)
+EXPORT int64_t tri_rows_at_once() { return tri::SIDE; }
+#else
+EXPORT int64_t tri_rows_at_once() { return tri::TILE_ROWS; }
+#endif

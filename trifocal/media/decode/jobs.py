@@ -1,12 +1,14 @@
 """What a decoder process is asked and answers: msgspec structs as msgpack on its pipes, never pickle.
 
-A job is a length, the job, and the bytes of the file. An answer is any number of messages, each after its length and a
-`Frame` followed by its pixels, and ends with `Done` or `Refused`.
+A job is a message with the bytes of the file behind it. An answer is any number of messages, a `Frame` with its pixels
+behind it, and ends with `Done` or `Refused`. `helpers/process.py` says how messages go through a pipe.
 """
 
 from __future__ import annotations
 
 import msgspec
+
+from trifocal.media.plan import ItemPlan
 
 
 class File(msgspec.Struct, array_like=True, frozen=True):
@@ -28,14 +30,13 @@ class OpenImage(msgspec.Struct, tag=True, frozen=True):
 
 
 class LoadImage(msgspec.Struct, tag=True, frozen=True):
-    """Decode a picture; answered by a `Frame`.
+    """Decode a picture to `plan.decoded`; answered by a `Frame`.
 
-    `size` is the (height, width) to scale it to, `turned_size` the same if it turns out to lie on its side.
+    If it lies on its side and only its pixels told, its `ImageHeader` is the answer: the plan was for another size.
     """
 
     file: File
-    size: tuple[int, int]
-    turned_size: tuple[int, int]
+    plan: ItemPlan
 
 
 class OpenVideo(msgspec.Struct, tag=True, frozen=True):
@@ -45,19 +46,14 @@ class OpenVideo(msgspec.Struct, tag=True, frozen=True):
 
 
 class LoadVideo(msgspec.Struct, tag=True, frozen=True):
-    """Decode frames of a clip, their `indices` rising, scaled to `size`; answered by a `Frame` for each.
+    """Decode the frames of a clip that `plan` names, to `plan.decoded`; answered by a `Frame` for each.
 
     `index` is that of its `VideoHeader`.
     """
 
     file: File
-    indices: list[int]
-    size: tuple[int, int]
+    plan: ItemPlan
     index: bytes
-
-
-class Ready(msgspec.Struct, tag=True, frozen=True):
-    """The process has started."""
 
 
 class ImageHeader(msgspec.Struct, tag=True, frozen=True):
@@ -68,13 +64,14 @@ class ImageHeader(msgspec.Struct, tag=True, frozen=True):
 
 
 class VideoHeader(msgspec.Struct, tag=True, frozen=True):
-    """A clip but for its pixels. `index` goes into `LoadVideo`, so that nothing is looked through twice."""
+    """A clip but for its pixels; size as displayed. `index` goes into `LoadVideo`, so that nothing is looked through
+    twice; it is empty for what is no video file."""
 
     num_frames: int
     fps: float
     height: int
     width: int
-    index: bytes
+    index: bytes = b""
 
 
 class Frame(msgspec.Struct, tag=True, frozen=True):
@@ -98,25 +95,23 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
 
 
 Job = OpenImage | LoadImage | OpenVideo | LoadVideo
-Answer = Ready | ImageHeader | VideoHeader | Frame | Done | Refused
+Answer = ImageHeader | VideoHeader | Frame | Done | Refused
 
-LENGTH_BYTES = 4
 _encoder = msgspec.msgpack.Encoder()
 _job: msgspec.msgpack.Decoder[Job] = msgspec.msgpack.Decoder(Job)
 _answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
-def pack(message: Job | Answer) -> bytes:
-    """A message after its length."""
-    data = _encoder.encode(message)
-    return len(data).to_bytes(LENGTH_BYTES, "little") + data
+def encode(message: Job | Answer) -> bytes:
+    """A message as bytes."""
+    return _encoder.encode(message)
 
 
-def unpack_job(data: bytes) -> Job:
-    """Raises `msgspec.ValidationError`."""
+def decode_job(data: bytes) -> Job:
+    """Raises `msgspec.DecodeError`."""
     return _job.decode(data)
 
 
-def unpack_answer(data: bytes) -> Answer:
-    """Raises `msgspec.ValidationError`."""
+def decode_answer(data: bytes) -> Answer:
+    """Raises `msgspec.DecodeError`."""
     return _answer.decode(data)

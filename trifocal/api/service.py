@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from trifocal.api.parsers.base import ParserFactory
 from trifocal.config.engine import EngineConfig
 from trifocal.config.server import ServerArgs
 from trifocal.engine.async_engine import AsyncEngine
 from trifocal.errors import RequestError
 from trifocal.http.access_log import AccessLog
 from trifocal.http.admission import Admission
-from trifocal.http.context import CLIENT_CLOSED_REQUEST, Visit
+from trifocal.http.context import CLIENT_CLOSED_REQUEST, RequestContext
 from trifocal.http.progress import Progress
 from trifocal.http.tracing import Tracer
 from trifocal.metrics import Metrics
@@ -32,23 +34,24 @@ class Service:
     access_log: AccessLog
     tracer: Tracer | None
     progress: Progress = field(default_factory=Progress)
+    parsers: Sequence[ParserFactory] = ()  # of conversations
 
     @property
     def model_names(self) -> list[str]:
         """Names that requests may give; the first is the one in answers to requests that give none."""
-        return self.args.served_model_name or [self.config.spec.path]
+        return self.args.served_model_name or [self.config.model.spec.path]
 
-    def record(self, visit: Visit) -> None:
-        """Take a visit that has ended into the metrics, the access log and the traces."""
+    def record(self, context: RequestContext) -> None:
+        """Take a request that has ended into the metrics, the access log and the traces."""
         metrics = self.metrics
-        metrics.responded(visit.method, visit.route, visit.status or CLIENT_CLOSED_REQUEST, visit.error)
-        metrics.body_bytes.inc(visit.num_bytes_in)
-        metrics.media_bytes.inc(visit.num_media_bytes)
-        for step, seconds in visit.steps.items():
+        metrics.responded(context.method, context.route, context.status or CLIENT_CLOSED_REQUEST, context.error)
+        metrics.body_bytes.inc(context.num_bytes_in)
+        metrics.media_bytes.inc(context.num_media_bytes)
+        for step, seconds in context.steps.items():
             metrics.media_steps[step].observe(seconds)
-        self.access_log(visit)
+        self.access_log(context)
         if self.tracer is not None:
-            self.tracer.record(visit)
+            self.tracer.record(context)
 
     def check_model(self, name: str | None) -> str:
         """The name that answers carry. Raises `RequestError` 404 for a model that is not served.

@@ -46,17 +46,43 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class PromptToken(TypedDict):
+    """A token that stands in the prompt, or could have; `rank` 1 is the most likely one."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None]
+
+
+class Function(TypedDict):
+    """The name of a function and its arguments, which are JSON."""
+
+    name: str
+    arguments: str
+
+
+class FunctionCall(TypedDict):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: Function
+
+
 class ChatMessage(TypedDict):
     """The answer. `role` is assistant unless the server was started with another."""
 
     role: str
-    content: str
+    content: str | None
     refusal: None
     annotations: None
     audio: None
     function_call: None
-    tool_calls: None
-    reasoning: None
+    tool_calls: list[FunctionCall] | None
+    reasoning: str | None
 
 
 class ChatChoice(TypedDict):
@@ -65,7 +91,7 @@ class ChatChoice(TypedDict):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: FinishReason | Literal["tool_calls"] | None
     stop_reason: int | str | None
     token_ids: None
 
@@ -81,16 +107,16 @@ class ChatCompletion(TypedDict):
     usage: Usage
     service_tier: None
     system_fingerprint: None
-    prompt_logprobs: None
+    prompt_logprobs: PromptLogprobs | None
 
 
 class CompletionLogprobs(TypedDict):
-    """`logprobs` of a completion choice: lists with an entry for each token."""
+    """`logprobs` of a completion choice: lists with an entry for each token, null for the first one of an echo."""
 
     text_offset: list[int]
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoice(TypedDict):
@@ -102,7 +128,7 @@ class CompletionChoice(TypedDict):
     finish_reason: FinishReason | None
     stop_reason: int | str | None
     token_ids: None
-    prompt_logprobs: None
+    prompt_logprobs: PromptLogprobs | None
 
 
 class TextCompletion(TypedDict):
@@ -168,12 +194,6 @@ class ModelList(TypedDict):
 
     object: Literal["list"]
     data: list[ModelCard]
-
-
-class Version(TypedDict):
-    """The version of Trifocal."""
-
-    version: str
 
 
 class ErrorDetail(TypedDict):

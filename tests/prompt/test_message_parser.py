@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests import tiny
 from trifocal.errors import ConfigError, RequestError
-from trifocal.prompt.messages import Conversation, MessageParser
+from trifocal.prompt.message_parser import MessageParser
+from trifocal.prompt.parsed_chat import ParsedChat
 from trifocal.prompt.template import ChatTemplate, RenderedTooLongError, read_chat_template
 from trifocal.tokenizer import Tokenizer
 
@@ -21,7 +22,7 @@ PARTS_ONLY = "{% for m in messages %}{% for c in m.content %}{{ c['text'] }}{% e
 TOKENIZER = Tokenizer(tokenizers.Tokenizer.from_str(tiny.tokenizer_json()), {})
 
 
-def parse(messages: Any, template: str = tiny.CHAT_TEMPLATE, **options: Any) -> Conversation:
+def parse(messages: Any, template: str = tiny.CHAT_TEMPLATE, **options: Any) -> ParsedChat:
     """Parse for a template."""
     parser = MessageParser(ChatTemplate(template, {}), lambda modality: f"<{modality}>", **options)
     return parser.parse(messages, TOKENIZER.guard())
