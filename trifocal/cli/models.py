@@ -62,7 +62,7 @@ def table() -> str:
     width = min(max(get_terminal_size().columns, 72), 120)
     lines: list[str] = []
     for family in FAMILIES:
-        lines.append(f"{family.name} ({', '.join(family.releases)})")
+        lines += _wrapped(f"{family.name} ({', '.join(family.releases)})", width, others="    ")
         label = ""
         for title, text in _rows(family):
             start = f"  {'' if title == label else title:{_LABEL}}"
