@@ -57,10 +57,10 @@ class _Rounding:
         """Round to the nearest of 255 steps of each row."""
         for start, part in in_stretches(values):
             first = self._start + start
-            wide = part.float()
+            wide = part.to(torch.float32, copy=True)  # rounded in place below: it must not be the caller's
             scale = torch.maximum(wide.amax(1), -wide.amin(1)) / 127
             self._layer.scale[first : first + len(part)] = scale
-            self._method.store(self._layer, first, (wide / scale.clamp(min=1e-30)[:, None]).round_())
+            self._method.store(self._layer, first, wide.div_(scale.clamp(min=1e-30)[:, None]).round_())
 
 
 INT8 = Int8Linear()
