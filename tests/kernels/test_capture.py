@@ -72,7 +72,7 @@ def test_captured_ahead(library: Library, kernels: CpuKernels) -> None:
         made = decoder(kernels, dtype, method)
         eager, steps = Steps(made, dtype, library), Steps(made, dtype, library, (1, 2, 3))
         keys = steps.attention.cache.keys.clone()
-        steps.graphs.capture()
+        steps.graphs.capture(torch.device("cpu"))
         recordings = steps.graphs._recordings
         assert steps.graphs.num_replayed == 0
         assert [shape[0] for _, (shape, _), *_ in recordings] == [3, 2, 1]  # type: ignore[misc]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
-from trifocal.errors import ConfigError, NotAvailableYetError
+from trifocal.errors import ConfigError
 from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
 from trifocal.models.loader import load_model, weight_slots
@@ -99,13 +99,6 @@ def test_missing_head(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     with pytest.raises(ConfigError, match=r"lm_head\.weight"):
-        load(folder)
-
-
-def test_sliding_window_is_refused_not_ignored(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "use_sliding_window": True}))
-    with pytest.raises(NotAvailableYetError, match="use_sliding_window"):
         load(folder)
 
 

@@ -67,12 +67,12 @@ def test_what_cannot_be_captured_is_tried_and_told_once(
 
     monkeypatch.setattr(made.norm, "add", by_torch)
     steps = Steps(made, torch.float32, library, (1, 2, 3))
-    steps.graphs.capture()
+    steps.graphs.capture(torch.device("cpu"))
     assert added == [3]
     steps.step(0, [1])
     assert (added, steps.graphs.num_replayed) == ([3, 1], 0)
     monkeypatch.setattr("trifocal.attention.cpu.load", lambda: None)
-    Steps(made, torch.float32, library, (1, 2, 3)).graphs.capture()
+    Steps(made, torch.float32, library, (1, 2, 3)).graphs.capture(torch.device("cpu"))
     assert [message.partition(": ")[2] for message in messages(caplog, "INFO") if "captured" in message] == [
         "they call torch's mul, which is none of the compiled kernels",
         "torch computes attention, as this KV cache has no kernel",

@@ -10,9 +10,7 @@ from torch import Tensor
 from trifocal.attention.base import FULL, AttentionBackend, AttentionBatch, AttentionSpec, KVCache, KVCacheSpec
 from trifocal.attention.reference import ReferenceAttention
 from trifocal.kernels.cpu.library import SUFFIX, AttentionStep, load
-from trifocal.log import get_logger
 
-logger = get_logger(__name__)
 _NO_WINDOW = 1 << 60  # tokens: more than any context
 
 
@@ -45,7 +43,6 @@ class CpuAttention(AttentionBackend):
         library = load()
         head_bytes = cache.keys.shape[-1] * cache.keys.dtype.itemsize
         self._kernels = {}
-        self._has_told = False
         if library is not None and head_bytes % 16 == 0:
             prefix = "attention_int8" if cache.keys.dtype == torch.int8 else "attention"
             self._kernels = {
@@ -77,12 +74,7 @@ class CpuAttention(AttentionBackend):
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec = FULL) -> Tensor:
         """q [n, heads, head_dim], k and v [n, kv_heads, head_dim] -> [n, heads, head_dim]."""
         kernel = self._kernels.get(q.dtype)
-        if kernel is not None and spec.softcap is not None:
-            if not self._has_told:
-                logger.info("layers whose scores have a soft cap are computed by torch: the CPU's kernel has none")
-                self._has_told = True
-            kernel = None
-        if kernel is None:
+        if kernel is None or spec.softcap is not None:
             return self._by_reference(layer, q, k, v, spec)
         q, k, v = (_heads_together(x) for x in (q, k, v))
         out = torch.empty(q.shape, dtype=q.dtype)

@@ -72,11 +72,11 @@ class GraphRunner:
             return self._forward(step, run_layers)
         return self._forward(self._padded(step, size), self._replay)[:num_rows]
 
-    def capture(self) -> None:
+    def capture(self, device: torch.device) -> None:
         """Make all recordings ahead of use, the largest first: the others share its memory."""
         for size in reversed(self.sizes):
             if self.sizes:  # none is left once it is seen that the layers cannot be captured
-                self._forward(self._padded(self._empty_step(), size), self._record)
+                self._forward(self._padded(self._empty_step(device), size), self._record)
 
     def _forward(self, step: _Step, run: RunLayers) -> Tensor:
         self.attention.begin(step.attention)
@@ -142,7 +142,7 @@ class GraphRunner:
             None if step.is_long is None else F.pad(step.is_long, (0, rows)),
         )
 
-    def _empty_step(self) -> _Step:
-        none = torch.empty(0, dtype=torch.int64, device=self.attention.cache.keys.device)
+    def _empty_step(self, device: torch.device) -> _Step:
+        none = torch.empty(0, dtype=torch.int64, device=device)
         batch = AttentionBatch(none, none.view(0, 1), query_lens=[], context_lens=[])
         return _Step(self.model.merge(none), none.expand(self.model.position_rows, 0), batch, None)

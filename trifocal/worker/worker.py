@@ -46,6 +46,7 @@ class Worker:
             quantization=config.model.quantization,
             kernels=self.platform.kernels(),
             methods=self.platform.linear_methods(),
+            group=context.group,
         )
         how = f", linear layers in {config.model.quantization.method}" if config.model.quantization else ""
         logger.info(
@@ -59,7 +60,7 @@ class Worker:
         self.backend = choose_backend(self.platform.default_attention, self.cache_spec)
         self.graphs, self.capacity = self._allocate()
         started = perf_counter()
-        self.graphs.capture()
+        self.graphs.capture(self.context.device)
         logger.info("steps captured in %.1f s (--enforce-eager: none are)", perf_counter() - started)
         self.reset()
 
