@@ -136,12 +136,13 @@ def test_variables_are_read_at_the_start_and_handed_down(folder: Path, monkeypat
             assert {first or last for first, last in found} == ({readers[name]} if name in readers else set()), name
     monkeypatch.setenv("TRIFOCAL_ENGINE_MAX_RESTARTS", "3")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "0.5")
+    monkeypatch.setenv("TRIFOCAL_PACKED_CACHE", "1")
     config = resolve(EngineArgs(model=str(folder), device="cpu"))
     sent = messages.encode(config)
     monkeypatch.setenv("TRIFOCAL_ENGINE_MAX_RESTARTS", "4")
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
     assert messages.decode_config(sent) == config
-    assert config.supervision.max_restarts == 3
+    assert config.supervision.max_restarts == 3 and config.model.packed_cache
     platform = config.parallel.platform
     assert (platform.cpu_kvcache_variable, platform.cpu_kvcache_space) == ("VLLM_CPU_KVCACHE_SPACE", 0.5)
 

@@ -13,6 +13,7 @@ from tests import tiny
 LOAD = """
 import sys, torch
 from pathlib import Path
+from trifocal.config import envs
 from trifocal.kernels.base import TORCH
 from trifocal.model_spec import ModelSpec, Quantization
 from trifocal.models.loader import load_model
@@ -27,7 +28,7 @@ status = Path("/proc/self/status")
 before = _proc_fields(status)["VmRSS"]
 model = load_model(
     spec, dtype=torch.bfloat16, device=torch.device("cpu"), load_format="auto", seed=0, quantization=quantization,
-    kernels=kernels, methods=methods,
+    kernels=kernels, methods=methods, packed_cache=bool(envs.PACKED_CACHE.get()),
 )
 weights = sum(parameter.nbytes for parameter in model.parameters())
 print(_proc_fields(status)["VmHWM"] - before, weights)

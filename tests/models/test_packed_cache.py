@@ -27,7 +27,6 @@ from trifocal.quant.methods import METHODS
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     load_library()  # compiled where it always is
     monkeypatch.setenv("TRIFOCAL_CACHE_ROOT", str(tmp_path / "cache"))
-    monkeypatch.setenv("TRIFOCAL_PACKED_CACHE", "1")
     return tmp_path / "cache" / "weights"
 
 
@@ -36,11 +35,14 @@ def folder(tmp_path: Path) -> Path:
     return tiny.write_checkpoint(tmp_path / "whole", tokenizer=False)
 
 
-def load(folder: Path, method: str | None = None, kernels: Kernels = TORCH, group: Group = SOLO) -> Model:
+def load(
+    folder: Path, method: str | None = None, kernels: Kernels = TORCH, group: Group = SOLO, packed_cache: bool = True
+) -> Model:
     return loader.load_model(
         ModelSpec.from_checkpoint(str(folder)), dtype=torch.bfloat16, device=torch.device("cpu"), load_format="auto",
         seed=0, quantization=Quantization(method) if method else None, kernels=kernels,
         methods=CpuLinearMethods(kernels) if isinstance(kernels, CpuKernels) else METHODS, group=group,
+        packed_cache=packed_cache,
     )  # fmt: skip
 
 
@@ -128,7 +130,6 @@ def test_where_nothing_can_be_written_the_model_loads(
     assert "packed weights" in caplog.text
 
 
-def test_nothing_is_kept_unless_asked_for(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TRIFOCAL_PACKED_CACHE")
-    load(folder)
+def test_nothing_is_kept_unless_asked_for(folder: Path, cache: Path) -> None:
+    load(folder, packed_cache=False)
     assert not cache.exists()
