@@ -58,6 +58,7 @@ BETWEEN_FIELDS = (
     "tools",
     "functions",
     "best_of",
+    "prompt_logprobs",
 )
 
 
@@ -168,7 +169,9 @@ def check(content: Any, model: type[Body]) -> None:
         cast(Any, body).to_params({})
     if isinstance(body, Conversation) and body.messages is not None:
         parser = MessageParser(template(), lambda modality: f"<{modality}>")
-        parser.parse(body.messages, Guard(re.compile("(?!)"), frozenset()))
+        for ref in parser.parse(body.messages, Guard(re.compile("(?!)"), frozenset())).media:
+            if not all(isinstance(url, str) for url in (ref.source if isinstance(ref.source, list) else [ref.source])):
+                raise RequestError("objects are for Python alone")  # as whoever opens it will say
 
 
 # /tokenize has chat's messages and two forms, which `test_it_says_what_is_checked` has; generating both takes seconds.

@@ -46,7 +46,7 @@ async def test_requests_of_a_replica_that_is_given_up(folder: Path, monkeypatch:
     replicas = [await start_replica(config) for _ in range(2)]
     pids = [replica.engine_pid for replica in replicas]
     engine = AsyncEngine(config, replicas, builder.tokenizer)
-    prompts = [builder.build(f"The quick brown fox {number}", [], []) for number in range(3)]
+    prompts = [builder.build(f"The quick brown fox {number}") for number in range(3)]
 
     expected = [
         await text_of(await engine.submit(str(number), prompt, GREEDY)) for number, prompt in enumerate(prompts)

@@ -55,7 +55,7 @@ def test_all_steps_that_are_begun_and_not_finished_are_in_it(note: StepNote) -> 
     """Stages of a pipeline work on different steps, and any of these may be what kills a worker."""
     channel = Channel(socket.socket().detach())
     process = EngineProcess(channel, note)
-    step = [ScheduledSeq(name, 0, 1, [], samples=True) for name in "abc"]
+    step = [ScheduledSeq(name, 0, 1, [], num_sampled_rows=1) for name in "abc"]
     process._begin_step([StepPlan(1, step[:2]), StepPlan(2, step[1:])])
     assert note.read() == {"a", "b", "c"}
     process._begin_step([StepPlan(2, step[1:])])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def render(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Renders chats with the template of a family."""
     entry, spelling = FOLDERS.get(request.param, FOLDERS["qwen2_5_vl"])
     folder: Path = ENTRIES[entry].write(tmp_path_factory.mktemp("model") / "model", spelling)
-    config = replace(resolve(EngineArgs(model=str(folder))), max_model_len=1024)
+    config = resolve(EngineArgs(model=str(folder), max_model_len=1024))
     builder = PromptBuilder(config, chat_template=STRIPS if request.param == "strips" else None)
     yield builder.render
     builder.close()

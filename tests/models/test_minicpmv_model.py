@@ -54,7 +54,7 @@ def test_layers_beyond_the_used_ones_are_left_out(tmp_path: Path) -> None:
         ({"query_num": 32}, "image_feature_size 16 differs from query_num 32"),
         ({"vision_config": {"hidden_act": "relu"}}, "hidden_act 'relu'"),
         ({"vision_config": {"num_attention_heads": 5}}, "num_attention_heads 5"),
-        ({"version": "2.0"}, "scale_emb must be a positive number"),
+        ({"version": "2.0"}, "scale_depth must be a positive number"),
     ],
 )
 def test_refused_configurations(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -201,7 +201,9 @@ def test_answers_stop_by_the_version_s_tokens(builder: PromptBuilder) -> None:
     assert sorted(prompt.stop_token_ids) == sorted(expected)
     for ignore_eos in (False, True):
         params = SamplingParams(stop_token_ids=[3], ignore_eos=ignore_eos)
-        request = expand("r", prompt, params, eos_ids=[1], max_model_len=99, rng=random.Random(0))[0]
+        request = expand(
+            "r", prompt, params, eos_ids=[1], max_model_len=99, rng=random.Random(0), tokenizer=builder.tokenizer
+        )[0]
         assert request.stop_token_ids == ({3} if ignore_eos else {1, 3, *expected})
 
 

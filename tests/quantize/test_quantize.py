@@ -159,7 +159,14 @@ def test_flags_that_errors_about_samples_name(tmp_path: Path, capsys: pytest.Cap
     parser = Parser()
     configure_parser(parser)
     known = {flag for action in parser._actions for flag in action.option_strings}
-    names = ("prompt/builder", "prompt/template", "media/limits", "media/decode/image", "media/reader")
+    names = (
+        "prompt/planning",
+        "prompt/text",
+        "media/limits",
+        "media/decode/image",
+        "media/decode/video",
+        "media/reader",
+    )
     sources = [(ROOT / "trifocal" / f"{name}.py").read_text() for name in names]
     named = {flag for source in sources for flag in re.findall(r"[( ](--[a-z][a-z-]+)", source)}
     assert len(named) >= 5 and named <= known

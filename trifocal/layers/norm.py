@@ -24,7 +24,6 @@ class RMSNorm(Layer):
         """x and delta [rows, size] -> x + scale * delta, and the norm of it."""
         return self.kernels.add_rms_norm(x, delta, scale, self.weight, self.eps)
 
-
-def norm_heads(x: Tensor, num_first: int, first: RMSNorm, other: RMSNorm) -> Tensor:
-    """x [n, heads, d] -> each head normed: so many by `first`, the rest by `other`, which has the same eps."""
-    return first.kernels.norm_heads(x, num_first, first.weight, other.weight, first.eps)
+    def heads(self, x: Tensor, num_first: int, other: RMSNorm) -> Tensor:
+        """x [n, heads, d] -> each head normed: the first ones by this norm, the rest by `other`, of the same kind."""
+        return self.kernels.norm_heads(x, num_first, self.weight, other.weight, self.eps)

@@ -14,7 +14,7 @@ from trifocal.distributed import SOLO, Group, share
 from trifocal.errors import ConfigError, NotAvailableYetError
 from trifocal.layers.embedding import Embedding, OutputHead
 from trifocal.layers.linear import Heads, MergedLinear, RowLinear
-from trifocal.layers.norm import RMSNorm, norm_heads
+from trifocal.layers.norm import RMSNorm
 from trifocal.layers.rotary import RotaryEmbedding, Rotate
 from trifocal.model_spec import RopeConfig, TextConfig
 from trifocal.models.layer_spec import LayerSpec
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
         qkv = self.qkv_proj(x).view(rows, -1, self.head_dim)
         qk, v = qkv.narrow(1, 0, heads + kv_heads), qkv.narrow(1, heads + kv_heads, kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
-            qk = norm_heads(qk, heads, self.q_norm, self.k_norm)
+            qk = self.q_norm.heads(qk, heads, self.k_norm)
         qk = self.rotate(qk, *tables)
         q, k = qk.narrow(1, 0, heads), qk.narrow(1, heads, kv_heads)
         out: Tensor = self.o_proj(attention(self.index, q, k, v, self.spec).reshape(rows, -1))

@@ -40,6 +40,10 @@ class Gemma3Norm(RMSNorm):
         total = x + delta * scale
         return total, self(total)
 
+    def heads(self, x: Tensor, num_first: int, other: RMSNorm) -> Tensor:
+        """x [n, heads, d] -> each head normed: the first ones by this norm, the rest by `other`."""
+        return torch.cat((self(x[:, :num_first]), other(x[:, num_first:])), dim=1)
+
 
 class Gemma3Decoder(Decoder):
     """The language model of Gemma 3. Source: transformers' `modeling_gemma3.py`."""
