@@ -98,14 +98,13 @@ PLANNERS = (
     "engine.encoder_cache",
     "engine.plan_builder",
     "engine.steps_in_flight",
-    "engine.replay",
+    "engine.flights",
     "engine.admission",
 )
 DEVICE_WORD = re.compile(r"(?<![a-z])(cuda|npu|nccl)(?![a-z])", re.IGNORECASE)
 QUANT_WORD = re.compile(r"(?<![a-z])(awq|gptq|marlin)(?![a-z])", re.IGNORECASE)
 MAY_NAME_DEVICES = (
     "platforms",
-    "attention.cuda",
     "config.devices",  # how they are found
     "config.parallel",  # the help text of --device
     "config.vllm_options",  # vLLM's names

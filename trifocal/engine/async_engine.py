@@ -11,9 +11,9 @@ from itertools import count
 
 from trifocal.config.engine import EngineConfig
 from trifocal.engine.admission import check, check_max_tokens
+from trifocal.engine.flights import InFlight
 from trifocal.engine.media_store import MediaStore
 from trifocal.engine.output import Choice, expand
-from trifocal.engine.replay import InFlight
 from trifocal.engine.replica import Flight, Replica
 from trifocal.engine.router import Router, first_ready
 from trifocal.engine.stream import RequestStream

@@ -21,8 +21,8 @@ from trifocal.config.engine import EngineConfig
 from trifocal.engine.admission import check
 from trifocal.engine.child import Death
 from trifocal.engine.engine import Engine
+from trifocal.engine.flights import Flights, InFlight
 from trifocal.engine.output import Answer, Choice, expand
-from trifocal.engine.replay import Flights, InFlight
 from trifocal.errors import EngineDeadError, RequestError
 from trifocal.log import get_logger
 from trifocal.sampling_params import SamplingParams

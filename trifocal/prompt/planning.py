@@ -14,9 +14,9 @@ from trifocal.media.limits import TooManyFramesError
 from trifocal.media.media import FrameSample, Media, MediaRef
 from trifocal.media.plan import ItemPlan
 from trifocal.media.reader import MediaReader, with_sample
-from trifocal.prompt.fitting import PlannedItem, greatest, proposals
 from trifocal.prompt.item_options import ItemOptions
 from trifocal.prompt.processor import TEXT_ONLY, Processor
+from trifocal.prompt.proposals import PlannedItem, greatest, proposals
 from trifocal.prompt.text import TextEncoder
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

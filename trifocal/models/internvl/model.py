@@ -12,8 +12,8 @@ from trifocal.distributed import SOLO, Group
 from trifocal.layers.linear import Linear
 from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
+from trifocal.models.choose_decoder import make_decoder
 from trifocal.models.decoder import split_rows
-from trifocal.models.decoders import make_decoder
 from trifocal.models.internvl.config import VisionConfig
 from trifocal.models.internvl.vision import VisionTower
 from trifocal.types import MediaItem, Span

@@ -8,7 +8,7 @@ from typing import NoReturn
 from trifocal.distributed import SOLO, Group
 from trifocal.model_spec import ModelSpec
 from trifocal.models.base import Model
-from trifocal.models.decoders import make_decoder
+from trifocal.models.choose_decoder import make_decoder
 from trifocal.types import MediaItem
 
 

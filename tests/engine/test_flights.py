@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.fake_worker import request
 from trifocal.engine.child import Death
-from trifocal.engine.replay import Flights, InFlight
+from trifocal.engine.flights import Flights, InFlight
 from trifocal.types import Request, TokenOutput
 
 
