@@ -121,9 +121,7 @@ class Scheduler:
         for seq in sorted(self._running, key=lambda seq: (seq.num_remaining > 1, seq.order)):  # decodes first, by age
             if not (builder and self._turns.is_resting(seq)):
                 self._schedule_running(seq, builder)
-        while (
-            self._waiting and builder.budget and not builder.has_preempted and len(self._running) < limits.max_num_seqs
-        ):
+        while self._waiting and builder.has_room and len(self._running) < limits.max_num_seqs:
             if not self._schedule_waiting(self._waiting[0], builder):
                 break
             self._running.append(self._waiting.popleft())
