@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from benchmarks.peers.process import ProcessTree, free_port
@@ -62,7 +62,7 @@ def ask(url: str, model: str, workload: Workload, seed: str) -> dict[str, float]
     return figures(asyncio.run(run_load(Target(url, model), questions, workload.shape.concurrency)))
 
 
-def speeds(tree: Path, model: Path, seed: str, words: Sequence[str]) -> dict[str, float]:
+def speeds(tree: Path, model: Path, seed: str, words: Sequence[str], only: Collection[str]) -> dict[str, float]:
     """What one start of a tree's server comes to; everything in units of which more is better."""
     port = free_port()
     command = [sys.executable, "-P", "-m", "trifocal", "serve", str(model), "--host", "127.0.0.1", "--port", str(port),
@@ -77,9 +77,12 @@ def speeds(tree: Path, model: Path, seed: str, words: Sequence[str]) -> dict[str
         found = {"start": 1 / (time.perf_counter() - began)}
         ask(url, "m", WARM_UP, seed)
         for name, figure in MEASURED.items():
+            if name not in only:
+                continue
             value = ask(url, "m", WORKLOADS[name], seed)[figure]
             found[name] = 1 / value if figure.endswith("_s") and not figure.endswith("tok_s") else value
-    found["step"] = step_speed(tree)
+    if "step" in only:
+        found["step"] = step_speed(tree)
     return found
 
 
@@ -98,6 +101,8 @@ def main() -> int:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--floor", type=float, default=0.97)
+    everything = [*MEASURED, "step"]
+    parser.add_argument("--only", nargs="+", choices=everything, default=everything, help="beside the start")
     parser.add_argument("--json", type=Path, help="keep every figure here")
     parser.add_argument("--serve", default="", help="further words of both commands")
     args = parser.parse_args()
@@ -105,7 +110,7 @@ def main() -> int:
     runs: list[dict[str, dict[str, float]]] = []
     for pair in range(args.pairs):
         order = list(trees) if pair % 2 == 0 else list(trees)[::-1]
-        runs.append({name: speeds(trees[name], args.model, str(pair), args.serve.split()) for name in order})
+        runs.append({name: speeds(trees[name], args.model, str(pair), args.serve.split(), args.only) for name in order})
         ratios = {name: runs[-1]["new"][name] / runs[-1]["old"][name] for name in runs[-1]["new"]}
         print(f"pair {pair + 1}: " + "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()), flush=True)
         if args.json:
