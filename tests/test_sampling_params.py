@@ -55,7 +55,7 @@ def test_a_value_of_another_type_is_refused_with_the_name(name: str, value: Any)
         ({"max_tokens": "8"}, "max_tokens must be an integer of at least 0, got '8'"),
         (
             {"max_tokens": 0},
-            "max_tokens must be at least 1, got 0; 0 computes the prompt alone, which needs prompt_logprobs",
+            "max_tokens must be at least 1, got 0; 0 is for prompt_logprobs without an answer",
         ),
         ({"prompt_logprobs": -2}, "prompt_logprobs must be an integer of at least -1, got -2"),
         ({"allowed_token_ids": []}, "allowed_token_ids must be a list of token ids that is not empty, got []"),
@@ -95,7 +95,7 @@ def test_an_unknown_keyword_names_the_nearest(name: str, near: str) -> None:
 
 def test_an_unknown_keyword_that_is_near_to_nothing_is_told_what_there_is() -> None:
     assert "known are n, presence_penalty" in str(refusal(xyzzy=1))
-    with pytest.raises(RequestError, match="takes keywords alone"):
+    with pytest.raises(RequestError, match="takes keyword arguments only"):
         SamplingParams(1)  # type: ignore[misc]
 
 

@@ -83,8 +83,8 @@ class Quantization:
         version = str(config.get("version", "gemm")).lower()
         if version != "gemm":
             raise ConfigError(
-                f"config.json: quantization_config.version is {version!r}: AWQ weights in this layout are not read, "
-                "only version gemm is; quantize the original model anew with version GEMM"
+                f"config.json: quantization_config.version is {version!r}: AWQ weights of this version are not "
+                "read, only those of version gemm; quantize the original model again with version GEMM"
             )
         bits, has_zeros, group = config.get("bits", 4), config.get("zero_point", True), config.get("group_size", 128)
         if bits != 4 or has_zeros is not True or not isinstance(group, int):

@@ -72,7 +72,7 @@ class Word:
     def check(self, name: str, value: object) -> None:
         """See `Kind`."""
         if not isinstance(value, str) or not value.strip():
-            raise wrong(name, "a string with more in it than spaces", value)
+            raise wrong(name, "a string that is not blank", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,9 @@ class _Forgiving(type):
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
         if args:
-            raise RequestError(f"{cls.__name__} takes keywords alone: {cls.__name__}(temperature=0.5, max_tokens=64)")
+            raise RequestError(
+                f"{cls.__name__} takes keyword arguments only: {cls.__name__}(temperature=0.5, max_tokens=64)"
+            )
         return super().__call__(**{name: value for name, value in given.items() if not _is_neutral(name, value)})
 
 
@@ -221,7 +223,7 @@ def _is_neutral(name: str, value: object) -> bool:
     elif name == "stream":
         if value:
             raise RequestError(
-                'stream: streaming is the server\'s, by "stream": true in a request; LLM returns whole answers',
+                'stream: LLM returns whole answers; only the server streams, by "stream": true in a request',
                 param="stream",
             )
     else:
@@ -287,7 +289,7 @@ class SamplingParams(metaclass=_Forgiving):
                 _KINDS[item.name].check(item.name, value)
         if self.max_tokens == 0 and self.prompt_logprobs is None:
             raise RequestError(
-                "max_tokens must be at least 1, got 0; 0 computes the prompt alone, which needs prompt_logprobs",
+                "max_tokens must be at least 1, got 0; 0 is for prompt_logprobs without an answer",
                 param="max_tokens",
             )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:

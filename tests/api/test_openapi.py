@@ -283,7 +283,7 @@ def run(path: str, mode: GenerationMode, chance: int | None, judge: Callable[[Ca
         try:
             judge(case)
         except RequestError as error:
-            is_between = error.param in BETWEEN_FIELDS or "said twice" in error.message  # nframes and num_frames
+            is_between = error.param in BETWEEN_FIELDS or "given twice" in error.message  # nframes and num_frames
             assert is_between or "not JSON" in error.message, (error.message, case.body)
 
     judged()

@@ -25,7 +25,7 @@ class Command:
 COMMANDS = {
     "serve": Command("trifocal.cli.serve", "serve a model folder over the OpenAI API"),
     "chat": Command("trifocal.cli.chat", "talk to a server, or to a model folder, in this terminal"),
-    "quantize": Command("trifocal.cli.quantize", "write a checkpoint anew with int4 weights (AWQ)"),
+    "quantize": Command("trifocal.cli.quantize", "write a copy of a checkpoint with int4 weights (AWQ)"),
     "models": Command("trifocal.cli.models", "list the models that can be served, and what was verified"),
     "demo": Command("trifocal.demo.run", "start the server on the built-in model and ask it the sample questions"),
     "bench serve": Command("trifocal.bench.serve", "measure a server under load"),

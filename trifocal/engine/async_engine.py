@@ -137,7 +137,7 @@ class AsyncEngine:
             tokenizer=self._tokenizer,
         )
         if any(request.request_id in replica.flights for request in requests for replica in self.replicas):
-            raise RequestError(f"request id {request_id!r} is in use", param="request_id")
+            raise RequestError(f"request id {request_id!r} is already in use", param="request_id")
         choices = [Choice(index, request, self._tokenizer) for index, request in enumerate(requests)]
         stream = RequestStream([request.request_id for request in requests], self.end)
         self._router(prompt, self._alive()).add(
@@ -157,7 +157,9 @@ class AsyncEngine:
             return await loop.run_in_executor(self._store_thread, self._media_store.share, users, prompt)
         except OSError as error:
             self._release(users)
-            raise RequestError(f"no room for media: {error.strerror}", status=503, code="overloaded") from None
+            raise RequestError(
+                f"the request's media could not be kept in memory: {error.strerror}", status=503, code="overloaded"
+            ) from None
         except BaseException:  # cancelled; the write may still be going on
             self._release(users)
             raise
@@ -188,7 +190,7 @@ class AsyncEngine:
         try:
             delta = flight.choice.feed(replace(output, num_cached_tokens=num_cached, scheduled_at=scheduled_at))
         except Exception:
-            logger.exception("tokens of one request could not be turned into text")
+            logger.exception("the tokens of a request could not be turned into text")
             self.fail(flight, "internal error; the server's log says more")
             return
         if delta is not None:

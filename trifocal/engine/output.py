@@ -72,7 +72,7 @@ def _warn_of_words(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
     words = [token_id for token_id in sorted(stop_ids - tokenizer.special_ids) if tokenizer.id_to_token(token_id)]
     if words:
         shown = ", ".join(f"{token_id} ({tokenizer.decode([token_id])!r})" for token_id in words[:_MAX_TOLD])
-        _log.warning("stop_token_ids: ordinary tokens of this model's vocabulary will end answers: %s", shown)
+        _log.warning("stop_token_ids: these are ordinary tokens of the model, and answers will end at them: %s", shown)
 
 
 def _told_ids(params: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:

@@ -108,7 +108,7 @@ class Replica:
         self._stats = self._idle_stats
         self._answer_reports()
         for flight in self.flights.lose_engine(death):
-            logger.error("request %s crashed the engine twice; it is given up", flight.request.request_id)
+            logger.error("request %s crashed the engine twice and is not tried again", flight.request.request_id)
             self._owner.fail(flight, "the engine crashed twice while it worked on this request")
 
     def engine_started(self) -> None:

@@ -68,7 +68,7 @@ class Scheduler:
         if clipped is not request.params:  # whoever asked did not know how much this engine has room for
             request = replace(request, params=clipped)
         if request.request_id in self._seqs:
-            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
+            raise RequestError(f"request id {request.request_id!r} is already in use", param="request_id")
         seq = Sequence(request, list(request.output_token_ids))
         self._seqs[request.request_id] = seq
         self._waiting.append(seq)

@@ -163,7 +163,7 @@ class Supervisor:
         self._num_failures += 1
         if self._num_failures > self._bounds.max_restarts:
             num_restarts = self._num_failures - 1
-            raise EngineDeadError(f"{reason}, after {num_restarts} fruitless restarts (TRIFOCAL_ENGINE_MAX_RESTARTS)")
+            raise EngineDeadError(f"{reason}; {num_restarts} restarts brought no token (TRIFOCAL_ENGINE_MAX_RESTARTS)")
 
     def _backoff_s(self) -> float:
         """The first to replace an engine that worked comes at once."""

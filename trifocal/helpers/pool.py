@@ -33,7 +33,7 @@ _OUT_OF_TIME = (signal.SIGXCPU, signal.SIGALRM, signal.SIGPROF)
 
 
 class HelperDiedError(Exception):
-    """The process ended in the middle of a job, or answered nonsense; the message says how."""
+    """The process ended in the middle of a job, or broke the protocol; the message says how."""
 
 
 class HelperSlowError(Exception):
@@ -108,7 +108,7 @@ class Helper:
         """The next message."""
         length = int.from_bytes(self._read(LENGTH_BYTES), "little")
         if length > self.max_message:
-            raise HelperDiedError("it sent nonsense")
+            raise HelperDiedError("it sent a message that is too long")
         return bytes(self._read(length))
 
     def fill(self, view: memoryview) -> None:
@@ -162,7 +162,7 @@ class Helper:
         try:
             status = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
-            return HelperDiedError("it closed its pipes")
+            return HelperDiedError("it closed its pipes and did not end")
         if -status in _OUT_OF_TIME:
             return HelperSlowError()
         return HelperDiedError(signal.Signals(-status).name if status < 0 else f"exit status {status}")
@@ -205,7 +205,7 @@ class HelperPool(Generic[H]):
                 except HelperDiedError as error:
                     if number == self._tries:
                         raise
-                    logger.warning("a %s process died (%s); its job is tried once more", self._name, error)
+                    logger.warning("a %s process died (%s); its job is tried again", self._name, error)
         raise AssertionError("a pool tries at least once")
 
     def close(self) -> None:

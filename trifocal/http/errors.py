@@ -35,7 +35,7 @@ def to_error(error: Exception) -> RequestError:
         return RequestError("the engine is down; the server's log says more", status=503, code="engine_dead")
     if not isinstance(error, RequestError):
         logger.error("a request failed", exc_info=error)
-        return RequestError("internal error; the server's log says more, under this x-request-id", status=500)
+        return RequestError("internal error; the server's log says more under this x-request-id", status=500)
     if error.status == 500:  # found by the engine: files and addresses are not for clients
         logger.error("a request failed: %s", error.message)
         return RequestError(discreet(error.message), param=error.param, status=500, code=error.code)

@@ -73,11 +73,11 @@ class Decoding:
         try:
             return self.pool.run(work)
         except HelperDiedError as error:
-            raise refusal(where, f"the {modality} makes its decoder fail ({error})") from None
+            raise refusal(where, f"the {modality} made the decoder process fail ({error})") from None
         except HelperSlowError:
             raise self._too_slow(modality, where) from None
         except HelperStartError:
-            message = "media cannot be decoded at the moment"
+            message = "media cannot be decoded at the moment, as no decoder process can be started"
             raise RequestError(message, status=503, code="decoder_unavailable") from None
 
     def clock(self, modality: Modality, where: str) -> Callable[[], None]:
@@ -92,7 +92,7 @@ class Decoding:
 
     def _too_slow(self, modality: Modality, where: str) -> RequestError:
         seconds, flag = self.limits.timeout(modality), MODALITIES[modality].decode_timeout.replace("_", "-")
-        return refusal(where, f"the {modality} takes longer than {seconds:g} s to decode (--{flag})")
+        return refusal(where, f"decoding the {modality} took more than {seconds:g} s (--{flag})")
 
 
 class ItemReader(ABC):

@@ -74,7 +74,7 @@ class ImageReader(ItemReader):
                 decoder.done()
                 return Image(pixels, plan)
             if not isinstance(answer, jobs.ImageHeader) or (answer.width, answer.height) != plan.size:
-                raise HelperDiedError("it sent nonsense")
+                raise HelperDiedError("it sent a message of the wrong kind")
             decoder.done()
             return answer
 

@@ -79,7 +79,7 @@ class VideoReader(ItemReader):
         def turned(frame: Opened) -> ItemPlan:
             """For a frame that EXIF data turn which only decoding found."""
             if of_frame.decoded[0] != of_frame.decoded[1]:
-                raise refusal(where, "the frames of a video must be of one size and lie the same way")
+                raise refusal(where, "the frames of a video must have the same size and orientation")
             return replace(of_frame, size=frame.size[1:])
 
         frames = np.empty((len(pictures), *plan.decoded, 3), np.uint8)

@@ -58,7 +58,7 @@ class Sandbox:
         try:
             text = json.dumps(asked, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"the chat template takes JSON only: {error}", param="messages") from None
+            raise RequestError(f"the chat template's variables must be JSON: {error}", param="messages") from None
         answer = json.loads(self._ask(text.encode("utf-8", "surrogatepass"), seconds, wall))
         if "text" in answer:
             return str(answer["text"])
@@ -68,7 +68,7 @@ class Sandbox:
         if kind == "too_long":
             raise RenderedTooLongError
         if kind == "memory":
-            message = "they make it take too much memory"
+            message = "rendering them takes too much memory"
         if len(message) > _MAX_TOLD:
             message = f"{message[:_MAX_TOLD]}…"
         raise RequestError(f"the chat template refused the messages: {message}", param="messages")
@@ -96,7 +96,7 @@ class Sandbox:
             message = f"the process that renders the chat template ended ({error})"
             raise RequestError(message, param="messages") from None
         except HelperStartError:
-            message = "chat templates cannot be rendered at the moment"
+            message = "chat templates cannot be rendered at the moment, as no process for them can be started"
             raise RequestError(message, status=503, code="template_unavailable") from None
 
 

@@ -34,9 +34,9 @@ def load_remote(folder: Path, config: Mapping[str, Any], chat_template: str | No
         raise ConfigError(_nothing_usable(folder, config))
     if not is_trusted:
         raise ArgumentError(
-            "{} brings its tokenizer as Python code only ({} in tokenizer_config.json), which is not run. "
-            "{trust_remote_code} would run it with all your rights, on your files and your network: read the code "
-            "first. Safer: save the fast tokenizer (tokenizer.json) in the folder",
+            "the tokenizer of {} is Python code ({} in tokenizer_config.json), which is not run. "
+            "{trust_remote_code} runs it with all your rights, on your files and your network: read the code first. It "
+            "is safer to save the fast tokenizer (tokenizer.json) in the folder",
             folder.name,
             reference,
         )
@@ -65,7 +65,7 @@ def _reference(config: Mapping[str, Any]) -> str | None:
 
 def _nothing_usable(folder: Path, config: Mapping[str, Any]) -> str:
     kind = class_of(config)
-    which = f" (and nothing else that makes a {kind} is there)" if kind else ""
+    which = f", as are the other files that could make a {kind}" if kind else ""
     return f"{folder.name}/tokenizer.json is missing{which}: save the fast tokenizer there"
 
 

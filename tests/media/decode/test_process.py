@@ -105,7 +105,7 @@ def test_a_crash_is_one_items_refusal(number: signal.Signals) -> None:
     """A codec that crashes does so again when asked again; the next picture knows nothing of it."""
     with reader_of() as reader:
         opened = reader.open("image", LARGE, WHERE)
-        message = rf"the image makes its decoder fail \({number.name}\)"
+        message = rf"the image made the decoder process fail \({number.name}\)"
         with killed_when_busy(reader, 2, number) as victims, pytest.raises(RequestError, match=message) as caught:
             reader.load(opened)
         assert caught.value.status == 400 and len(victims) == 2

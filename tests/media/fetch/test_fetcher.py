@@ -130,13 +130,13 @@ def test_frames_of_a_clip_as_urls() -> None:
     ("source", "message"),
     [
         ("data:video/jpeg;base64,AAAA,A!AA", r"\[1\]: the data: URL is not valid base64"),
-        ("data:video/png;base64,AAAA,AAAA", "a list of frames is a clip that begins with data:video/jpeg;base64,"),
+        ("data:video/png;base64,AAAA,AAAA", "a list of frames must begin with data:video/jpeg;base64,"),
         ("data:video/jpeg;base64", ": the data: URL has no comma"),
         ("data:video/jpeg,AAAA", ": the data: URL must be base64"),
         (["data:image/png;base64,AAAA", "nothing"], r"\[1\]: 'nothing' is no data:"),
-        ("data:video/jpeg;base64" + "," * 8193, "a list of 8193 frames, at most 8192 are taken"),
-        (["http://127.0.0.1:9/"] * 1000, "1000 frames are to be fetched, at most 999 are"),
-        (["data:"] * 8193, "a list of 8193 frames, at most 8192 are taken"),
+        ("data:video/jpeg;base64" + "," * 8193, "a list of 8193 frames, but at most 8192 are allowed"),
+        (["http://127.0.0.1:9/"] * 1000, "1000 frames are given by URL, but at most 999 are"),
+        (["data:"] * 8193, "a list of 8193 frames, but at most 8192 are allowed"),
     ],
 )
 def test_bad_lists_of_frames(source: object, message: str) -> None:
@@ -196,7 +196,7 @@ def test_base64_is_decoded_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "cat.png", "/etc/passwd", "javascript:alert(1)", " ", "x" * 10**6])
 def test_other_schemes(url: str) -> None:
-    refused(url, "is no data:, http:, https: or file: URL")
+    refused(url, "is not a data:, http:, https: or file: URL")
 
 
 # ------------------------------------------------------------------------------------------------- http:

@@ -53,7 +53,7 @@ def judge(
     found = IgnoredFields(is_strict=is_strict)
     for path in without_effect:
         found.hint(path)
-    hints = {**BODY.hints, **dict.fromkeys(of_others, "of other routes")}
+    hints = {**BODY.hints, **dict.fromkeys(of_others, "it belongs to other routes")}
     known = Scope(frozenset(type(body).model_fields), hints, BODY.refused)
     extras = body.model_extra or {}
     _judge_body(extras, known, declared(body, "n"), found)

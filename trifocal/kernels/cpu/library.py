@@ -162,8 +162,8 @@ def _load(wanted: str) -> Library | None:
         library = Library(chosen, build(chosen))
     except (BuildError, OSError) as error:
         logger.warning(
-            "no CPU kernels: %s. Torch computes alone: the same results, but decoding in bfloat16 and attention over "
-            "long contexts take about twice as long",
+            "no CPU kernels: %s. Torch computes instead, with the same results; decoding in bfloat16 and attention "
+            "over long contexts take about twice as long",
             error,
         )
         return None

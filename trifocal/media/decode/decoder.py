@@ -31,7 +31,7 @@ class Decoder(Helper):
         try:
             answer = jobs.decode_answer(self.receive())
         except msgspec.DecodeError:  # of which `ValidationError` is one
-            raise HelperDiedError("it sent nonsense") from None
+            raise HelperDiedError("it sent a message of an unknown form") from None
         if isinstance(answer, jobs.Done | jobs.Refused):
             self.end_job(is_spent=answer.is_spent)
         if isinstance(answer, jobs.Refused):
@@ -42,7 +42,7 @@ class Decoder(Helper):
         """The next message, which must be of `kind`."""
         answer = self.next()
         if not isinstance(answer, kind):
-            raise HelperDiedError("it sent nonsense")
+            raise HelperDiedError("it sent a message of the wrong kind")
         return answer
 
     def done(self) -> None:
@@ -52,5 +52,5 @@ class Decoder(Helper):
     def pixels(self, frame: jobs.Frame, into: NDArray[np.uint8]) -> None:
         """Fill `into` [height, width, 3] with the pixels of a frame, which must have its size."""
         if (frame.height, frame.width) != into.shape[:2]:
-            raise HelperDiedError("it sent nonsense")
+            raise HelperDiedError("it sent a picture of the wrong size")
         self.fill(into.data.cast("B"))

@@ -82,7 +82,7 @@ def _picture(job: jobs.LoadImage, data: bytes) -> np.ndarray | jobs.ImageHeader:
     except OtherSizeError as found:
         if (found.width, found.height) == job.plan.size:
             return jobs.ImageHeader(found.height, found.width)
-        raise refusal(job.file.where, "its size is not what its header says") from None
+        raise refusal(job.file.where, "its size differs from the one in its header") from None
 
 
 def _video_header(job: jobs.OpenVideo, data: bytes) -> jobs.VideoHeader:

@@ -147,7 +147,7 @@ def _look_up(host: str, port: int) -> list[str]:
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError:  # a label of more than 63 characters
-        raise OSError(f"{host[:80]!r} is no name of a host") from None
+        raise OSError(f"{host[:80]!r} is not the name of a host") from None
     return [str(answer[4][0]) for answer in answers]
 
 
