@@ -201,7 +201,6 @@ class Metrics(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """Every metric under every prefix."""
         for metric in ENGINE_METRICS:
             yield from metric.families(self._stats, self._model_name)
         for prefix in _BOTH:

@@ -52,7 +52,6 @@ class Flag:
     """True or False; 0 and 1 are taken for them, as in requests."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, bool) and not (type(value) is int and value in (0, 1)):
             raise wrong(name, "True or False", value)
 
@@ -61,7 +60,6 @@ class Text:
     """A string that is not empty."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, str) or not value:
             raise wrong(name, "a non-empty string", value)
 
@@ -70,7 +68,6 @@ class Word:
     """A string with more in it than spaces."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, str) or not value.strip():
             raise wrong(name, "a string that is not blank", value)
 
@@ -83,7 +80,6 @@ class ListOf:
     what: str
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, list | tuple | set | frozenset):
             raise wrong(name, f"a list of {self.what}", value)
         for index, item in enumerate(value):
@@ -94,7 +90,6 @@ class Some(ListOf):
     """A list that is not empty."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         super().check(name, value)
         if not value:
             raise wrong(name, f"a list of {self.what} that is not empty", value)
@@ -104,7 +99,6 @@ class Texts(ListOf):
     """One text, or a list of them."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if isinstance(value, str):
             self.item.check(name, value)
         else:
@@ -120,7 +114,6 @@ class DictOf:
     what: str
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, Mapping):
             raise wrong(name, f"a dict of {self.what}", value)
         for key, item in value.items():

@@ -43,7 +43,6 @@ class Span:
 
     @property
     def num_embeds(self) -> int:
-        """Number of positions that take an embedding."""
         return self.length if self.is_embed is None else sum(self.is_embed)
 
 

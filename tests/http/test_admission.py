@@ -59,9 +59,7 @@ def test_bytes_are_counted_and_given_back() -> None:
     first, second = rooms.open(), rooms.open()
     first.take(70)
     second.take(30)
-    with pytest.raises(
-        OverloadedError, match="requests hold 100 bytes of .*, and 1 more would be above 100"
-    ):
+    with pytest.raises(OverloadedError, match="requests hold 100 bytes of .*, and 1 more would be above 100"):
         second.take(1)
     first.keep(10)
     second.keep(90)

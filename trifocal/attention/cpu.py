@@ -58,7 +58,6 @@ class CpuAttention(AttentionBackend):
         return bool(self._kernels)
 
     def begin(self, batch: AttentionBatch) -> None:
-        """Take the layout of the step."""
         self._batch = batch
         self._is_reference_ready = False
         if not self._kernels:

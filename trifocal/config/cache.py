@@ -50,7 +50,6 @@ class CacheConfig(CacheArgs):
 
     @property
     def encoder_cache_bytes(self) -> int:
-        """Room for embeddings of media."""
         return int(self.encoder_cache_gib * _GIB)
 
     @property

@@ -90,7 +90,6 @@ class Env(Generic[T]):
     meaning: str
 
     def get(self) -> T:
-        """The value in force now."""
         variable = self.variable
         if variable is None:
             return self.default

@@ -32,7 +32,6 @@ class MediaSizeArgs:
 
     @property
     def decode_memory_bytes(self) -> int:
-        """What a decoder process may take."""
         return int(self.decode_memory_gib * (1 << 30))
 
 

@@ -203,6 +203,5 @@ class ServerArgs:
 
     @property
     def logs_access(self) -> bool:
-        """Whether there is an access log."""
         is_quiet = _LEVELS.index(self.uvicorn_log_level) < _LEVELS.index("info")
         return self.access_log != "none" and not self.disable_uvicorn_access_log and not is_quiet

@@ -182,7 +182,6 @@ class AsyncEngine:
     # ------------------------------------------------------------------------------------------ `replica.Owner`
 
     def deliver(self, flight: Flight, output: TokenOutput) -> None:
-        """See `replica.Owner`."""
         if output.finish_reason == "error":
             self.fail(flight, str(output.stop_reason))
             return
@@ -199,7 +198,6 @@ class AsyncEngine:
             flight.stream.put(delta)
 
     def fail(self, flight: Flight, reason: str) -> None:
-        """See `replica.Owner`."""
         self.end([flight.request.request_id])
         flight.stream.put(RequestError(reason, status=500, code="engine_fault"))
 

@@ -84,9 +84,7 @@ class Engine:
         self.scheduler = self._new_scheduler()
 
     def stats(self) -> EngineStats:
-        """Counters and gauges now."""
         return replace(self.scheduler.stats(), mapped_media=self.executor.num_mapped_media)
 
     def shutdown(self) -> None:
-        """Stop the workers."""
         self.executor.shutdown()

@@ -86,11 +86,9 @@ class Replica:
     # ------------------------------------------------------------------------------------------ `supervisor.Listener`
 
     def is_busy(self) -> bool:
-        """See `supervisor.Listener`."""
         return self.flights.num_sent > 0
 
     def receive(self, message: messages.FromEngine) -> None:
-        """See `supervisor.Listener`."""
         if isinstance(message, messages.Report):
             self._stats = message.stats
             if self._reports and not (report := self._reports.pop(0)).done():
@@ -104,7 +102,6 @@ class Replica:
             self._tell_engine()
 
     def engine_died(self, death: Death) -> None:
-        """See `supervisor.Listener`."""
         self._stats = self._idle_stats
         self._answer_reports()
         for flight in self.flights.lose_engine(death):
@@ -112,13 +109,11 @@ class Replica:
             self._owner.fail(flight, "the engine crashed twice while it worked on this request")
 
     def engine_started(self) -> None:
-        """See `supervisor.Listener`."""
         if len(self.flights):
             logger.warning("%d requests go on in the new engine", len(self.flights))
         self._tell_engine()
 
     def engine_lost(self, reason: str) -> None:
-        """See `supervisor.Listener`."""
         self.death = reason
         self._owner.replica_lost(self, reason)
         self._answer_reports()

@@ -304,7 +304,6 @@ class Scheduler:
                 self.encoder_cache.unpin(seq, content_hash)
 
     def stats(self) -> EngineStats:
-        """Counters and gauges now."""
         return EngineStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),

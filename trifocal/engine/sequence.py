@@ -42,7 +42,6 @@ class Sequence:
 
     @property
     def request_id(self) -> str:
-        """Id of the request."""
         return self.request.request_id
 
     @property
@@ -52,7 +51,6 @@ class Sequence:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
         return len(self.request.prompt.token_ids)
 
     @property

@@ -68,7 +68,6 @@ class Supervisor:
 
     @property
     def state(self) -> State:
-        """Where it is now."""
         return self._state
 
     @property

@@ -82,12 +82,10 @@ class Helper:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still runs."""
         return self._process.poll() is None
 
     def start_job(self, seconds: float) -> None:
@@ -105,7 +103,6 @@ class Helper:
         self._write(data)
 
     def receive(self) -> bytes:
-        """The next message."""
         length = int.from_bytes(self._read(LENGTH_BYTES), "little")
         if length > self.max_message:
             raise HelperDiedError("it sent a message that is too long")
@@ -125,7 +122,6 @@ class Helper:
             view = view[count:]
 
     def kill(self) -> None:
-        """End it."""
         self.terminate()
         self._jobs.close()
         self._answers.close()
@@ -188,7 +184,6 @@ class HelperPool(Generic[H]):
 
     @property
     def pids(self) -> list[int]:
-        """Processes that run now."""
         with self._lock:
             return [helper.pid for helper in self._all]
 

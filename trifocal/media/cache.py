@@ -60,5 +60,4 @@ class MediaCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
         return self._num_bytes

@@ -74,7 +74,6 @@ class Sandbox:
         raise RequestError(f"the chat template refused the messages: {message}", param="messages")
 
     def close(self) -> None:
-        """End the processes."""
         self._pool.close()
 
     def _ask(self, asked: bytes, seconds: float, wall: float) -> bytes:

@@ -99,7 +99,6 @@ class PythonTokenizer(Tokenizer):
         self._spelling_to_bytes = sentencepiece_bytes
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """See `Tokenizer.encode`."""
         with self._lock:
             return list(self._python.encode(valid_text(text), add_special_tokens=add_special_tokens))
 
@@ -117,7 +116,6 @@ class PythonTokenizer(Tokenizer):
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """See `Tokenizer.decode`."""
         # Left out here: some tokenizers know fewer special tokens than the checkpoint lists, and trip over unknown ids.
         shown = self._known_ids - self.special_ids if skip_special_tokens else self._known_ids
         known = [token_id for token_id in ids if token_id in shown]
@@ -127,19 +125,16 @@ class PythonTokenizer(Tokenizer):
             )
 
     def id_to_token(self, token_id: int) -> str | None:
-        """See `Tokenizer.id_to_token`."""
         if token_id not in self._known_ids:
             return None
         with self._lock:
             return str(self._python.convert_ids_to_tokens(token_id))
 
     def token_to_id(self, token: str) -> int | None:
-        """See `Tokenizer.token_to_id`."""
         return self._vocabulary.get(token)
 
     @cached_property
     def longest_token(self) -> int:
-        """See `Tokenizer.longest_token`."""
         return max(map(len, self._vocabulary), default=1)
 
     def _encode_literal(self, literal: str) -> list[int]:

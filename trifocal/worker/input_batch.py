@@ -58,12 +58,10 @@ class SequenceState:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
         return len(self.request.prompt.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens generated so far."""
         return self.num_tokens - self.num_prompt_tokens
 
     @property

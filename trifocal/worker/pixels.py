@@ -75,7 +75,6 @@ class LocalPixels:
 
     @property
     def num_mapped(self) -> int:
-        """See `PixelSource`."""
         return len(self._mapped)
 
 

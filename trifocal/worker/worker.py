@@ -66,7 +66,6 @@ class Worker:
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step."""
         return self.runner.execute(plan)
 
     def reset(self) -> None:

@@ -163,7 +163,6 @@ class Tape:
         ]
 
     def replay(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Make the calls."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         for part in self._parts:

@@ -101,7 +101,6 @@ class Kernel:
         self._args, self._recording = args, recording
 
     def __call__(self, *values: float | None) -> None:
-        """Run it."""
         args = self._args(*values)
         if self._recording.calls is None:
             self.function(byref(args))

@@ -46,7 +46,6 @@ class Decoder(Helper):
         return answer
 
     def done(self) -> None:
-        """Read that the job has ended."""
         self.answer(jobs.Done)
 
     def pixels(self, frame: jobs.Frame, into: NDArray[np.uint8]) -> None:

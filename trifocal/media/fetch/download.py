@@ -69,7 +69,6 @@ class Downloader:
             raise DownloadError(f"cannot be fetched: {error or type(error).__name__}") from None
 
     async def aclose(self) -> None:
-        """Close all connections."""
         if self._pool is not None:
             await self._pool.aclose()
             self._pool = None

@@ -71,7 +71,6 @@ class Fetcher:
         return [_counted(frame) for frame in frames]
 
     async def aclose(self) -> None:
-        """Close connections."""
         await self._downloader.aclose()
 
     async def _off_loop(self, function: Callable[..., bytes], *args: object) -> bytes:
