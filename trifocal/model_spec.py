@@ -63,7 +63,6 @@ class TextConfig:
     is_tied: bool
     hidden_act: str
     rope: RopeConfig
-    attention_bias: bool = False
     extra: dict[str, Any] = field(default_factory=dict)  # the raw dict, for what only one family has
 
 
@@ -264,7 +263,6 @@ def text_config(text: dict[str, Any], hf: dict[str, Any]) -> TextConfig:
         is_tied=bool(given("tie_word_embeddings")),
         hidden_act=str(text.get("hidden_act", "silu")),
         rope=rope_config(text),
-        attention_bias=bool(text.get("attention_bias", False)),
         extra=text,
     )
 

@@ -27,9 +27,9 @@ from trifocal.api.openai.schemas import (
     Body,
     ChatBody,
     CompletionBody,
-    Conversation,
     DetokenizeBody,
     GenerationBody,
+    MessagesBody,
     TokenizeBody,
 )
 from trifocal.api.openai.surface import OPENAI
@@ -166,7 +166,7 @@ def check(content: Any, model: type[Body]) -> None:
     judge(body)
     if isinstance(body, GenerationBody):
         cast(Any, body).to_params({})
-    if isinstance(body, Conversation) and body.messages is not None:
+    if isinstance(body, MessagesBody) and body.messages is not None:
         parser = MessageParser(template(), lambda modality: f"<{modality}>")
         parser.parse(body.messages, Guard(re.compile("(?!)"), frozenset()))
 

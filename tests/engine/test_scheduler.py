@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.engine.fake_worker import PLACEHOLDER, FakeWorker, make_limits, media_item, oracle, prompt_logprobs, request
-from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.limits import Limits
 from trifocal.engine.scheduler import Scheduler
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams

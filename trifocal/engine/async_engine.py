@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, replace
 from itertools import count
 
 from trifocal.config.engine import EngineConfig
-from trifocal.engine.admission import check, check_max_tokens
+from trifocal.engine.limits import check, check_max_tokens
 from trifocal.engine.media_store import MediaStore
 from trifocal.engine.output import Choice, expand
 from trifocal.engine.replay import InFlight

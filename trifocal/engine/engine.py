@@ -9,9 +9,9 @@ from time import monotonic
 
 from trifocal.config.arguments import part
 from trifocal.config.engine import EngineConfig
-from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.limits import Limits
 from trifocal.engine.scheduler import Scheduler
 from trifocal.executor.base import EXECUTORS, OnStep, nothing
 from trifocal.types import EngineStats, Request, StepPlan, StepResult, TokenOutput

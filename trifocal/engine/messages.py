@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifocal.config.engine import EngineConfig
-from trifocal.engine.admission import Limits
+from trifocal.engine.limits import Limits
 from trifocal.types import EngineStats, Pixels, Request, SharedPixels, TokenOutput
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from trifocal.engine.admission import clip_max_tokens
 from trifocal.engine.bad_words import bad_word_ids
 from trifocal.engine.detokenizer import Detokenizer
+from trifocal.engine.limits import clip_max_tokens
 from trifocal.engine.stop import StopStrings
 from trifocal.log import get_logger
 from trifocal.sampling_params import SamplingParams

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from trifocal.engine import messages
-from trifocal.engine.admission import Limits
 from trifocal.engine.child import Death
+from trifocal.engine.limits import Limits
 from trifocal.engine.replay import Flights, InFlight
 from trifocal.engine.stream import RequestStream
 from trifocal.engine.supervisor import State, Supervisor

@@ -13,9 +13,9 @@ from collections import deque
 from dataclasses import replace
 from time import perf_counter
 
-from trifocal.engine.admission import Limits, check, clip_max_tokens
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.limits import Limits, check, clip_max_tokens
 from trifocal.engine.plan_builder import PlanBuilder
 from trifocal.engine.sequence import Sequence
 from trifocal.engine.steps_in_flight import Planned, StepsInFlight

@@ -82,7 +82,7 @@ class Sequence:
     def num_allowed(self) -> int:
         """Tokens that may still be sampled, beside those in flight."""
         max_tokens = self.request.params.max_tokens
-        assert max_tokens is not None, "admission decides on it"
+        assert max_tokens is not None, "`limits.clip_max_tokens` decides on it"
         return max_tokens - len(self.output_token_ids) - self.num_in_flight
 
     @property

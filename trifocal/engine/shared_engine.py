@@ -18,9 +18,9 @@ from time import monotonic
 from typing import TypeVar
 
 from trifocal.config.engine import EngineConfig
-from trifocal.engine.admission import check
 from trifocal.engine.child import Death
 from trifocal.engine.engine import Engine
+from trifocal.engine.limits import check
 from trifocal.engine.output import Answer, Choice, expand
 from trifocal.engine.replay import Flights, InFlight
 from trifocal.errors import EngineDeadError, RequestError

@@ -3,7 +3,7 @@
     STARTING ──ready──► RUNNING ──death──► STARTING (again, after a pause) ── ... ──► LOST
         └─────────── cannot start, or too many deaths in a row ───────────────────────►┘
 
-What becomes of the requests is not decided here but by its listener (`Replica`), which is told of every turn.
+What becomes of the requests is not decided here but by its listener (`Replica`), which is told of each change.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from trifocal.errors import RequestError
 from trifocal.helpers.pool import HelperDiedError, HelperPool, HelperSlowError, HelperStartError
 from trifocal.media.cache import MediaCache
 from trifocal.media.decode import jobs
-from trifocal.media.decode.decoder import Decoder
+from trifocal.media.decode.helper import DecoderHelper
 from trifocal.media.decode.image import OpenedImage, refusal
 from trifocal.media.decode.video import FrameFacts, OpenedVideo, Sampler
 from trifocal.media.limits import MediaLimits
@@ -36,7 +36,9 @@ class Decoding:
     def __init__(self, limits: MediaLimits, num_decoders: int, cache: MediaCache) -> None:
         self.limits = limits
         self.cache = cache
-        self.pool = HelperPool(lambda: Decoder(limits.decode_memory_bytes), name="decoder", size=num_decoders, tries=2)
+        self.pool = HelperPool(
+            lambda: DecoderHelper(limits.decode_memory_bytes), name="decoder", size=num_decoders, tries=2
+        )
 
     def file(self, modality: Modality, data: bytes, where: str) -> jobs.File:
         """A file as jobs name it."""
@@ -47,7 +49,7 @@ class Decoding:
         found = self.cache.get((name, kind), kind)
         if found is None:
 
-            def ask(decoder: Decoder) -> H:
+            def ask(decoder: DecoderHelper) -> H:
                 decoder.ask(job, data)
                 answer = decoder.answer(kind)
                 decoder.done()
@@ -68,7 +70,7 @@ class Decoding:
         self.cache.add((name, item.plan), item, item.pixels.nbytes)
         return item
 
-    def run(self, modality: Modality, where: str, work: Callable[[Decoder], T]) -> T:
+    def run(self, modality: Modality, where: str, work: Callable[[DecoderHelper], T]) -> T:
         """Do `work` with a decoder. Raises `RequestError` that names the item by `where`."""
         try:
             return self.pool.run(work)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from trifocal.api.events import End, Event, Reasoning, Text, Tokens, ToolCall, Usage
 from trifocal.api.generation import respond
 from trifocal.api.openai.base import ChoicesApi
-from trifocal.api.openai.conversation import build_chat_prompt
+from trifocal.api.openai.chat_prompt import build_chat_prompt
 from trifocal.api.openai.logprobs import chat_logprobs
 from trifocal.api.openai.objects import ChatChoice, ChatCompletion, ChatMessage, FunctionCall
 from trifocal.api.openai.schemas import ChatBody

@@ -1,6 +1,6 @@
 """Pictures from bytes or from Python objects: header first (`open_image`), pixels when asked (`load_image`).
 
-Bytes of strangers come here in a decoder process only (`decoder.py`); the server's own process opens objects.
+Bytes of strangers come here in a decoder process only (`process.py`); the server's own process opens objects.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A decoder process: `python -m trifocal.media.decode.process MEMORY_BYTES`, started as a `Decoder`.
+"""A decoder process: `python -m trifocal.media.decode.process MEMORY_BYTES`, started as a `DecoderHelper`.
 
 The bytes of strangers meet codecs written in C here and nowhere else. The process bounds its own memory and computing
 time (`helpers/process.py`), so that a codec that runs wild dies of it. It opens no files and no connections.

@@ -1,6 +1,6 @@
 """A video file in memory, through PyAV: frames are counted without decoding, and found by their timestamps.
 
-Runs in a decoder process only (`decoder.py`): the libraries below are written in C and read what strangers made.
+Runs in a decoder process only (`process.py`): the libraries below are written in C and read what strangers made.
 """
 
 from __future__ import annotations

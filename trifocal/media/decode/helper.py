@@ -1,4 +1,4 @@
-"""`Decoder`: a decoder process from the outside, in the messages of `jobs.py`."""
+"""`DecoderHelper`: a decoder process from the outside, in the messages of `jobs.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trifocal.media.decode import jobs
 A = TypeVar("A", bound=jobs.Answer)
 
 
-class Decoder(Helper):
+class DecoderHelper(Helper):
     """A process that may take `memory_bytes` beyond what it needs to start."""
 
     def __init__(self, memory_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Admission: what can never run is refused before it is queued, so whatever is queued can be finished."""
+"""Limits of steps and requests. What can never run is refused before it is queued: what is queued can be finished."""
 
 from __future__ import annotations
 
