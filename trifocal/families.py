@@ -199,7 +199,7 @@ def modalities_of(architecture: str) -> tuple[Modality, ...]:
 
 
 def check_architecture(architecture: str) -> None:
-    """Raise `ConfigError` for a model that nobody here can run, before any weight is read."""
+    """Raise `ConfigError` for an architecture that is not supported, before any weight is read."""
     if architecture not in MODELS:
         with_media = ", ".join(sorted(set(MODELS) - set(DECODERS)))
         raise ConfigError(

@@ -10,7 +10,7 @@ from trifocal.errors import ConfigError
 
 
 def read_flags(path: str) -> list[str]:
-    """The words of the command line that the file stands for. Raises `ConfigError` saying what is wrong with it."""
+    """The words of the command line that the file stands for. Raises `ConfigError`."""
     import yaml  # takes its time, and few commands need it
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]  # it comes without types

@@ -1,6 +1,6 @@
 """Every environment variable that Trifocal reads: its type, default and meaning.
 
-A variable `NAME` is read as `TRIFOCAL_NAME`, then `VLLM_NAME`: whoever comes from vLLM keeps their exports.
+A variable `NAME` is read as `TRIFOCAL_NAME`, then `VLLM_NAME`: exports made for vLLM keep working.
 Variables are read when the parts of the configuration are made (`arguments.from_env`), and their values are handed down
 from there, to the engine's process too. Read before there is a configuration, or beside it, are LOGGING_LEVEL (`log`),
 PLUGINS (`config.devices`), CACHE_ROOT (`cache_folder`), API_KEY (`cli.serve`) and CPU_KERNELS where who loads kernels
@@ -101,7 +101,7 @@ class Env(Generic[T]):
 
     @property
     def variable(self) -> str | None:
-        """The variable in force, as whoever set it wrote it; None if neither is set."""
+        """The name of the variable in force, with its prefix; None if neither is set."""
         names = (f"{prefix}{self.name}" for prefix in _PREFIXES)
         return next((name for name in names if name in os.environ), None)
 

@@ -29,7 +29,7 @@ class VllmOption:
     neutral: tuple[Any, ...] | None = None
 
     def note(self, value: Any, written: str, flag: str) -> str | None:
-        """What to tell whoever gave `value`, `written` in their words; None if it asks for what is so anyway.
+        """What to tell the user who gave `value`, `written` in their words; None if it asks for what is done anyway.
 
         Raises `NotAvailableYetError` if it asks for something that is not here.
         """

@@ -154,7 +154,7 @@ class Choice:
 
 @dataclass(slots=True)
 class ChoiceCount:
-    """Tokens of one choice, shown or not. Times are those of whoever counts; 0.0 before the first token."""
+    """Tokens of one choice, shown or not. Times are those of the caller's clock; 0.0 before the first token."""
 
     num_tokens: int = 0
     first_at: float = 0.0

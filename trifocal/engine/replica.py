@@ -21,7 +21,7 @@ Flight = InFlight[RequestStream]
 
 
 class Owner(Protocol):
-    """Who is told what becomes of requests. Every method returns at once."""
+    """Gets the news about the requests of a replica. Every method returns at once."""
 
     def deliver(self, flight: Flight, output: TokenOutput) -> None:
         """New tokens of a request, or its end."""

@@ -36,7 +36,7 @@ class State(Enum):
 
 
 class Listener(Protocol):
-    """Who is told. Every method returns at once."""
+    """Gets the news about the engine. Every method returns at once."""
 
     def is_busy(self) -> bool:
         """Whether the engine has work, so that steps are expected of it."""

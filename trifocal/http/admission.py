@@ -1,7 +1,7 @@
-"""Admission: how much of everybody's work the server takes in at a time. What is too much is a 503 at once.
+"""Admission: how much work the server accepts at a time. What is too much is a 503 at once.
 
-Nothing waits here, and nothing is taken from one request for another: whoever comes when the room is used up is told to
-come again. Belongs to the event loop's thread.
+Nothing waits here, and nothing is taken from one request for another: a request that comes when the room is used up is
+told to come again. Belongs to the event loop's thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a client may see of an exception, as a `RequestError`. How that is written is the affair of its API."""
+"""What a client may see of an exception, as a `RequestError`. Each API writes it in its own form."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def to_error(error: Exception) -> RequestError:
 
 
 def code_of(error: RequestError) -> str | None:
-    """The stable word for an error."""
+    """The stable code of an error, for programs."""
     return error.code or _CODES.get(error.status)
 
 

@@ -65,7 +65,7 @@ class Decoding:
         self.cache.add((name, type(header)), header, num_bytes)
 
     def keep(self, name: bytes, item: M) -> M:
-        """Keep a decoded item, which nobody changes any more, for who asks for the same file with the same plan."""
+        """Keep a decoded item, which must not change any more, for requests with the same file and plan."""
         item.pixels.setflags(write=False)
         self.cache.add((name, item.plan), item, item.pixels.nbytes)
         return item

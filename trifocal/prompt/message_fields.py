@@ -62,7 +62,7 @@ class Scope:
     """One kind of object in a request: the fields that it may have, by class.
 
     `known` ones are acted on. A hint changes no answer here, so it is accepted; the table has the reason. A refused one
-    would change the answer. Names in no table are of the last class: nobody knows them.
+    would change the answer. Names in no table are unknown, the last class.
     """
 
     known: frozenset[str] = frozenset()

@@ -84,7 +84,7 @@ PART_OPTIONS: Mapping[str, PartOption] = {
     "max_frames": PartOption("count", _CLIP),
     "do_sample_frames": PartOption("flag", _CLIP),
 }
-"""Options by name; which of them a model's family has is its processor's affair."""
+"""Options by name; which of them a family supports is decided by its processor."""
 
 _TIMES = "a part of a clip"
 _RATES = "the frame rate; use fps"

@@ -1,6 +1,6 @@
 """`Sandbox`: renders chat templates in helper processes, with a limit on time and on memory.
 
-A template is a program of whoever made the checkpoint, and it runs on what users send. See `sandbox_process` for why a
+A template is a program by the author of the checkpoint, and it runs on what users send. See `sandbox_process` for why a
 thread cannot hold it. Not covered: who breaks out of Jinja's sandbox has the rights of the server's user.
 """
 

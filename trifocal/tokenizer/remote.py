@@ -85,7 +85,7 @@ def _import(folder: Path, reference: str) -> Any:
 class PythonTokenizer(Tokenizer):
     """A tokenizer with the methods of transformers' Python tokenizers, behind the same interface.
 
-    Its calls run one at a time: nobody knows whether foreign code bears several threads.
+    Its calls run one at a time: foreign code may not work in several threads.
     """
 
     def __init__(self, python: Any, config: Mapping[str, Any], chat_template: str | None) -> None:

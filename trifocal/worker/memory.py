@@ -72,7 +72,7 @@ def _kv_cache_bytes(config: EngineConfig, platform: Platform, peak_bytes: Callab
         )
         if activation > memory.total or num_bytes == 0:
             raise ArgumentError(message)
-        logger.warning("%s", spelled(message))  # a guess, and whoever set the size of the KV cache may know better
+        logger.warning("%s", spelled(message))  # a guess; a user who set the size of the KV cache may know better
     logger.info(
         "a full step takes %.2f GiB at its peak, which leaves %.2f GiB for the KV cache. To change that: "
         "--gpu-memory-utilization (now %g), --kv-cache-memory-bytes",
