@@ -70,7 +70,7 @@ def table() -> str:
             label = title
         lines.append("")
     lines += _wrapped(f"weights: safetensors in {', '.join(_dtypes())}; {_QUANTIZED}", width)
-    lines += _wrapped(f"rope_scaling: {', '.join(ROPE_TYPES)}, as in transformers but for this:", width)
+    lines += _wrapped(f"rope_scaling: {', '.join(ROPE_TYPES)}, as in transformers, except:", width)
     for name, difference in _ROPE_DIFFERENCES.items():
         lines += _wrapped(f"  {name}: {difference}", width, others="    ")
     lines += _wrapped("architecture: the name in config.json, and below it the tensor names that are read", width)

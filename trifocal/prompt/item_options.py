@@ -258,7 +258,7 @@ def _check_neutral(modality: Modality, name: object, value: Any, reading: _Readi
         allowed = " or ".join(map(str, neutral[str(name)]))
         raise _bad(
             "media_io_kwargs",
-            f"{modality}: {name} is not available" + (f" but for {allowed}, got {_shown(value)}" if allowed else ""),
+            f"{modality}: {name} " + (f"must be {allowed}, got {_shown(value)}" if allowed else "is not available"),
         )
 
 

@@ -1,4 +1,4 @@
-"""What a worker knows about itself: its rank, group and device. It is handed down, so one process may hold several workers."""
+"""What a worker knows about itself: rank, group, device. It is handed down: one process may hold several workers."""
 
 from __future__ import annotations
 

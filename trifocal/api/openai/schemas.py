@@ -98,7 +98,7 @@ class GenerationBody(Body):
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
         if self.prompt_logprobs is not None and self.stream:
-            raise RequestError("prompt_logprobs are not told in a stream; leave out one of the two",
+            raise RequestError("prompt_logprobs are not available in a stream; leave out stream or prompt_logprobs",
                                param="prompt_logprobs")  # fmt: skip
         return self
 
