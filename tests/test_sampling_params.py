@@ -61,7 +61,7 @@ def test_a_value_of_another_type_is_refused_with_the_name(name: str, value: Any)
         ({"allowed_token_ids": []}, "allowed_token_ids must be a list of token ids that is not empty, got []"),
         ({"allowed_token_ids": [-1]}, "allowed_token_ids[0] must be an integer of at least 0, got -1"),
         ({"bad_words": "no"}, "bad_words must be a list of words, got 'no'"),
-        ({"bad_words": ["no", " "]}, "bad_words[1] must be a string with more in it than spaces, got ' '"),
+        ({"bad_words": ["no", " "]}, "bad_words[1] must be a string that is not blank, got ' '"),
         ({"n": True}, "n must be an integer of at least 1, got True"),
         ({"temperature": "hot"}, "temperature must be a number in [0, inf), got 'hot'"),
         ({"seed": "x" * 999}, f"seed must be an integer between {-(2**63)} and {2**63 - 1}, got '{'x' * 79}"),

@@ -38,7 +38,9 @@ def test_table(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert all(dtype in words for dtype in DTYPES.values())
     assert "rope_scaling: default, linear, dynamic, yarn, llama3, longrope, as in transformers, except" in words
     assert "dynamic: beyond the original context, each token has the base of a context that ends with it" in words
-    assert words.count("none was run here") == sum(not family.is_run_as_released for family in FAMILIES)
+    assert words.count("no checkpoint was run as it was released") == sum(
+        not family.is_run_as_released for family in FAMILIES
+    )
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -218,7 +218,7 @@ def test_keys_of_overridden_generation_defaults(folder: Path, caplog: pytest.Log
             resolved(folder, override_generation_config={key: 1})
     config = resolved(folder, override_generation_config={"do_sample": False, "top_k": 3})
     assert config.model.default_sampling["top_k"] == 3
-    assert messages(caplog) == ["do_sample of the generation config has no effect: a temperature of 0 is greedy"]
+    assert messages(caplog) == ["do_sample in the generation config has no effect: a temperature of 0 is greedy"]
 
 
 def test_an_empty_model_is_no_folder() -> None:

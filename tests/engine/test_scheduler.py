@@ -331,7 +331,7 @@ def test_workers_are_told_of_embeddings_that_failed_last() -> None:
 def test_an_id_in_use_is_refused() -> None:
     scheduler, _ = make()
     scheduler.add(request("a", [2]))
-    with pytest.raises(RequestError, match="'a' is in use"):
+    with pytest.raises(RequestError, match="'a' is already in use"):
         scheduler.add(request("a", [2]))
 
 

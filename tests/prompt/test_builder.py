@@ -255,7 +255,7 @@ async def test_deep_arguments_of_tools(builder: PromptBuilder, depth: int) -> No
 async def test_bytes_of_a_request_are_bounded(builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "MAX_REQUEST_BYTES", len(PNG))
     await builder.chat(user(("image_url", PNG)))
-    with pytest.raises(RequestError, match="altogether"):
+    with pytest.raises(RequestError, match="together larger than"):
         await builder.chat(user(("image_url", PNG), ("image_url", PNG)))
 
 

@@ -264,15 +264,18 @@ def turned(frame: np.ndarray) -> bytes:
         (PIL.Image.fromarray(FRAMES[0]), r"got one PIL image \(a list of them is a clip\)"),
         ((b"file", {"fps": 1}), "a video file has its own"),
         (([], {"fps": 1}), "got an empty list"),
-        ((FRAMES, {"frames_indices": [1, 2]}), "frames_indices names 2 frames, but 10 came"),
+        ((FRAMES, {"frames_indices": [1, 2]}), "frames_indices has 2 numbers, but there are 10 frames"),
         ((FRAMES, {"do_sample_frames": "yes"}), "do_sample_frames must be true or false"),
         ((FRAMES, {"do_sample_frames": True}), "do_sample_frames needs fps"),
         ((FRAMES, {"duration": -1}), "duration of a video's metadata must be a positive number"),
         ((FRAMES, {"fpss": 2}), "the video's metadata have an unknown key 'fpss'; known: fps, duration,"),
         # Positions count the time between frames: they would be beyond whole numbers.
-        ((FRAMES, {"fps": 1e-300}), "rate is 1e-300 a second"),
-        ((FRAMES, {"duration": 1e-320}), "rate is inf a second"),
-        ((FRAMES, {"fps": 1, "total_num_frames": 1e300, "frames_indices": range(10)}), "rate is 1e-299 a second"),
+        ((FRAMES, {"fps": 1e-300}), "fps must be between .*, got 1e-300"),
+        ((FRAMES, {"duration": 1e-320}), "fps must be between .*, got inf"),
+        (
+            (FRAMES, {"fps": 1, "total_num_frames": 1e300, "frames_indices": range(10)}),
+            "fps must be between .*, got 1e-299",
+        ),
     ],
 )
 def test_frames_that_cannot_be_used(reading: Reading, source: Any, message: str) -> None:
