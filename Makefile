@@ -10,13 +10,13 @@ ARGS ?=
 help:
 	@echo "make demo [ARGS=--once]  set up, start the server on the built-in model, ask the sample questions"
 	@echo "make test                set up, lint, type-check, run the tests"
-	@echo "make test-slow           run the tests that take minutes or a download, all cases of all kernels among them; no part of make test"
-	@echo "make test-clients        install clients that others wrote and run their tests against the built-in model"
-	@echo "make test-prometheus     fetch Debian's prometheus, let it scrape a server, ask it all that the dashboards ask"
-	@echo "make sanitize            run the kernels' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make check               lint, types and import rules alone"
-	@echo "make bench [ARGS=--quick] measure beside the engines that are here, write docs/performance.md"
-	@echo "make format              let ruff rewrite the sources, write docs/configuration.md anew"
+	@echo "make test-slow           run the tests that take minutes or a download, with all cases of all kernels; not part of make test"
+	@echo "make test-clients        install clients by others and run their tests against the built-in model"
+	@echo "make test-prometheus     fetch Debian's Prometheus, let it scrape a server and run the queries of the dashboards"
+	@echo "make sanitize            run the tests of the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make check               only lint, types and import rules"
+	@echo "make bench [ARGS=--quick] measure against other installed engines, write docs/performance.md"
+	@echo "make format              let ruff rewrite the sources, write the generated docs"
 
 setup: $(DEV_STAMP)
 

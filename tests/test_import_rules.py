@@ -99,7 +99,7 @@ PLANNERS = (
     "engine.plan_builder",
     "engine.steps_in_flight",
     "engine.flights",
-    "engine.admission",
+    "engine.limits",
 )
 DEVICE_WORD = re.compile(r"(?<![a-z])(cuda|npu|nccl)(?![a-z])", re.IGNORECASE)
 QUANT_WORD = re.compile(r"(?<![a-z])(awq|gptq|marlin)(?![a-z])", re.IGNORECASE)

@@ -55,13 +55,13 @@ def test_a_value_of_another_type_is_refused_with_the_name(name: str, value: Any)
         ({"max_tokens": "8"}, "max_tokens must be an integer of at least 0, got '8'"),
         (
             {"max_tokens": 0},
-            "max_tokens must be at least 1, got 0; 0 computes the prompt alone, which needs prompt_logprobs",
+            "max_tokens must be at least 1, got 0; 0 is for prompt_logprobs without an answer",
         ),
         ({"prompt_logprobs": -2}, "prompt_logprobs must be an integer of at least -1, got -2"),
         ({"allowed_token_ids": []}, "allowed_token_ids must be a list of token ids that is not empty, got []"),
         ({"allowed_token_ids": [-1]}, "allowed_token_ids[0] must be an integer of at least 0, got -1"),
         ({"bad_words": "no"}, "bad_words must be a list of words, got 'no'"),
-        ({"bad_words": ["no", " "]}, "bad_words[1] must be a string with more in it than spaces, got ' '"),
+        ({"bad_words": ["no", " "]}, "bad_words[1] must be a string that is not blank, got ' '"),
         ({"n": True}, "n must be an integer of at least 1, got True"),
         ({"temperature": "hot"}, "temperature must be a number in [0, inf), got 'hot'"),
         ({"seed": "x" * 999}, f"seed must be an integer between {-(2**63)} and {2**63 - 1}, got '{'x' * 79}"),
@@ -95,7 +95,7 @@ def test_an_unknown_keyword_names_the_nearest(name: str, near: str) -> None:
 
 def test_an_unknown_keyword_that_is_near_to_nothing_is_told_what_there_is() -> None:
     assert "known are n, presence_penalty" in str(refusal(xyzzy=1))
-    with pytest.raises(RequestError, match="takes keywords alone"):
+    with pytest.raises(RequestError, match="takes keyword arguments only"):
         SamplingParams(1)  # type: ignore[misc]
 
 

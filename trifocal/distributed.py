@@ -68,5 +68,5 @@ def share(count: int, group: Group, what: str, *, may_repeat: bool = False) -> t
     if may_repeat and group.size % count == 0:
         return group.rank * count // group.size, 1
     raise ConfigError(
-        f"--tensor-parallel-size {group.size}: {count} {what} cannot be shared evenly; take a number that divides them"
+        f"--tensor-parallel-size {group.size}: {count} {what} cannot be shared evenly; choose a size that divides them"
     )

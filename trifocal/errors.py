@@ -19,7 +19,7 @@ class ArgumentError(ConfigError):
     """An argument that cannot be used, by itself or together with another one.
 
     `message` is a format string: `{max_num_seqs}` stands for the name of that argument, `{}` for the next of `values`.
-    Names are spelled as flags of the command line, unless whoever shows the error says otherwise (`spell`).
+    Names are spelled as flags of the command line, unless the code that shows the error says otherwise (`spell`).
     """
 
     def __init__(self, message: str, *values: object) -> None:

@@ -96,7 +96,7 @@ FAMILIES = (
             ),
             Check(
                 "positions in clips",
-                "numbers worked out by the released rule",
+                "positions computed by the released rule",
                 "tests/models/test_qwen2_5_vl_processor.py::test_golden_positions",
             ),
         ),
@@ -108,7 +108,7 @@ FAMILIES = (
             Format("InternVLChatModel", ("vision_model.*, mlp1.*, language_model.* (released)",)),
             Format(
                 "InternVLForConditionalGeneration",
-                ("vision_tower.*, multi_modal_projector.*, language_model.*", "the same, each behind model."),
+                ("vision_tower.*, multi_modal_projector.*, language_model.*", "the same names with the prefix model."),
             ),
         ),
         model="trifocal.models.internvl.model:InternVL",
@@ -117,7 +117,7 @@ FAMILIES = (
         checks=(
             Check(
                 "logits, each language model behind either kind of vision tower",
-                "transformers' InternVLForConditionalGeneration, with Llama in the place of InternLM2",
+                "transformers' InternVLForConditionalGeneration, with Llama in place of InternLM2",
                 _PARITY,
                 _TINY,
             ),
@@ -144,13 +144,13 @@ FAMILIES = (
         checks=(
             Check(
                 "logits of each version",
-                "a model put together of parts of transformers and torch, as no library has the whole",
+                "a model made of parts of transformers and torch, as no library has all of it",
                 _PARITY,
                 _TINY,
             ),
             Check(
                 "slices of pictures, bit for bit",
-                "the released rule written once more with PIL",
+                "the released rule, written again with PIL",
                 "tests/models/test_minicpmv_processor.py::test_slices_byte_for_byte",
             ),
         ),
@@ -159,7 +159,7 @@ FAMILIES = (
         name="Language models",
         releases=_LANGUAGE_MODELS,
         formats=tuple(
-            Format(architecture, ("as released and as transformers writes them",)) for architecture in DECODERS
+            Format(architecture, ("names as released and as transformers writes them",)) for architecture in DECODERS
         ),
         model="trifocal.models.text.model:TextModel",
         processor="trifocal.models.text.processor:TextProcessor",
@@ -167,7 +167,7 @@ FAMILIES = (
         checks=(
             Check(
                 "logits of each, with and without windows",
-                "transformers' class of that name, with Llama in the place of InternLM2 and MiniCPM",
+                "transformers' class of that name, with Llama in place of InternLM2 and MiniCPM",
                 _PARITY,
                 _TINY,
             ),
@@ -199,10 +199,10 @@ def modalities_of(architecture: str) -> tuple[Modality, ...]:
 
 
 def check_architecture(architecture: str) -> None:
-    """Raise `ConfigError` for a model that nobody here can run, before any weight is read."""
+    """Raise `ConfigError` for an architecture that is not supported, before any weight is read."""
     if architecture not in MODELS:
         with_media = ", ".join(sorted(set(MODELS) - set(DECODERS)))
         raise ConfigError(
-            f"config.json: architectures: {architecture!r} is not supported; supported: {with_media}, and, each with "
-            f"ForCausalLM behind it, {', '.join(_LANGUAGE_MODELS)} (more about them: trifocal models)"
+            f"config.json: architectures: {architecture!r} is not supported; supported: {with_media}; and "
+            f"{', '.join(_LANGUAGE_MODELS)}, each followed by ForCausalLM (the command `trifocal models` tells more)"
         )

@@ -146,7 +146,6 @@ class LLM:
         return self._run([build(conversation) for conversation in conversations], sampling_params, use_tqdm)
 
     def get_tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
         return self._builder.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:

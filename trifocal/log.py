@@ -52,7 +52,6 @@ class DiscreetFormatter(logging.Formatter):
     """One line a record, in which paths, addresses and the text of exceptions do not appear."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
         message = record.getMessage()
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:

@@ -76,26 +76,32 @@ ENGINE_METRICS = (
     EngineMetric("num_requests_running", "sequences in the running batch", lambda s: s.num_running),
     EngineMetric("num_requests_waiting", "sequences waiting for their first step", lambda s: s.num_waiting),
     EngineMetric("kv_cache_usage_perc", "share of KV blocks in use, 0 to 1", _kv_usage),
-    EngineMetric("gpu_cache_usage_perc", "kv_cache_usage_perc by its older name", _kv_usage, prefixes=_OLD),
-    EngineMetric("num_requests_swapped", "none: nothing is ever swapped out", lambda s: 0, prefixes=_OLD),
-    EngineMetric("cpu_cache_usage_perc", "nor is there a cache for it", lambda s: 0, prefixes=_OLD),
+    EngineMetric("gpu_cache_usage_perc", "older name of kv_cache_usage_perc", _kv_usage, prefixes=_OLD),
+    EngineMetric("num_requests_swapped", "none: nothing is swapped out", lambda s: 0, prefixes=_OLD),
+    EngineMetric("cpu_cache_usage_perc", "none: nothing is swapped out", lambda s: 0, prefixes=_OLD),
     EngineMetric("prefix_cache_queries", "prompt tokens looked up in the cache", lambda s: s.prefix_queries, True),
     EngineMetric("prefix_cache_hits", "prompt tokens found in the cache", lambda s: s.prefix_hits, True),
-    EngineMetric("gpu_prefix_cache_queries", "by its older name", lambda s: s.prefix_queries, True, _OLD),
-    EngineMetric("gpu_prefix_cache_hits", "by its older name", lambda s: s.prefix_hits, True, _OLD),
-    EngineMetric("num_preemptions", "sequences that started again", lambda s: s.num_preemptions, True),
+    EngineMetric(
+        "gpu_prefix_cache_queries", "older name of prefix_cache_queries", lambda s: s.prefix_queries, True, _OLD
+    ),
+    EngineMetric("gpu_prefix_cache_hits", "older name of prefix_cache_hits", lambda s: s.prefix_hits, True, _OLD),
+    EngineMetric(
+        "num_preemptions", "sequences that were preempted and started again", lambda s: s.num_preemptions, True
+    ),
     EngineMetric("prompt_tokens", "prompt tokens taken in", lambda s: s.num_prompt_tokens, True),
     EngineMetric("generation_tokens", "tokens generated", lambda s: s.num_generation_tokens, True),
     EngineMetric("engine_steps", "steps of the engine", lambda s: s.num_steps, True, _OURS),
     EngineMetric("kv_blocks_used", "KV blocks that sequences hold", lambda s: s.kv_blocks_used, prefixes=_OURS),
     EngineMetric("kv_blocks_total", "KV blocks that exist", lambda s: s.kv_blocks_total, prefixes=_OURS),
-    EngineMetric("media_encoded", "media the vision tower took", lambda s: s.num_media_encoded, True, _OURS),
-    EngineMetric("media_encode_seconds", "time it took for them", lambda s: s.media_encode_s, True, _OURS),
+    EngineMetric("media_encoded", "media that the vision tower encoded", lambda s: s.num_media_encoded, True, _OURS),
+    EngineMetric("media_encode_seconds", "seconds spent on encoding them", lambda s: s.media_encode_s, True, _OURS),
     EngineMetric("encoder_cache_hits", "media that needed no vision work", lambda s: s.encoder_hits, True, _OURS),
     EngineMetric("encoder_cache_bytes", "bytes of cached embeddings", lambda s: s.encoder_bytes_cached, prefixes=_OURS),
-    EngineMetric("encoder_pinned_bytes", "bytes that sequences need", lambda s: s.encoder_bytes_pinned, prefixes=_OURS),
+    EngineMetric(
+        "encoder_pinned_bytes", "bytes of embeddings in use", lambda s: s.encoder_bytes_pinned, prefixes=_OURS
+    ),
     EngineMetric("engine_restarts", "engines that replaced a dead one", lambda s: s.num_restarts, True, _OURS),
-    EngineMetric("requests_replayed", "requests that outlived an engine", lambda s: s.num_replays, True, _OURS),
+    EngineMetric("requests_replayed", "requests that went on in a new engine", lambda s: s.num_replays, True, _OURS),
 )
 
 
@@ -110,15 +116,17 @@ class Metrics(Collector):
         self.time_to_first_token = self._histogram("time_to_first_token_seconds", "request in to first token", _SECONDS)
         self.inter_token_latency = self._histogram("inter_token_latency_seconds", "between two tokens", _SECONDS)
         self.time_per_output_token = self._histogram(
-            "request_time_per_output_token_seconds", "mean time per token after the first, of a choice", _SECONDS
+            "request_time_per_output_token_seconds", "mean time per token of a choice, after the first", _SECONDS
         )
         self.e2e_request_latency = self._histogram("e2e_request_latency_seconds", "request in to last token", _SECONDS)
         self.request_prompt_tokens = self._histogram("request_prompt_tokens", "prompt tokens of a request", _TOKENS)
         self.request_generation_tokens = self._histogram("request_generation_tokens", "tokens of a choice", _TOKENS)
         self.request_params_n = self._histogram("request_params_n", "choices asked for", _CHOICES)
         self.request_params_max_tokens = self._histogram("request_params_max_tokens", "max_tokens asked for", _TOKENS)
-        self._request_queue_time = self._histogram("request_queue_time_seconds", "until its first step", _SECONDS)
-        self._request_prefill_time = self._histogram("request_prefill_time_seconds", "to the first token", _SECONDS)
+        self._request_queue_time = self._histogram("request_queue_time_seconds", "arrival to first step", _SECONDS)
+        self._request_prefill_time = self._histogram(
+            "request_prefill_time_seconds", "first step to first token", _SECONDS
+        )
         self._request_decode_time = self._histogram("request_decode_time_seconds", "first to last token", _SECONDS)
         self._request_inference_time = self._histogram(
             "request_inference_time_seconds", "first step to last token", _SECONDS
@@ -129,14 +137,14 @@ class Metrics(Collector):
         self.request_num_preemptions = self._histogram(
             "request_num_preemptions", "how often a choice started again", _PREEMPTIONS
         )
-        success = self._counter("request_success", "choices by how they ended", "finished_reason")
+        success = self._counter("request_success", "choices by finish reason", "finished_reason")
         self._success = {reason: success.labels(model_name, reason) for reason in ("stop", "length", "abort", "error")}
         self._responses = self._counter("http_responses", "responses by route and status", "route", "status")
         self._http_requests = Counter(
-            "http_requests", "requests by route, method and kind of status, but for probes and scrapes",
+            "http_requests", "requests by route, method and class of status, without probes and scrapes",
             ["handler", "method", "status"], registry=None,
         )  # fmt: skip
-        self._refusals = self._counter("requests_refused", "requests without an answer by error code", "code")
+        self._refusals = self._counter("requests_refused", "requests refused or failed, by error code", "code")
         steps = self._histogram_of("media_step_seconds", "time for all media of a request", _SECONDS, "step")
         self.media_steps = {step: steps.labels(model_name, step) for step in MEDIA_STEPS}
         self.body_bytes = self._counter("request_body_bytes", "bytes of request bodies").labels(model_name)
@@ -193,7 +201,6 @@ class Metrics(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """Every metric under every prefix."""
         for metric in ENGINE_METRICS:
             yield from metric.families(self._stats, self._model_name)
         for prefix in _BOTH:
@@ -220,7 +227,7 @@ class Metrics(Collector):
 
     def _cache_config_info(self, prefix: str) -> Metric:
         names = [*_label_names(prefix, self._stats), *self._cache_config, "num_gpu_blocks"]
-        family = GaugeMetricFamily(f"{prefix}:cache_config_info", "how the KV cache is set up", labels=names)
+        family = GaugeMetricFamily(f"{prefix}:cache_config_info", "configuration of the KV cache", labels=names)
         for index, stats in enumerate(self._stats):
             labels = _labels(prefix, self._stats, self._model_name, index)
             family.add_metric([*labels, *self._cache_config.values(), str(stats.kv_blocks_total)], 1)

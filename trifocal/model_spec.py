@@ -63,7 +63,6 @@ class TextConfig:
     is_tied: bool
     hidden_act: str
     rope: RopeConfig
-    attention_bias: bool = False
     extra: dict[str, Any] = field(default_factory=dict)  # the raw dict, for what only one family has
 
 
@@ -83,8 +82,8 @@ class Quantization:
         version = str(config.get("version", "gemm")).lower()
         if version != "gemm":
             raise ConfigError(
-                f"config.json: quantization_config.version is {version!r}: AWQ weights in this layout are not read, "
-                "only version gemm is; quantize the original model anew with version GEMM"
+                f"config.json: quantization_config.version is {version!r}: AWQ weights of this version are not "
+                "read, only those of version gemm; quantize the original model again with version GEMM"
             )
         bits, has_zeros, group = config.get("bits", 4), config.get("zero_point", True), config.get("group_size", 128)
         if bits != 4 or has_zeros is not True or not isinstance(group, int):
@@ -264,7 +263,6 @@ def text_config(text: dict[str, Any], hf: dict[str, Any]) -> TextConfig:
         is_tied=bool(given("tie_word_embeddings")),
         hidden_act=str(text.get("hidden_act", "silu")),
         rope=rope_config(text),
-        attention_bias=bool(text.get("attention_bias", False)),
         extra=text,
     )
 

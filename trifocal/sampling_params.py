@@ -52,7 +52,6 @@ class Flag:
     """True or False; 0 and 1 are taken for them, as in requests."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, bool) and not (type(value) is int and value in (0, 1)):
             raise wrong(name, "True or False", value)
 
@@ -61,7 +60,6 @@ class Text:
     """A string that is not empty."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, str) or not value:
             raise wrong(name, "a non-empty string", value)
 
@@ -70,9 +68,8 @@ class Word:
     """A string with more in it than spaces."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, str) or not value.strip():
-            raise wrong(name, "a string with more in it than spaces", value)
+            raise wrong(name, "a string that is not blank", value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +80,6 @@ class ListOf:
     what: str
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, list | tuple | set | frozenset):
             raise wrong(name, f"a list of {self.what}", value)
         for index, item in enumerate(value):
@@ -94,7 +90,6 @@ class Some(ListOf):
     """A list that is not empty."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         super().check(name, value)
         if not value:
             raise wrong(name, f"a list of {self.what} that is not empty", value)
@@ -104,7 +99,6 @@ class Texts(ListOf):
     """One text, or a list of them."""
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if isinstance(value, str):
             self.item.check(name, value)
         else:
@@ -120,7 +114,6 @@ class DictOf:
     what: str
 
     def check(self, name: str, value: object) -> None:
-        """See `Kind`."""
         if not isinstance(value, Mapping):
             raise wrong(name, f"a dict of {self.what}", value)
         for key, item in value.items():
@@ -208,7 +201,9 @@ class _Forgiving(type):
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
         if args:
-            raise RequestError(f"{cls.__name__} takes keywords alone: {cls.__name__}(temperature=0.5, max_tokens=64)")
+            raise RequestError(
+                f"{cls.__name__} takes keyword arguments only: {cls.__name__}(temperature=0.5, max_tokens=64)"
+            )
         return super().__call__(**{name: value for name, value in given.items() if not _is_neutral(name, value)})
 
 
@@ -221,7 +216,7 @@ def _is_neutral(name: str, value: object) -> bool:
     elif name == "stream":
         if value:
             raise RequestError(
-                'stream: streaming is the server\'s, by "stream": true in a request; LLM returns whole answers',
+                'stream: LLM returns whole answers; only the server streams, by "stream": true in a request',
                 param="stream",
             )
     else:
@@ -287,7 +282,7 @@ class SamplingParams(metaclass=_Forgiving):
                 _KINDS[item.name].check(item.name, value)
         if self.max_tokens == 0 and self.prompt_logprobs is None:
             raise RequestError(
-                "max_tokens must be at least 1, got 0; 0 computes the prompt alone, which needs prompt_logprobs",
+                "max_tokens must be at least 1, got 0; 0 is for prompt_logprobs without an answer",
                 param="max_tokens",
             )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:

@@ -43,7 +43,6 @@ class Span:
 
     @property
     def num_embeds(self) -> int:
-        """Number of positions that take an embedding."""
         return self.length if self.is_embed is None else sum(self.is_embed)
 
 
@@ -225,7 +224,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """New tokens of one request, from the engine to whoever turns them into text.
+    """New tokens of one request, from the engine to the code that turns them into text.
 
     `prompt_logprobs` come once, with the first tokens, for a request that asks for them: one entry for each token of
     the prompt, given those before it. There is none (None) for the first, and for those that stand for media.

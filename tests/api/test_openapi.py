@@ -27,9 +27,9 @@ from trifocal.api.openai.schemas import (
     Body,
     ChatBody,
     CompletionBody,
-    Conversation,
     DetokenizeBody,
     GenerationBody,
+    MessagesBody,
     TokenizeBody,
 )
 from trifocal.api.openai.surface import OPENAI
@@ -167,7 +167,7 @@ def check(content: Any, model: type[Body]) -> None:
     judge(body)
     if isinstance(body, GenerationBody):
         cast(Any, body).to_params({})
-    if isinstance(body, Conversation) and body.messages is not None:
+    if isinstance(body, MessagesBody) and body.messages is not None:
         parser = MessageParser(template(), lambda modality: f"<{modality}>")
         for ref in parser.parse(body.messages, Guard(re.compile("(?!)"), frozenset())).media:
             if not all(isinstance(url, str) for url in (ref.source if isinstance(ref.source, list) else [ref.source])):
@@ -286,7 +286,7 @@ def run(path: str, mode: GenerationMode, chance: int | None, judge: Callable[[Ca
         try:
             judge(case)
         except RequestError as error:
-            is_between = error.param in BETWEEN_FIELDS or "said twice" in error.message  # nframes and num_frames
+            is_between = error.param in BETWEEN_FIELDS or "given twice" in error.message  # nframes and num_frames
             assert is_between or "not JSON" in error.message, (error.message, case.body)
 
     judged()

@@ -209,7 +209,9 @@ def test_what_the_kernel_can_read_is_served_by_it(caplog: pytest.LogCaptureFixtu
     capped = replace(cache_spec(torch.float32, 16), layers=frozenset({FULL, AttentionSpec(window=8, softcap=30.0)}))
     assert CpuAttention.validate_configuration(capped) == ["it has no softcap of scores"]
     wrong = replace(cache_spec(torch.float32, 16), cache_dtype=torch.bfloat16)
-    assert CpuAttention.validate_configuration(wrong) == ["beside float32 it reads a cache in int8, not in bfloat16"]
+    assert CpuAttention.validate_configuration(wrong) == [
+        "with float32 it reads a cache of that type or int8, not bfloat16"
+    ]
 
 
 def test_no_kernels_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_a_file_means_what_its_flags_mean(path: Path) -> None:
     assert build(ServerArgs, namespace) == ServerArgs(
         served_model_name=["a", "2"], port=12323, uvicorn_log_level="warning"
     )
-    assert notes(namespace) == ["--disable-log-stats has no effect: numbers are at /metrics, and in LLM.stats()"]
+    assert notes(namespace) == ["--disable-log-stats has no effect: statistics are at /metrics and in LLM.stats()"]
 
 
 def test_the_command_line_wins(path: Path) -> None:
@@ -76,10 +76,10 @@ def test_the_command_line_wins(path: Path) -> None:
         ("port: http", ": argument --port: expected an integer, got 'http'"),
         ("trust-remote-code: maybe", ": argument --trust-remote-code: expected true or false, got 'maybe'"),
         ("port: 1\nport: 2", " cannot be read: 'port' is given twice"),
-        ("- port", ": expected names of flags with their values"),
-        ("port", ": expected names of flags with their values"),
+        ("- port", ": expected one flag and its value in each line"),
+        ("port", ": expected one flag and its value in each line"),
         ("a: [", " cannot be read: "),
-        ("config: other.yaml", ": a file cannot name another one"),
+        ("config: other.yaml", ": a file of flags cannot name another one"),
         ("x: !!python/object/apply:os.getcwd []", " cannot be read: could not determine a constructor"),
         ("enable-lora: true\nmodel: x", "not available yet: --enable-lora"),
     ],

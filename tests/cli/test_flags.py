@@ -162,7 +162,7 @@ def test_lists_are_words_or_json_or_the_flag_again(words: list[str]) -> None:
         (["--limit-mm-per-promt.image", "2"], "unknown flag --limit-mm-per-promt; did you mean --limit-mm-per-prompt?"),
         (["--max-num-seqs.x", "2"], "argument --max-num-seqs: it takes no keys, got --max-num-seqs.x"),
         (["--limit-mm-per-prompt.image"], "argument --limit-mm-per-prompt.image: expected one argument"),
-        (["--mm-processor-kwargs.a", "1", "--mm-processor-kwargs.a.b", "1"], "a has a value already"),
+        (["--mm-processor-kwargs.a", "1", "--mm-processor-kwargs.a.b", "1"], "a already has a value"),
         (["-O9000x"], "argument --optimization-level: expected an integer, got '9000x'"),
         (
             ["--cudagraph-capture-sizes", "one"],
@@ -184,7 +184,7 @@ def test_a_mistake_is_one_line_and_status_2(words: list[str], message: str, caps
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "which model?"),
+        ([], "no model is given"),
         (["a", "--model", "b"], "two models given: 'a' and --model 'b'"),
         (["no/such/folder"], "'no/such/folder' is not a folder"),
         (["x", "--allow-pickle"], "not available yet: --allow-pickle (only safetensors are read"),
@@ -192,8 +192,8 @@ def test_a_mistake_is_one_line_and_status_2(words: list[str], message: str, caps
         (["x", "-tp", "2"], "not available yet: --tensor-parallel-size"),
         (["x", "--distributed-executor-backend", "ray"], "not available yet: --distributed-executor-backend ray"),
         (["x", "--enable-lora"], "not available yet: --enable-lora: there are no LoRA adapters"),
-        (["x", "-dp", "2"], "not available yet: --data-parallel-size 2: one device works (accepted: 1)"),
-        (["x", "--task", "embed"], "not available yet: --task embed: text is generated (accepted: generate, auto)"),
+        (["x", "-dp", "2"], "not available yet: --data-parallel-size 2: only one device works (accepted: 1)"),
+        (["x", "--task", "embed"], "not available yet: --task embed: models generate text (accepted: generate, auto)"),
         (["x", "--tool-call-parser=hermes"], "not available yet: --tool-call-parser hermes: there are no tool calls"),
         (["x", "--speculative-config.model", "y"], "not available yet: --speculative-config"),
         (["x", "--uds", ""], "--uds is empty"),

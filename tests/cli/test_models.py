@@ -36,9 +36,11 @@ def test_table(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: py
         assert all(each.architecture in words for each in family.formats)
         assert all(check.what in words and check.reference in words for check in family.checks)
     assert all(dtype in words for dtype in DTYPES.values())
-    assert "rope_scaling: default, linear, dynamic, yarn, llama3, longrope, as in transformers but for this" in words
-    assert "dynamic: beyond the original context each token has the base of a context that ends with it" in words
-    assert words.count("none was run here") == sum(not family.is_run_as_released for family in FAMILIES)
+    assert "rope_scaling: default, linear, dynamic, yarn, llama3, longrope, as in transformers, except" in words
+    assert "dynamic: beyond the original context, each token has the base of a context that ends with it" in words
+    assert words.count("no checkpoint was run as it was released") == sum(
+        not family.is_run_as_released for family in FAMILIES
+    )
 
 
 def test_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,7 +193,7 @@ def test_captured_sizes(folder: Path) -> None:
 def test_keys_of_the_compiler_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     resolved(folder, compilation_config={"mode": 3, "pass_config": {}, "cudagraph_capture_sizes": [1]})
     assert messages(caplog) == [
-        "compilation config: keys without effect, as there is no torch.compile: mode, pass_config"
+        "compilation_config: these keys have no effect, as there is no torch.compile: mode, pass_config"
     ]
 
 
@@ -201,7 +201,8 @@ def test_media_limits_in_the_longer_form(folder: Path, caplog: pytest.LogCapture
     limits = {"image": {"count": 2}, "video": {"num_frames": 8, "width": 64}, "audio": {"count": 0}}
     assert resolved(folder, limit_mm_per_prompt=limits).media.limit_mm_per_prompt == {"image": 2, "video": 999}
     assert messages(caplog) == [
-        "limits of media: no effect, as memory is measured otherwise: video.num_frames, video.width"
+        "limit_mm_per_prompt: these keys have no effect, as memory is measured in another way: "
+        "video.num_frames, video.width"
     ]
     for wrong, message in (
         ({"counts": 2}, "image: unknown key 'counts'; known: count"),
@@ -217,7 +218,7 @@ def test_keys_of_overridden_generation_defaults(folder: Path, caplog: pytest.Log
             resolved(folder, override_generation_config={key: 1})
     config = resolved(folder, override_generation_config={"do_sample": False, "top_k": 3})
     assert config.model.default_sampling["top_k"] == 3
-    assert messages(caplog) == ["do_sample of the generation config has no effect: a temperature of 0 is greedy"]
+    assert messages(caplog) == ["do_sample in the generation config has no effect: a temperature of 0 is greedy"]
 
 
 def test_an_empty_model_is_no_folder() -> None:
@@ -236,7 +237,7 @@ def test_unknown_keywords_name_the_nearest() -> None:
         EngineArgs.from_kwargs(model="x", max_modellen=3)
     with pytest.raises(ConfigError, match="unknown argument 'enable_loras'; did you mean 'enable_lora'"):
         EngineArgs.from_kwargs(model="x", enable_loras=3)
-    with pytest.raises(ConfigError, match="which model"):
+    with pytest.raises(ConfigError, match="no model is given"):
         EngineArgs.from_kwargs(model=None)
 
 

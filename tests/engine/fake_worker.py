@@ -14,7 +14,7 @@ from zlib import crc32
 
 import numpy as np
 
-from trifocal.engine.admission import Limits
+from trifocal.engine.limits import Limits
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import MediaItem, Prompt, Request, ScheduledSeq, Span, StepPlan, StepResult, TokenLogprobs
 

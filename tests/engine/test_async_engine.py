@@ -172,7 +172,7 @@ async def test_no_memory_for_pixels_is_a_503_and_leaves_nothing(
 ) -> None:
     """`/dev/full` in its place: every write to it fails as on a full device."""
     monkeypatch.setattr(os, "memfd_create", lambda name: os.open("/dev/full", os.O_RDWR))
-    with pytest.raises(RequestError, match="no room for media: No space left on device") as caught:
+    with pytest.raises(RequestError, match="media could not be kept in memory: No space left on device") as caught:
         await engine.submit("full", picture_prompt(builder, 7), GREEDY)
     assert (caught.value.status, caught.value.code) == (503, "overloaded")
     monkeypatch.undo()

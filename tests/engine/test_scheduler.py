@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from tests.engine.fake_worker import PLACEHOLDER, FakeWorker, make_limits, media_item, oracle, prompt_logprobs, request
-from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.limits import Limits
 from trifocal.engine.scheduler import Scheduler
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
@@ -331,7 +331,7 @@ def test_workers_are_told_of_embeddings_that_failed_last() -> None:
 def test_an_id_in_use_is_refused() -> None:
     scheduler, _ = make()
     scheduler.add(request("a", [2]))
-    with pytest.raises(RequestError, match="'a' is in use"):
+    with pytest.raises(RequestError, match="'a' is already in use"):
         scheduler.add(request("a", [2]))
 
 

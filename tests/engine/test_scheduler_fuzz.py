@@ -16,9 +16,9 @@ from tests.engine.fake_worker import (
     oracle,
     prompt_logprobs,
 )
-from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.limits import Limits
 from trifocal.engine.scheduler import Scheduler
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams

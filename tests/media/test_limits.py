@@ -56,7 +56,7 @@ async def test_pixels_of_a_request(resolved: Resolve, monkeypatch: pytest.Monkey
     with closing(PromptBuilder(resolved(max_request_pixels=2 * 20_000 + frames - 1))) as builder:
         monkeypatch.setattr(MediaReader, "load", no_pixels)
         with pytest.raises(
-            RequestError, match=r"one request are 0.064576 megapixels, at most 0.064575 are.*--max-request-pixels"
+            RequestError, match=r"one request are 0.064576 megapixels, but at most 0.064575 are.*--max-request-pixels"
         ) as caught:
             await builder.chat(messages)
         assert (caught.value.param, caught.value.status) == ("messages", 400)
@@ -102,7 +102,7 @@ def test_memory_of_a_request() -> None:
         return ItemPlan("image", size, decoded, decoded, 0, 0)
 
     LIMITS.check_request([plan((4000, 3000), (448, 336))] * 100)
-    with pytest.raises(RequestError, match="take 3434 MiB when decoded, at most 2048"):
+    with pytest.raises(RequestError, match="take 3434 MiB when decoded, but at most 2048"):
         LIMITS.check_request([plan((4000, 3000), (4000, 3000))] * 100)
     side = int((MAX_DECODED_BYTES / 3) ** 0.5)
     generous = replace(LIMITS, max_request_pixels=1 << 60)

@@ -111,6 +111,6 @@ def test_words_before_a_picture(render: Render) -> None:
 
 @pytest.mark.parametrize("content", [None, "", " \n", [], [{"type": "text", "text": " "}]])
 def test_a_message_without_words_cannot_go_on(render: Render, content: Any) -> None:
-    with pytest.raises(RequestError, match="needs a last message with text") as caught:
+    with pytest.raises(RequestError, match="needs text in the last message") as caught:
         render([QUESTION, {"role": "assistant", "content": content}], **OPTIONS)
     assert caught.value.param == "continue_final_message"

@@ -192,7 +192,7 @@ def test_a_file_has_fps_or_a_number(family: Family) -> None:
 
 
 def test_number_of_rates(family: Family) -> None:
-    with pytest.raises(RequestError, match="fps is a list of 2, but there are 1 clips") as caught:
+    with pytest.raises(RequestError, match="fps is a list of 2 numbers, but there are 1 clips") as caught:
         family.clip(request={"mm_processor_kwargs": {"fps": [1.0, 2.0]}})
     assert caught.value.param == "mm_processor_kwargs"
 
@@ -264,7 +264,7 @@ def test_what_is_proposed_is_said_where_it_rules(family: Family) -> None:
     whole = len(family.ask(*content).token_ids)
     short = family.build(max_model_len=whole * 3 // 4)
     try:
-        with pytest.raises(RequestError, match=r"\(in each part that it is for\)") as caught:
+        with pytest.raises(RequestError, match=r"\(in each part concerned\)") as caught:
             short.chat_sync([{"role": "user", "content": content}])
         value = proposed(caught.value.message)["num_frames"]
         short.chat_sync([{"role": "user", "content": [{**part, "num_frames": value} for part in content]}])

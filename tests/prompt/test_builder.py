@@ -160,7 +160,7 @@ async def test_continuing_the_final_message(builder: PromptBuilder, words: str) 
         assert prompt.text is not None and prompt.text.endswith(f"<|im_start|>assistant\n{words}")
     with pytest.raises(RequestError, match="exclude each other"):
         await builder.chat(messages, continue_final_message=True)
-    with pytest.raises(RequestError, match="last message with text"):
+    with pytest.raises(RequestError, match="text in the last message"):
         await builder.chat(
             [{"role": "assistant", "content": ""}], add_generation_prompt=False, continue_final_message=True
         )
@@ -255,7 +255,7 @@ async def test_deep_arguments_of_tools(builder: PromptBuilder, depth: int) -> No
 async def test_bytes_of_a_request_are_bounded(builder: PromptBuilder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "MAX_REQUEST_BYTES", len(PNG))
     await builder.chat(user(("image_url", PNG)))
-    with pytest.raises(RequestError, match="altogether"):
+    with pytest.raises(RequestError, match="together larger than"):
         await builder.chat(user(("image_url", PNG), ("image_url", PNG)))
 
 
@@ -388,7 +388,7 @@ async def test_paths_are_no_urls_online(
     (tmp_path / "a.png").write_bytes(encoded(PICTURE, "PNG"))
     monkeypatch.chdir(tmp_path)
     for part in (("image_url", "a.png"), ("image_url", str(tmp_path / "a.png"))):
-        with pytest.raises(RequestError, match="is no data:, http:, https: or file: URL"):
+        with pytest.raises(RequestError, match="is not a data:, http:, https: or file: URL"):
             await builder.chat(user(part))
 
 

@@ -99,7 +99,7 @@ def test_a_list_of_rates_is_one_for_each_clip() -> None:
     options = ItemOptions().overlaid({"fps": [1.0, 2.0]})
     check_list(options, 2)
     check_list(options, 0)
-    with pytest.raises(RequestError, match="fps is a list of 2, but there are 3 clips"):
+    with pytest.raises(RequestError, match="fps is a list of 2 numbers, but there are 3 clips"):
         check_list(options, 3)
 
 
@@ -123,7 +123,7 @@ def test_neutral_reading() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"audio": {}}, "'audio' is not available; known: image, video"),
+        ({"audio": {}}, "'audio' is not a kind of media; known: image, video"),
         ({"video": 5}, "video must be an object, got 5"),
         ({"video": {"num_frames": 0}}, "video: num_frames must be an integer of at least 1, or -1 for all, got 0"),
         ({"video": {"num_frames": 2.5}}, "num_frames must be"),
@@ -131,11 +131,11 @@ def test_neutral_reading() -> None:
         ({"video": {"fps": True}}, "video: fps must be a positive number"),
         ({"video": {"do_sample_frames": "yes"}}, "true or false"),
         ({"video": {"frames_indices": [1, "2"]}}, "a list of integers"),
-        ({"video": {"video_backend": "torchcodec"}}, "video_backend is not available but for opencv or pyav"),
+        ({"video": {"video_backend": "torchcodec"}}, "video_backend must be opencv or pyav"),
         ({"video": {"max_duration": 9}}, "max_duration is not available"),
         ({"video": {"frames": 9}}, "video: 'frames' is not known; known: num_frames"),
-        ({"image": {"image_mode": "L"}}, "image: image_mode is not available but for RGB, got 'L'"),
-        ({"image": {"rgba_background_color": [0, 0, 0]}}, "rgba_background_color is not available but for"),
+        ({"image": {"image_mode": "L"}}, "image: image_mode must be RGB, got 'L'"),
+        ({"image": {"rgba_background_color": [0, 0, 0]}}, "rgba_background_color must be"),
         ({"image": {"num_frames": 1}}, "image: 'num_frames' is not known; known: image_mode"),
     ],
 )

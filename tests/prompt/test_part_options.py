@@ -41,11 +41,11 @@ def test_beside_and_inside() -> None:
         ({"fps": [2.0]}, "fps", "a positive number"),
         ({"do_sample_frames": 1}, "do_sample_frames", "true or false"),
         ({"video_url": {"url": "u", "fps": -1}}, "video_url.fps", "a positive number"),
-        ({"video_url": {"url": "u", "fps": 1}, "fps": 2}, "video_url.fps", "said twice for this part, 2 and 1"),
-        ({"nframes": 4, "num_frames": 6}, "num_frames", "said twice"),
+        ({"video_url": {"url": "u", "fps": 1}, "fps": 2}, "video_url.fps", "given twice for this part: 2 and 1"),
+        ({"nframes": 4, "num_frames": 6}, "num_frames", "given twice"),
         ({"video_start": 1.0}, "video_start", "is not available"),
         ({"use_image_id": False}, "use_image_id", "put it into mm_processor_kwargs"),
-        ({"max_dynamic_patch": 2}, "max_dynamic_patch", "is for pictures, and this part is a clip"),
+        ({"max_dynamic_patch": 2}, "max_dynamic_patch", "is an option of pictures, but this part is a clip"),
     ],
 )
 def test_bad_ones_are_named_with_their_path(part: dict[str, Any], path: str, message: str) -> None:
@@ -57,5 +57,5 @@ def test_bad_ones_are_named_with_their_path(part: dict[str, Any], path: str, mes
 
 @pytest.mark.parametrize("name", ["fps", "nframes", "num_frames", "min_frames", "max_frames", "total_pixels"])
 def test_pictures_have_no_frames(name: str) -> None:
-    with pytest.raises(RequestError, match=f"{name} is for clips, and this part is a picture"):
+    with pytest.raises(RequestError, match=f"{name} is an option of clips, but this part is a picture"):
         of({"image_url": "u", name: 4}, "image_url")

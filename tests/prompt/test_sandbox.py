@@ -192,7 +192,7 @@ def test_values_travel_unchanged(sandbox: Sandbox) -> None:
     assert sandbox.render("{{ v | tojson }}", context, max_chars=999) == (
         '{"a": [1, 2.5, null, true, "é\\n\u2028\ud800\uf8e0"], "n": 1000000000000000000000000000000}'
     )
-    with pytest.raises(RequestError, match="takes JSON only: .* object is not"):
+    with pytest.raises(RequestError, match="variables must be JSON: .* object is not"):
         sandbox.render("{{ v }}", {"v": object()}, max_chars=999)
 
 

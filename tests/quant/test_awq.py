@@ -122,7 +122,7 @@ def test_nested_config_of_internvl(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"version": "gemv"}, "version is 'gemv'.*only version gemm"),
+        ({"version": "gemv"}, "version is 'gemv'.*only those of version gemm"),
         ({"version": "marlin"}, "version is 'marlin'"),
         ({"bits": 8}, "must have bits 4"),
         ({"zero_point": False}, "zero_point true"),
@@ -181,7 +181,7 @@ def test_heads_that_share_integers_are_refused() -> None:
     assert _columns(torch.tensor([*range(8, 16), *range(32, 40)]), 8, "wqkv").tolist() == [1, 4]
     assert _columns(torch.tensor([3, 5]), 1, "wqkv").tolist() == [3, 5]
     for rows in ([0, 1, 2, 3, 12, 13, 14, 15], list(range(4, 12)), [0, 1, 2, 3]):
-        with pytest.raises(NotAvailableYetError, match=r"several layers in one integer \(wqkv\)"):
+        with pytest.raises(NotAvailableYetError, match=r"integers hold outputs of several layers \(wqkv\)"):
             _columns(torch.tensor(rows), 8, "wqkv")
 
 
@@ -203,7 +203,7 @@ def test_flags(tmp_path: Path) -> None:
         assert config.model.quantization is not None and config.model.quantization.group_size == GROUP
         assert config.model.dtype == "bfloat16"
     assert resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", dtype="float16")).model.dtype == "float16"
-    with pytest.raises(ConfigError, match="--quantization int8: the checkpoint is quantized by awq already"):
+    with pytest.raises(ConfigError, match="--quantization int8: the checkpoint is already quantized by awq"):
         resolve(EngineArgs(model=str(tmp_path / "awq"), device="cpu", quantization="int8"))
 
 

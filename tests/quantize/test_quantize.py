@@ -278,9 +278,9 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], pre
 def test_flags_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.write_checkpoint(tmp_path / "plain")
     for flags, message in (
-        (["--group-size=128"], "hidden_size 64 of the language model is no multiple of 128"),
+        (["--group-size=128"], "hidden_size 64 of the language model is not a multiple of 128"),
         (["--calibration-tokens=5"], "--calibration-tokens must be at least 64"),
-        (["--calibration", str(tmp_path / "none.jsonl")], "none.jsonl: cannot be read"),
+        (["--calibration", str(tmp_path / "none.jsonl")], "none.jsonl cannot be read"),
     ):
         assert main(words(tmp_path, *flags)) == 2
         assert message in capsys.readouterr().err

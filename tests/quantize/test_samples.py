@@ -60,14 +60,14 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", r"mine\.jsonl, line 2: is no JSON"),
-        ("[]", "line 2: must be an object with text"),
+        ("[]", "line 2 must be an object with text"),
         ('{"texts": "a"}', "must be an object with text"),
         ('{"text": "a", "messages": []}', "must be an object with text"),
         ('{"text": 3}', "text and answer must be strings"),
         ('{"messages": "a"}', "messages must be a list of objects"),
         ('{"text": "a", "images": "b.png"}', "images must be a list of file names"),
         ('{"text": "a", "images": ["b.png"]}', "cannot read .*b.png: No such file"),
-        ('{"text": "a", "images": ["b.exe"]}', "b.exe is no picture"),
+        ('{"text": "a", "images": ["b.exe"]}', "b.exe is not a picture"),
     ],
 )
 def test_lines_that_are_refused(tmp_path: Path, line: str, message: str) -> None:
@@ -89,5 +89,5 @@ def test_what_the_model_refuses_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=message):
             build_prompts(config, read_samples(tmp_path / "mine.jsonl"), 500)
     (tmp_path / "mine.jsonl").write_text(json.dumps({"text": "", "answer": "b " * 900}))
-    with pytest.raises(ConfigError, match="no calibration sample has room in 64 tokens"):
+    with pytest.raises(ConfigError, match="every calibration sample is longer than 64 tokens"):
         build_prompts(config, [each for each in built_in() if "image_url" in str(each.messages)][:1], 64)

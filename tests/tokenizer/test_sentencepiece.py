@@ -299,8 +299,8 @@ def test_files_that_are_no_model(llama: bytes, tmp_path: Path) -> None:
         (b"", "holds no pieces"), (tiktoken, "holds no pieces"), (llama[: len(llama) // 2], "cannot be"),
         (b"\x0a\xff\xff\xff\xff\x0f", "ends too early"), (b"\x08\x01" * 9, "cannot be"),
             (b"\xff" * 2_000_000, "cannot be read"),
-        (b"\x0a\x02\x08\x01", "wrong type"), (train(model_type="unigram"), "no BPE model"),
-        (train(treat_whitespace_as_suffix=True), "no part of words"),
+        (b"\x0a\x02\x08\x01", "wrong type"), (train(model_type="unigram"), "not a BPE model"),
+        (train(treat_whitespace_as_suffix=True), "writes spaces in a way"),
     ]):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"{index}/tokenizer\.model .*{what}"):
             load_tokenizer(str(write(tmp_path / str(index), content, config)))

@@ -74,8 +74,8 @@ def test_what_cannot_be_captured_is_tried_and_told_once(
     monkeypatch.setattr("trifocal.attention.cpu.load", lambda: None)
     Steps(made, torch.float32, library, (1, 2, 3)).graphs.capture(torch.device("cpu"))
     assert [message.partition(": ")[2] for message in messages(caplog, "INFO") if "captured" in message] == [
-        "they call torch's mul, which is none of the compiled kernels",
-        "torch computes attention, as this KV cache has no kernel",
+        "they call torch's mul, which is not a compiled kernel",
+        "torch computes attention, as no kernel reads this KV cache",
     ]
 
 

@@ -77,7 +77,7 @@ def test_bytes_of_kv_cache(folder: Path) -> None:
     by_bytes = worker(folder, kv_cache_memory_bytes=1 << 20).capacity.num_blocks
     assert 0 < by_bytes == worker(folder, kv_cache_memory_bytes=(1 << 20) + 1).capacity.num_blocks
     assert worker(folder, kv_cache_memory_bytes=1 << 21).capacity.num_blocks == 2 * by_bytes
-    with pytest.raises(ConfigError, match="^no memory is left for the KV cache by --kv-cache-memory-bytes 1, a block"):
+    with pytest.raises(ConfigError, match="^--kv-cache-memory-bytes 1 leaves no memory for the KV cache, whose blocks"):
         worker(folder, kv_cache_memory_bytes=1)
 
 

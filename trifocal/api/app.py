@@ -80,9 +80,9 @@ def _service(
 
     model_name = (args.served_model_name or [config.model.spec.path])[0]
     metrics, admission = Metrics(model_name, cache_config(config)), Admission(args)
-    metrics.gauge("requests_queued", "requests without their first token", lambda: admission.num_queued)
-    metrics.gauge("tokens_queued", "prompt tokens of such requests", lambda: admission.num_queued_tokens)
-    metrics.gauge("media_bytes_in_flight", "bytes of bodies and media held", lambda: admission.num_bytes)
+    metrics.gauge("requests_queued", "requests that wait for their first token", lambda: admission.num_queued)
+    metrics.gauge("tokens_queued", "prompt tokens of the requests that wait", lambda: admission.num_queued_tokens)
+    metrics.gauge("media_bytes_in_flight", "bytes that bodies and media of requests hold", lambda: admission.num_bytes)
     return Service(engine, builder, config, args, metrics, admission, AccessLog(args), tracer)
 
 
@@ -205,7 +205,7 @@ async def _serve_http(
     await _wait_any(serving, told, engine.died)
     has_died = engine.died.is_set()
     if not has_died:
-        logger.info("stopping: new work is refused, running answers have %g s", args.shutdown_timeout)
+        logger.info("stopping: new requests are refused, running ones have %g s to finish", args.shutdown_timeout)
         admission.drain()
         told.clear()
         await _wait_any(serving, told, engine.died, admission.emptied, timeout_s=args.shutdown_timeout)

@@ -26,9 +26,10 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 async def _refuse_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = {404: f"no such route: {request.url.path[:200]}", 405: f"{request.method} is not allowed here"}.get(
-        error.status_code, str(error.detail)
-    )
+    message = {
+        404: f"no such route: {request.url.path[:200]}",
+        405: f"{request.method} is not allowed on this route",
+    }.get(error.status_code, str(error.detail))
     return context_of(request).refusal(RequestError(message, status=error.status_code), error.headers)
 
 

@@ -51,7 +51,6 @@ class Meter:
             self._metrics.finished(reason)
 
     def tokens_come(self, count: ChoiceCount, num_tokens: int, now: float) -> None:
-        """See `AnswerObserver`."""
         context = self._context
         context.num_output_tokens += num_tokens
         if context.first_token is None:
@@ -62,7 +61,6 @@ class Meter:
             self._metrics.inter_token_latency.observe((now - count.last_at) / num_tokens)
 
     def choice_ends(self, index: int, count: ChoiceCount, delta: Delta, now: float) -> None:
-        """See `AnswerObserver`."""
         metrics, prompt = self._metrics, index // self._n
         metrics.finished(str(delta.finish_reason))
         metrics.e2e_request_latency.observe(now - self._context.arrived)

@@ -27,17 +27,17 @@ _ERRORS = {
     404: "no such model",
     408: "the body did not arrive in time (--body-timeout)",
     413: "the body is too large (--max-request-bytes)",
-    415: "the body is said to be something else than JSON (Content-Type)",
+    415: "the header Content-Type says that the body is not JSON",
     431: "too many headers (--h11-max-header-count)",
-    500: "this request makes the engine fail, or something unforeseen; the server's log says more",
-    503: "overloaded, shutting down, or without an engine at the moment",
+    500: "the engine failed on this request, or an internal error happened; the server's log says more",
+    503: "the server is overloaded, shutting down, or without an engine at the moment",
     504: "preparing, waiting or answering took longer than its limit",
 }
-_RETRY_AFTER = {"description": "seconds after which it may be tried again", "schema": {"type": "integer"}}
+_RETRY_AFTER = {"description": "seconds to wait before trying again", "schema": {"type": "integer"}}
 _IGNORED = {"description": "fields of the body that had no effect", "schema": {"type": "string"}}
 _STREAM = (
-    "the answer; where `stream` is true: events `data: {…}` with pieces of the answer, the last one `data: [DONE]`; "
-    "one with an `error` instead where the answer breaks off; the first one has `ignored_fields` if there are any"
+    "the answer. If `stream` is true: events `data: {…}` with pieces of it, and at the end `data: [DONE]`. If it "
+    "breaks off, an event with `error` comes instead. The first event has `ignored_fields` if there are any."
 )
 
 

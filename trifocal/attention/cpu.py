@@ -30,7 +30,8 @@ class CpuAttention(AttentionBackend):
         if spec.dtype not in SUFFIX:
             reasons.append(f"it computes in bfloat16 and float32, not in {_word(spec.dtype)}")
         elif spec.cache_dtype not in (spec.dtype, torch.int8):
-            reasons.append(f"beside {_word(spec.dtype)} it reads a cache in int8, not in {_word(spec.cache_dtype)}")
+            word = _word(spec.cache_dtype)
+            reasons.append(f"with {_word(spec.dtype)} it reads a cache of that type or int8, not {word}")
         if spec.head_dim * spec.cache_dtype.itemsize % 16:
             reasons.append(f"a cached head of {spec.head_dim} {_word(spec.cache_dtype)} is no multiple of 16 bytes")
         if any(layer.softcap is not None for layer in spec.layers):
@@ -58,7 +59,6 @@ class CpuAttention(AttentionBackend):
         return bool(self._kernels)
 
     def begin(self, batch: AttentionBatch) -> None:
-        """Take the layout of the step."""
         self._batch = batch
         self._is_reference_ready = False
         if not self._kernels:

@@ -32,11 +32,11 @@ def configure_parser(parser: Parser) -> None:
     parser.usage = f"{parser.prog} [--base-url URL | --model-path PATH] [--preset NAMES | workload flags]"
     target = parser.add_argument_group("server")
     target.add_argument("--base-url", help="address of a running server (default: one is started for the benchmark)")
-    target.add_argument("--model", help="model to ask for (default: the first that the server names)")
+    target.add_argument("--model", help="model to ask for (default: the first in /v1/models)")
     target.add_argument("--model-path", help="folder to start a server on (default: the built-in model)")
-    target.add_argument("--api-key", help="the server's key, if it wants one")
+    target.add_argument("--api-key", help="API key of the server")
     work = parser.add_argument_group("workload")
-    work.add_argument("--preset", help=f"comma list of {', '.join(PRESETS)}, or all; other flags change its shape")
+    work.add_argument("--preset", help=f"comma list of {', '.join(PRESETS)}, or all; other flags override their values")
     work.add_argument("--num-prompts", type=int, help=f"requests in all (default: {_DEFAULT.num_prompts})")
     work.add_argument("--concurrency", type=int, help=f"requests at once (default: {_DEFAULT.concurrency})")
     work.add_argument("--request-rate", type=float, default=math.inf, help="arrivals a second (default: all at once)")
@@ -44,10 +44,12 @@ def configure_parser(parser: Parser) -> None:
     work.add_argument("--output-len", type=int, help=f"tokens in an answer (default: {_DEFAULT.output_tokens})")
     work.add_argument("--num-images", type=int, help="pictures in a prompt (default: 0)")
     work.add_argument("--image-size", help="WIDTHxHEIGHT of a picture (default: 448x448)")
-    work.add_argument("--seed", default="0", help="another seed, other words and pictures (default: 0)")
-    work.add_argument("--no-stream", action="store_true", help="ask without streaming: only whole-answer times")
+    work.add_argument("--seed", default="0", help="seed of the words and pictures (default: 0)")
+    work.add_argument(
+        "--no-stream", action="store_true", help="do not stream; only times of whole answers are measured"
+    )
     work.add_argument("--warmup", type=int, default=1, help="untimed requests before each workload (default: 1)")
-    parser.add_argument("--json", help="file to write all numbers to")
+    parser.add_argument("--json", help="file to write all results to")
 
 
 def run(namespace: argparse.Namespace) -> int:

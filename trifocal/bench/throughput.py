@@ -27,10 +27,12 @@ def configure_parser(parser: Parser) -> None:
     parser.add_argument("model_path", nargs="?", metavar="PATH", help="folder to load (default: the built-in model)")
     parser.add_argument("--num-prompts", type=int, default=_DEFAULT.num_prompts, help="requests (default: 32)")
     parser.add_argument("--input-len", type=int, default=_DEFAULT.input_words, help="words in a prompt (default: 64)")
-    parser.add_argument("--output-len", type=int, default=_DEFAULT.output_tokens, help="tokens a request (default: 64)")
+    parser.add_argument(
+        "--output-len", type=int, default=_DEFAULT.output_tokens, help="tokens in an answer (default: 64)"
+    )
     parser.add_argument("--num-images", type=int, default=0, help="pictures in a prompt (default: 0)")
     parser.add_argument("--image-size", default="448x448", help="WIDTHxHEIGHT of a picture (default: 448x448)")
-    parser.add_argument("--json", help="file to write the numbers to")
+    parser.add_argument("--json", help="file to write the results to")
     add_flags(parser, EngineArgs)
 
 

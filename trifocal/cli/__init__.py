@@ -25,7 +25,7 @@ class Command:
 COMMANDS = {
     "serve": Command("trifocal.cli.serve", "serve a model folder over the OpenAI API"),
     "chat": Command("trifocal.cli.chat", "talk to a server, or to a model folder, in this terminal"),
-    "quantize": Command("trifocal.cli.quantize", "write a checkpoint anew with int4 weights (AWQ)"),
+    "quantize": Command("trifocal.cli.quantize", "write a copy of a checkpoint with int4 weights (AWQ)"),
     "models": Command("trifocal.cli.models", "list the models that can be served, and what was verified"),
     "demo": Command("trifocal.demo.run", "start the server on the built-in model and ask it the sample questions"),
     "bench serve": Command("trifocal.bench.serve", "measure a server under load"),
@@ -34,7 +34,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 2 for what the user must mend, 130 after Ctrl-C."""
+    """Run the command line; returns the exit status: 2 for what the user must fix, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["-h"], ["--help"], []):
         print(overview())
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(prog: str, module: str, argv: Sequence[str]) -> int:
-    """Run one sub-command; what the user must mend becomes one line on stderr, never a traceback."""
+    """Run one sub-command; what the user must fix becomes one line on stderr, never a traceback."""
     command = import_module(module)
     parser = Parser(prog=prog, description=command.DESCRIPTION)
     command.configure_parser(parser)

@@ -14,10 +14,10 @@ from trifocal.config.engine import EngineArgs
 from trifocal.errors import ConfigError
 
 DESCRIPTION = (
-    "Talk to a running server (--url), or to a model folder: a server is then started for as long as you talk."
+    "Talk to a running server (--url), or to a model folder: a server for it runs as long as the conversation."
 )
 DEFAULT_URL = f"http://{HOST}:{DEFAULT_PORT}"
-COMMANDS = "/image PATH and /video PATH add media to your next message, /reset forgets, /quit (or Ctrl-D) ends"
+COMMANDS = "/image PATH and /video PATH add media to your next message, /reset starts over, /quit (or Ctrl-D) ends"
 
 
 def configure_parser(parser: Parser) -> None:
@@ -25,10 +25,12 @@ def configure_parser(parser: Parser) -> None:
     parser.usage = f"{parser.prog} [--url URL | PATH [engine flags]]"
     add_model(parser)
     parser.add_argument("--url", help=f"address of a running server (default: {DEFAULT_URL})")
-    parser.add_argument("--model-name", help="model to ask for (default: the first that the server names)")
-    parser.add_argument("--api-key", help="the server's key, if it wants one")
+    parser.add_argument("--model-name", help="model to ask for (default: the first in /v1/models)")
+    parser.add_argument("--api-key", help="API key of the server")
     parser.add_argument("--system", help="system message")
-    parser.add_argument("--temperature", type=float, help="0: always the likeliest token (default: the server's)")
+    parser.add_argument(
+        "--temperature", type=float, help="sampling temperature; 0: always the likeliest token (default: the server's)"
+    )
     parser.add_argument("--max-tokens", type=int, help="longest answer in tokens (default: what fits the context)")
     add_flags(parser, EngineArgs, skip=["model"])
 

@@ -45,7 +45,7 @@ def bytes_part(data: bytes, name: str = "media") -> dict[str, Any]:
     """As `media_part`, of bytes in hand; `name` is for the error message."""
     mime = next((mime for at, magic, mime in _SIGNATURES if data[at : at + len(magic)] == magic), None)
     if mime is None:
-        raise ConfigError(f"{name} is neither a picture nor a video that is known here")
+        raise ConfigError(f"{name} is neither a picture nor a video, judging by its name")
     kind = f"{mime.split('/')[0]}_url"
     return {"type": kind, kind: {"url": f"data:{mime};base64,{base64.b64encode(data).decode()}"}}
 

@@ -10,7 +10,7 @@ from trifocal.errors import ConfigError
 
 
 def read_flags(path: str) -> list[str]:
-    """The words of the command line that the file stands for. Raises `ConfigError` saying what is wrong with it."""
+    """The words of the command line that the file stands for. Raises `ConfigError`."""
     import yaml  # takes its time, and few commands need it
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]  # it comes without types
@@ -33,9 +33,9 @@ def read_flags(path: str) -> list[str]:
     if flags is None:
         return []
     if not isinstance(flags, dict) or not all(isinstance(name, str) for name in flags):
-        raise ConfigError(f"--config {path}: expected names of flags with their values, one a line, e.g. port: 8000")
+        raise ConfigError(f"--config {path}: expected one flag and its value in each line, e.g. port: 8000")
     if "config" in flags:
-        raise ConfigError(f"--config {path}: a file cannot name another one")
+        raise ConfigError(f"--config {path}: a file of flags cannot name another one in config")
     # None stands for the default, as it does for LLM(...).
     return [f"--{name}={_word(value)}" for name, value in flags.items() if value is not None]
 

@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                self.error(f"argument {name}: {parent} has a value already")
+                self.error(f"argument {name}: {parent} already has a value")
         if last.endswith("+"):
             last, items = last[:-1], [_loose(item) for item in value.split(",")]
             place[last] = [*place.get(last, ()), *items]

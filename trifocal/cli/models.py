@@ -24,15 +24,15 @@ _QUANTIZED = (
     "AWQ (version gemm, written by `trifocal quantize`); int8 and int4 by rounding while loading (--quantization)"
 )
 _ROPE_DIFFERENCES = {
-    "dynamic": "beyond the original context each token has the base of a context that ends with it, where transformers "
-    "gives all tokens the base of the longest sequence in the batch: by design, so that an answer does not depend on "
-    "its neighbours or on how a prompt is cut into steps"
+    "dynamic": "beyond the original context, each token has the base of a context that ends with it; transformers "
+    "gives all tokens the base of the longest sequence in the batch. The difference is meant: an answer depends "
+    "neither on its neighbours nor on how a prompt is cut into steps"
 }
 
 
 def configure_parser(parser: Parser) -> None:
     """The one flag."""
-    parser.add_argument("--json", action="store_true", help="print the same as JSON")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
 
 
 def run(namespace: argparse.Namespace) -> int:
@@ -70,10 +70,10 @@ def table() -> str:
             label = title
         lines.append("")
     lines += _wrapped(f"weights: safetensors in {', '.join(_dtypes())}; {_QUANTIZED}", width)
-    lines += _wrapped(f"rope_scaling: {', '.join(ROPE_TYPES)}, as in transformers but for this:", width)
+    lines += _wrapped(f"rope_scaling: {', '.join(ROPE_TYPES)}, as in transformers, except:", width)
     for name, difference in _ROPE_DIFFERENCES.items():
         lines += _wrapped(f"  {name}: {difference}", width, others="    ")
-    lines += _wrapped("architecture: as config.json names it, with the tensor names that are known", width)
+    lines += _wrapped("architecture: the name in config.json, and below it the tensor names that are read", width)
     return "\n".join(lines)
 
 
@@ -88,7 +88,7 @@ def _rows(family: Family) -> Iterator[tuple[str, str]]:
         on = f" ({check.weights})" if check.weights else ""
         yield "verified", f"{check.what}: as {check.reference}{on}, by {check.test.partition('::')[0]}"
     if not family.is_run_as_released:
-        yield "not verified", "checkpoints as they were released: none was run here"
+        yield "not verified", "no checkpoint was run as it was released"
 
 
 def _wrapped(text: str, width: int, first: str = "", others: str = "") -> list[str]:

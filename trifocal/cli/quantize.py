@@ -12,7 +12,8 @@ from trifocal.config.engine import EngineArgs
 from trifocal.errors import ConfigError
 
 DESCRIPTION = (
-    "Write a checkpoint's language model in int4 by AWQ, for this and other engines; pictures' part stays as it is."
+    "Write a copy of a checkpoint with its language model in int4 (AWQ), for this and other engines. The vision tower "
+    "stays as it is."
 )
 METHODS = ("awq",)
 GROUP_SIZES = ("128", "64", "32")
@@ -28,10 +29,16 @@ def configure_parser(parser: Parser) -> None:
         "--calibration", metavar="FILE", help="your own samples, .jsonl or text (default: a small set that is built in)"
     )
     parser.add_argument(
-        "--calibration-tokens", type=int, default=4096, metavar="N", help="tokens of samples to use (default: 4096)"
+        "--calibration-tokens",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="how many tokens of the samples to use (default: 4096)",
     )
     parser.add_argument(
-        "--group-size", choices=GROUP_SIZES, help="inputs that share a scale (default: the largest that divides all)"
+        "--group-size",
+        choices=GROUP_SIZES,
+        help="inputs that share a scale (default: the largest size that divides the inputs of all layers)",
     )
     parser.add_argument(
         "--chat-template", metavar="FILE", help="Jinja chat template for samples that are chats (default: PATH's own)"
@@ -65,7 +72,9 @@ def run(namespace: argparse.Namespace) -> int:
     less = 1 - report.error / report.plain_error if report.plain_error else 0.0
     before, after = report.bytes_before / 1e6, report.bytes_after / 1e6
     print(f"Wrote {namespace.out}: {before:.1f} MB became {after:.1f} MB, in groups of {report.group}.")
-    print(f"On {report.num_tokens} tokens of samples, scales took {100 * less:.0f} % off the error of plain rounding.")
+    print(
+        f"On {report.num_tokens} tokens of samples, scales lowered the error of plain rounding by {100 * less:.0f} %."
+    )
     template = f" --chat-template {namespace.chat_template}" if namespace.chat_template else ""
     print(f"Try: trifocal serve {namespace.out}{template}")
     return 0

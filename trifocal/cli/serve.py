@@ -32,7 +32,7 @@ def configure_parser(parser: Parser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The model's folder, as the first word or as `--model`."""
     parser.add_argument("model_path", nargs="?", metavar="PATH", help="folder of a Hugging Face checkpoint")
-    parser.add_argument("--model", default=argparse.SUPPRESS, metavar="PATH", help="the same, as a flag")
+    parser.add_argument("--model", default=argparse.SUPPRESS, metavar="PATH", help="the same folder, as a flag")
 
 
 def environment_help() -> str:
@@ -40,7 +40,7 @@ def environment_help() -> str:
     lines = ["environment variables (TRIFOCAL_NAME, or VLLM_NAME as vLLM calls it; the first wins):"]
     for env in envs.ALL:
         lines.append(f"  {env.name:27} {env.meaning} (default: {_shown(env.default)})")
-    lines.append("  PYTORCH_CUDA_ALLOC_CONF, PYTORCH_NPU_ALLOC_CONF go to the device's allocator untouched")
+    lines.append("  PYTORCH_CUDA_ALLOC_CONF, PYTORCH_NPU_ALLOC_CONF are passed to the device's allocator unchanged")
     return "\n".join(lines)
 
 
@@ -54,7 +54,7 @@ def engine_args(namespace: argparse.Namespace) -> EngineArgs:
     """`EngineArgs` of the parsed flags. Raises `ConfigError` where the model is missing or named twice."""
     given = {path for path in (namespace.model_path, getattr(namespace, "model", None)) if path is not None}
     if not given:
-        raise ConfigError("which model? give the folder of a checkpoint: trifocal serve PATH (or --model PATH)")
+        raise ConfigError("no model is given; give the folder of a checkpoint: trifocal serve PATH (or --model PATH)")
     if len(given) > 1:
         raise ConfigError(f"two models given: {namespace.model_path!r} and --model {namespace.model!r}")
     return build(EngineArgs, argparse.Namespace(**{**vars(namespace), "model": given.pop()}))

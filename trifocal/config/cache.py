@@ -21,17 +21,19 @@ class CacheArgs:
     block_size: int | None = arg("memory", "tokens in one KV block (default 16; 128 suits NPUs)", None)
     kv_cache_dtype: str = arg(
         "memory",
-        "type of cached keys and values; auto: the model's; int8: rounded, with a scale a token and head",
+        "type of cached keys and values; auto: the model's; int8: rounded, with a scale for each token and head",
         "auto",
         choices=list(KV_CACHE_DTYPES),
     )
     gpu_memory_utilization: float = arg("memory", "share of the device's memory to use (of the machine's on CPU)", 0.9)
     kv_cache_memory_bytes: int | None = arg(
-        "memory", "bytes of KV cache, e.g. 4G, instead of measuring memory (and of CPU_KVCACHE_SPACE)", None
+        "memory", "bytes of the KV cache, e.g. 4G; memory is then not measured, and CPU_KVCACHE_SPACE not used", None
     )
-    num_gpu_blocks_override: int | None = arg("memory", "KV blocks to allocate, instead of measuring memory", None)
-    swap_space: float = arg("memory", "accepted for vLLM's sake and unused: preemption recomputes", 4.0)
-    encoder_cache_gib: float | None = arg("memory", "GiB for embeddings of pictures and clips", None)
+    num_gpu_blocks_override: int | None = arg("memory", "KV blocks to allocate; memory is then not measured", None)
+    swap_space: float = arg(
+        "memory", "accepted for compatibility with vLLM, without effect: preempted requests are computed again", 4.0
+    )
+    encoder_cache_gib: float | None = arg("memory", "GiB for embeddings of pictures and clips (default: 0.25)", None)
     mm_processor_cache_gb: float = arg(
         "memory", "GiB for decoded pictures and clips that may be sent again; 0: none", 0.25
     )
@@ -48,7 +50,6 @@ class CacheConfig(CacheArgs):
 
     @property
     def encoder_cache_bytes(self) -> int:
-        """Room for embeddings of media."""
         return int(self.encoder_cache_gib * _GIB)
 
     @property

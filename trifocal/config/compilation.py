@@ -57,7 +57,9 @@ def _check_keys(config: Mapping[str, Any]) -> None:
             raise ArgumentError("{compilation_config}: unknown key {!r}; {}", key, hint)
     unused = [key for key in config if key not in _USED]
     if unused:
-        logger.warning("compilation config: keys without effect, as there is no torch.compile: %s", ", ".join(unused))
+        logger.warning(
+            "compilation_config: these keys have no effect, as there is no torch.compile: %s", ", ".join(unused)
+        )
 
 
 def _wrong(key: str, wanted: str, got: Any) -> ArgumentError:

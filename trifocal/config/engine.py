@@ -62,7 +62,7 @@ class EngineArgs(MediaArgs, ParallelArgs, CacheArgs, SchedulingArgs, ModelArgs):
                 near = get_close_matches(name, [*known, *options], n=1)
                 raise ConfigError(f"unknown argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         if "model" not in given:
-            raise ConfigError("which model? give the folder of a checkpoint: LLM(model=...)")
+            raise ConfigError("no model is given; give the folder of a checkpoint: LLM(model=...)")
         for note in filter(None, notes):
             logger.warning("%s", note)
         return cls(**given)

@@ -1,6 +1,6 @@
 """Every environment variable that Trifocal reads: its type, default and meaning.
 
-A variable `NAME` is read as `TRIFOCAL_NAME`, then `VLLM_NAME`: whoever comes from vLLM keeps their exports.
+A variable `NAME` is read as `TRIFOCAL_NAME`, then `VLLM_NAME`: exports made for vLLM keep working.
 Variables are read when the parts of the configuration are made (`arguments.from_env`), and their values are handed down
 from there, to the engine's process too. Read before there is a configuration, or beside it, are LOGGING_LEVEL (`log`),
 PLUGINS (`config.devices`), CACHE_ROOT (`cache_folder`), API_KEY (`cli.serve`) and CPU_KERNELS where who loads kernels
@@ -74,7 +74,9 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 def _only_v1(text: str) -> bool:
     if not _bool(text):
-        raise ValueError("0 asks for vLLM's old engine; Trifocal has one engine, remove the variable or set it to 1")
+        raise ValueError(
+            "0 asks for vLLM's old engine, and Trifocal has one engine; remove the variable or set it to 1"
+        )
     return True
 
 
@@ -88,7 +90,6 @@ class Env(Generic[T]):
     meaning: str
 
     def get(self) -> T:
-        """The value in force now."""
         variable = self.variable
         if variable is None:
             return self.default
@@ -100,7 +101,7 @@ class Env(Generic[T]):
 
     @property
     def variable(self) -> str | None:
-        """The variable in force, as whoever set it wrote it; None if neither is set."""
+        """The name of the variable in force, with its prefix; None if neither is set."""
         names = (f"{prefix}{self.name}" for prefix in _PREFIXES)
         return next((name for name in names if name in os.environ), None)
 
@@ -114,23 +115,26 @@ ENGINE_ITERATION_TIMEOUT_S = Env(
     "ENGINE_ITERATION_TIMEOUT_S",
     _positive_float,
     600.0,
-    "seconds without an engine step while there is work, or stopped by a signal while it starts, after which the "
-    "engine is replaced",
+    "seconds after which the engine is replaced if it makes no step while there is work, or is stopped by a signal "
+    "while it starts",
 )
 ENGINE_READY_TIMEOUT_S = Env(
-    "ENGINE_READY_TIMEOUT_S", _positive_float, 600.0, "seconds that an engine may take to start; then it is replaced"
+    "ENGINE_READY_TIMEOUT_S",
+    _positive_float,
+    600.0,
+    "seconds that an engine may take to start; after them it is replaced",
 )
 ENGINE_MAX_RESTARTS = Env(
     "ENGINE_MAX_RESTARTS",
     _integer_from(0),
     5,
-    "restarts of the engine in a row, without a token in between, after which the server gives up and exits",
+    "most restarts of the engine in a row without a token in between; then the server gives up and exits",
 )
 ENGINE_RESTART_BACKOFF_S = Env(
     "ENGINE_RESTART_BACKOFF_S",
     _positive_float,
     1.0,
-    "seconds of waiting before the second restart in a row; doubles with each further one, up to 30",
+    "seconds to wait before the second restart in a row; doubled for each further one, up to 30",
 )
 ALLOW_FAULT_INJECTION = Env("ALLOW_FAULT_INJECTION", _bool, False, "1 allows FAULT_INJECT; never in production")
 FAULT_INJECT: Env[str | None] = Env(
@@ -147,38 +151,41 @@ PLUGINS: Env[list[str] | None] = Env(
     "PLUGINS",
     _names,
     None,
-    "comma list of platform plug-ins to load; one that is not installed is a warning; unset: all",
+    "comma list of platform plug-ins to load; a missing one is a warning; unset: all that are installed",
 )
 WORKER_MULTIPROC_METHOD = Env(
     "WORKER_MULTIPROC_METHOD",
     _one_of("spawn", "fork"),
     "spawn",
-    "accepted for vLLM's sake and unused: the worker lives in the engine's process",
+    "accepted for compatibility with vLLM, without effect: the worker runs in the engine process",
 )
-USE_V1 = Env("USE_V1", _only_v1, True, "accepted for vLLM's sake; 0 is refused: there is one engine")
+USE_V1 = Env("USE_V1", _only_v1, True, "accepted for compatibility with vLLM; 0 is refused: there is one engine")
 CPU_KVCACHE_SPACE: Env[float | None] = Env(
-    "CPU_KVCACHE_SPACE", _gib, None, "GiB of KV cache on a CPU; unset: measured, at most 4 GiB"
+    "CPU_KVCACHE_SPACE", _gib, None, "GiB of KV cache on a CPU; unset: what memory allows, at most 4 GiB"
 )
 CPU_KERNELS = Env(
     "CPU_KERNELS",
     _one_of("1", "0", "avx2", "avx512", "avx512_bf16", "amx"),
     "1",
-    "0: compute on a CPU with torch alone; an instruction set: use kernels for this one; 1: for the best one there is",
+    "kernels on a CPU: 1 uses the best instruction set of the processor, a name uses that one, 0 uses torch alone",
 )
 CACHE_ROOT: Env[str | None] = Env(
-    "CACHE_ROOT", str, None, "folder for what is made once, e.g. compiled kernels; unset: ~/.cache/trifocal"
+    "CACHE_ROOT",
+    str,
+    None,
+    "folder for files that are made once and kept, e.g. compiled kernels; unset: ~/.cache/trifocal",
 )
 PACKED_CACHE = Env(
     "PACKED_CACHE",
     _bool,
     False,
-    "1 keeps weights as a CPU's kernels read them in the cache folder (as large as in memory): the next start of the "
-    "same model in the same format reads these instead of making them",
+    "1 keeps a copy of the weights in the cache folder, laid out for the CPU's kernels (as large as in memory); the "
+    "next start of the same model in the same format reads that copy",
 )
 LOGGING_LEVEL = Env(
     "LOGGING_LEVEL", _one_of("debug", "info", "warning", "error"), "info", "debug, info, warning or error"
 )
-API_KEY: Env[str | None] = Env("API_KEY", str, None, "key that requests must bring, where --api-key names none")
+API_KEY: Env[str | None] = Env("API_KEY", str, None, "key that requests must bring if --api-key is not given")
 MEDIA_THREADS: Env[int | None] = Env(
     "MEDIA_LOADING_THREAD_COUNT",
     _integer_from(1),

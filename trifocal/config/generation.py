@@ -52,4 +52,4 @@ def _check_keys(overrides: dict[str, Any]) -> None:
             raise ArgumentError("{override_generation_config}: unknown key {!r}; {}", key, hint)
     for key, why in GENERATION_KEYS_WITHOUT_EFFECT.items():
         if key in overrides:
-            logger.warning("%s of the generation config has no effect: %s", key, why)
+            logger.warning("%s in the generation config has no effect: %s", key, why)

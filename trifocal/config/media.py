@@ -21,7 +21,9 @@ _DEFAULT_LIMIT = 999  # as in vLLM: many enough to mean "as many as fit the cont
 class MediaSizeArgs:
     """Arguments that bound what decoding one request may take (`media.limits.MediaLimits`)."""
 
-    max_image_pixels: int = arg("media", "most pixels of a picture or of a video's frame, by its header", 128_000_000)
+    max_image_pixels: int = arg(
+        "media", "most pixels of a picture or of a video's frame, as the file's header says", 128_000_000
+    )
     max_request_pixels: int = arg("media", "most pixels of all pictures and chosen frames of a request", 4_000_000_000)
     max_video_frames: int = arg("media", "most frames that may be chosen from one clip", 2048)
     image_decode_timeout: float = arg("media", "seconds that decoding one picture may take", 30.0)
@@ -30,7 +32,6 @@ class MediaSizeArgs:
 
     @property
     def decode_memory_bytes(self) -> int:
-        """What a decoder process may take."""
         return int(self.decode_memory_gib * (1 << 30))
 
 
@@ -38,12 +39,14 @@ class MediaSizeArgs:
 class MediaReadingArgs:
     """Arguments about how many media a request may have, and how they are read."""
 
-    limit_mm_per_prompt: dict[str, Any] = arg("media", 'JSON, e.g. {"image": 4, "video": 1}', {})
+    limit_mm_per_prompt: dict[str, Any] = arg(
+        "media", 'most items of each kind in a prompt, JSON, e.g. {"image": 4, "video": 1}', {}
+    )
     mm_processor_kwargs: dict[str, Any] = arg("media", 'JSON for the processor, e.g. {"max_pixels": 401408}', {})
     interleave_mm_strings: bool = arg(
         "media",
-        "pictures and clips stay where they are among a message's texts; false: they go first where the chat template "
-        "takes strings, as vLLM does unless told",
+        "keep pictures and clips where they stand among a message's texts; false: put them first where the chat "
+        "template takes strings, which is vLLM's default",
         True,
     )
     media_io_kwargs: dict[str, Any] = arg("media", 'JSON for reading media, e.g. {"video": {"num_frames": 32}}', {})
@@ -106,5 +109,8 @@ def _count(name: str, limit: dict[str, Any]) -> Any:
             raise ArgumentError("{limit_mm_per_prompt}: {}: unknown key {!r}; known: {}", name, key, known)
     unused = [f"{name}.{key}" for key in limit if key != "count"]
     if unused:
-        logger.warning("limits of media: no effect, as memory is measured otherwise: %s", ", ".join(unused))
+        logger.warning(
+            "limit_mm_per_prompt: these keys have no effect, as memory is measured in another way: %s",
+            ", ".join(unused),
+        )
     return limit.get("count", _DEFAULT_LIMIT)

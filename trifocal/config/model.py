@@ -22,9 +22,13 @@ class ModelArgs:
     """Arguments about the model."""
 
     model: str = arg("model", "folder of a Hugging Face checkpoint")
-    tokenizer: str | None = arg("model", "folder of the tokenizer, if not the model's", None)
-    revision: str | None = arg("model", "accepted for vLLM's sake; a local folder has one revision", None)
-    trust_remote_code: bool = arg("model", "allow a checkpoint's own Python files to run; think first", False)
+    tokenizer: str | None = arg("model", "folder of the tokenizer (default: the model's)", None)
+    revision: str | None = arg(
+        "model", "accepted for compatibility with vLLM, without effect: a local folder has one revision", None
+    )
+    trust_remote_code: bool = arg(
+        "model", "run Python files of the checkpoint, with all your rights; read them first", False
+    )
     dtype: str = arg(
         "model",
         "type of weights and activations; auto: the checkpoint's, and on a CPU bfloat16 for AWQ",
@@ -33,21 +37,21 @@ class ModelArgs:
     )
     quantization: str | None = arg(
         "model",
-        "awq for such checkpoints (known without it, too); int8 or int4: round weights on loading",
+        "awq: for AWQ checkpoints, which are recognised without it too; int8 or int4: round the weights while loading",
         None,
     )
     load_format: str = arg(
-        "model", "auto and safetensors read the weights, dummy invents random ones", "auto",
+        "model", "auto or safetensors: read the weights; dummy: make up random ones", "auto",
         choices=list(_LOAD_FORMATS),
     )  # fmt: skip
-    allow_pickle: bool = arg(
-        "model", "refused: weights are read from safetensors alone, a pickle (.bin, .pt) could run code", False
-    )
-    seed: int = arg("model", "seed of dummy weights and of requests that bring none", 0)
+    allow_pickle: bool = arg("model", "refused: only safetensors are read, as a pickle (.bin, .pt) can run code", False)
+    seed: int = arg("model", "seed of dummy weights, and of requests that give none", 0)
     generation_config: str = arg(
-        "model", "auto: sampling defaults from the model's generation_config.json; vllm: none; or a folder", "auto"
+        "model",
+        "where sampling defaults come from; auto: the model's generation_config.json; vllm: nowhere; or a folder",
+        "auto",
     )
-    override_generation_config: dict[str, Any] = arg("model", "JSON of sampling defaults that win over the file", {})
+    override_generation_config: dict[str, Any] = arg("model", "sampling defaults that win over that file, JSON", {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ class ModelConfig:
 def read_spec(args: ModelArgs) -> ModelSpec:
     """What the checkpoint says of itself. Raises `ConfigError`, first for what no checkpoint can be asked."""
     if args.allow_pickle:
-        raise NotAvailableYetError("{allow_pickle} (only safetensors are read; convert the checkpoint once instead)")
+        raise NotAvailableYetError("{allow_pickle} (only safetensors are read; convert the checkpoint to them once)")
     if args.load_format not in _LOAD_FORMATS:
         raise ArgumentError("{load_format} must be auto, safetensors or dummy, got {!r}", args.load_format)
     return ModelSpec.from_checkpoint(args.model)
@@ -108,7 +112,7 @@ def _quantization(args: ModelArgs, spec: ModelSpec) -> Quantization | None:
         )
     if args.quantization != "awq" and own is not None:
         raise ArgumentError(
-            "{quantization} {}: the checkpoint is quantized by {} already", args.quantization, own.method
+            "{quantization} {}: the checkpoint is already quantized by {}", args.quantization, own.method
         )
     return own or Quantization(args.quantization)
 

@@ -21,21 +21,26 @@ class ParallelArgs:
     distributed_executor_backend: str | None = arg(
         "devices", "how workers run: uni (this process), mp, ray", None, choices=["uni", "mp", "ray"]
     )
-    enforce_eager: bool = arg("devices", "never capture a step to replay it, let Python run every layer", False)
+    enforce_eager: bool = arg("devices", "never capture steps for replay; Python runs every layer", False)
     compilation_config: dict[str, Any] = arg(
         "devices",
-        'JSON: {"cudagraph_capture_sizes": [1, 2, 4]} are the tokens of steps to capture, "max_cudagraph_capture_size" '
-        'is the most of them, "cudagraph_mode": "NONE" is --enforce-eager; other keys (and a number) concern '
+        'JSON; {"cudagraph_capture_sizes": [1, 2, 4]}: capture steps of so many tokens; "max_cudagraph_capture_size": '
+        'the largest of them; "cudagraph_mode": "NONE": the same as --enforce-eager; other keys, or a number, are for '
         "torch.compile, which is not used",
         {},
         number_is="mode",
     )
     cudagraph_capture_sizes: list[int] | None = arg(
-        "devices", "the same as that key of --compilation-config", None, also=["cuda_graph_sizes"]
+        "devices", "the same as the key of this name in --compilation-config", None, also=["cuda_graph_sizes"]
     )
-    max_cudagraph_capture_size: int | None = arg("devices", "the same as that key of --compilation-config", None)
+    max_cudagraph_capture_size: int | None = arg(
+        "devices", "the same as the key of this name in --compilation-config", None
+    )
     optimization_level: int | None = arg(
-        "devices", "0 is --enforce-eager, 1 to 3 have no effect: there is no torch.compile; -O3 is short for it", None
+        "devices",
+        "0: the same as --enforce-eager; 1 to 3: no effect, as there is no torch.compile; -O3 is short for "
+        "--optimization-level 3",
+        None,
     )
 
 

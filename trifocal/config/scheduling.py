@@ -16,7 +16,7 @@ class SchedulingArgs:
 
     max_model_len: int | None = arg(
         "scheduling",
-        "longest context in tokens; default, auto or -1: what the model allows and the KV cache holds",
+        "longest context in tokens; default, auto or -1: as long as the model allows and the KV cache holds",
         None,
         means_none=("auto", -1),
     )
@@ -24,8 +24,8 @@ class SchedulingArgs:
     max_num_batched_tokens: int | None = arg(
         "scheduling", "most tokens computed in one step (default: 512 on a CPU, else 2048)", None
     )
-    enable_chunked_prefill: bool = arg("scheduling", "spread a long prompt over several steps", True)
-    enable_prefix_caching: bool = arg("scheduling", "reuse KV blocks of equal prompt beginnings", True)
+    enable_chunked_prefill: bool = arg("scheduling", "compute a long prompt in several steps", True)
+    enable_prefix_caching: bool = arg("scheduling", "reuse KV blocks of prompts that begin alike", True)
     max_logprobs: int = arg("scheduling", "most logprobs a request may ask for; -1: the whole vocabulary", 20)
 
 

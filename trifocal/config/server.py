@@ -26,50 +26,54 @@ class ServerArgs:
     port: int = arg("server", "port to listen on; 0: any free one", 8000)
     uds: str | None = arg("server", "path of a Unix socket to listen on instead; --host and --port are not used", None)
     root_path: str | None = arg(
-        "server", "path under which a proxy in front shows the server, e.g. /llm; it may cut it off or leave it", None
+        "server",
+        "path under which a reverse proxy shows the server, e.g. /llm; the proxy may strip it or keep it",
+        None,
     )
     served_model_name: list[str] | None = arg(
         "server", "names that requests may give as model; default: --model as written", None
     )
-    chat_template: str | None = arg("server", "file (or text) of a Jinja chat template to use instead", None)
+    chat_template: str | None = arg("server", "file or text of a Jinja chat template that replaces the model's", None)
     chat_template_content_format: str = arg(
-        "server", "what the template takes as a message's content: string, or openai (list of parts); auto: found out",
+        "server", "form of a message's content in the template: string, openai (list of parts) or auto (detected)",
         "auto", choices=list(CONTENT_FORMATS),
     )  # fmt: skip
     default_chat_template_kwargs: dict[str, Any] = arg(
         "server",
-        'JSON of chat_template_kwargs for every request, e.g. {"enable_thinking": false}; a request\'s win',
+        'JSON of chat_template_kwargs for every request, e.g. {"enable_thinking": false}; a request\'s own win',
         {},
     )
-    response_role: str = arg("server", "role of the messages that are answered", "assistant")
-    enable_force_include_usage: bool = arg("server", "end every stream with its usage, asked for or not", False)
+    response_role: str = arg("server", "role of the answers in chat completions", "assistant")
+    enable_force_include_usage: bool = arg(
+        "server", "end every stream with its usage, even if the request does not ask for it", False
+    )
     allowed_local_media_path: str | None = arg("server", "folder under which file:// media may be read", None)
     allowed_media_domains: list[str] | None = arg(
-        "server", "hosts that media may be fetched from, these only; they may lie on private networks", None
+        "server", "the only hosts that media may be fetched from; they may lie in private networks", None
     )
     allowed_media_networks: list[str] | None = arg(
-        "server", "networks that media may be fetched from though not public, e.g. 10.0.0.0/8", None
+        "server", "private networks that media may be fetched from, e.g. 10.0.0.0/8", None
     )
     media_proxy: str | None = arg(
-        "server", "http(s) proxy to fetch media through; it then decides which addresses can be reached", None
+        "server", "http(s) proxy for fetching media; the proxy then decides which addresses can be reached", None
     )
 
     max_queued_requests: int = arg(
-        "limits", "most requests that may be without their first token; beyond: 503 with Retry-After", 2048,
+        "limits", "most requests that may wait for their first token; beyond: 503 with Retry-After", 2048,
         also=["max_num_queued_reqs"],
     )  # fmt: skip
     max_queued_tokens: int = arg(
-        "limits", "most prompt tokens of such requests together; beyond: 503 (default 4 Mi; one request always fits)",
+        "limits", "most prompt tokens of these requests together; beyond: 503 (default 4 Mi; one request always fits)",
         4 << 20, also=["max_num_queued_tokens"],
     )  # fmt: skip
     max_request_bytes: int = arg("limits", "largest request body; beyond: 413 (default 256 MiB)", 256 << 20)
     max_request_values: int = arg(
-        "limits", "most JSON values of a request's body, told by its commas and opening brackets, those in texts too; "
-        "beyond: 413 (default 1 Mi)", 1 << 20,
+        "limits", "most JSON values in a request's body, counted by commas and opening brackets, also those inside "
+        "texts; beyond: 413 (default 1 Mi)", 1 << 20,
     )  # fmt: skip
     max_media_bytes_in_flight: int = arg(
-        "limits", "bodies while they are read, media fetched and preprocessed, of all requests together, in bytes; "
-        "beyond: 503 (default 2 GiB)", 2 << 30,
+        "limits", "most bytes that bodies and media of all requests may hold while they are read, fetched and "
+        "preprocessed; beyond: 503 (default 2 GiB)", 2 << 30,
     )  # fmt: skip
     max_n: int = arg("limits", "largest n of a request", 128)
     max_answers: int = arg("limits", "most answers of one completion request: prompts times n", 1024)
@@ -88,27 +92,33 @@ class ServerArgs:
     preprocessing_timeout: float = arg(
         "timeouts", "seconds for fetching, decoding and tokenizing a request; then 504; 0: no limit", 300.0
     )
-    queue_timeout: float = arg("timeouts", "seconds from then to a request's first text; then 504; 0: no limit", 1800.0)
+    queue_timeout: float = arg(
+        "timeouts", "seconds from the end of preprocessing to the first text; then 504; 0: no limit", 1800.0
+    )
     request_timeout: float = arg(
         "timeouts", "seconds for a whole request; then 504, or an error event in a stream; 0: no limit", 0.0
     )
-    health_timeout: float = arg("timeouts", "seconds without a step, with work to do, until /health is a 503", 120.0)
+    health_timeout: float = arg(
+        "timeouts", "seconds without a step while there is work, after which /health is a 503", 120.0
+    )
     shutdown_timeout: float = arg("timeouts", "seconds that running requests get to finish after SIGTERM", 5.0)
 
     api_key: list[str] | None = arg(
-        "exposure", "keys of which every request must bring one as a bearer token (the health routes excepted); "
-        "better given by VLLM_API_KEY: command lines are visible to other users", None,
+        "exposure", "keys; every request must bring one of them as a bearer token, except on the health routes. "
+        "VLLM_API_KEY is safer: other users can see command lines", None,
     )  # fmt: skip
     disable_fastapi_docs: bool = arg("exposure", "publish no OpenAPI document at /openapi.json", False)
     ssl_keyfile: str | None = arg("exposure", "TLS key file", None)
     ssl_certfile: str | None = arg("exposure", "TLS certificate file", None)
-    ssl_ca_certs: str | None = arg("exposure", "certificates of those who may sign a client's certificate", None)
-    ssl_cert_reqs: int = arg(
-        "exposure", "client certificates, as Python's ssl: 0 none, 1 checked if brought, 2 required", 0
+    ssl_ca_certs: str | None = arg(
+        "exposure", "file of the CA certificates that must sign a client's certificate", None
     )
-    ssl_ciphers: str | None = arg("exposure", "OpenSSL's names of ciphers to use, for TLS 1.2 and below", None)
+    ssl_cert_reqs: int = arg(
+        "exposure", "client certificates, as in Python's ssl: 0 none, 1 checked if sent, 2 required", 0
+    )
+    ssl_ciphers: str | None = arg("exposure", "OpenSSL cipher names, for TLS 1.2 and below", None)
     allowed_origins: list[str] = arg(
-        "exposure", 'origins of web pages that may call (CORS), names or JSON; default: none; "*": all', []
+        "exposure", 'origins of web pages that may call the server (CORS), names or JSON; default: none; "*": all', []
     )
     allowed_methods: list[str] = arg("exposure", "methods that such pages may use", ["*"])
     allowed_headers: list[str] = arg("exposure", "headers that such pages may send", ["*"])
@@ -118,15 +128,20 @@ class ServerArgs:
         "observability", "log level of the HTTP server; above info there is no access log", "info", choices=_LEVELS
     )
     access_log: str = arg(
-        "observability", "one line a request: key=value, JSON, or none", "text", choices=["text", "json", "none"]
+        "observability",
+        "format of the one line for each request: text (key=value), json, or none",
+        "text",
+        choices=["text", "json", "none"],
     )
     disable_uvicorn_access_log: bool = arg("observability", "the same as --access-log none", False)
     disable_access_log_for_endpoints: str = arg(
-        "observability", "comma list of paths without access log unless they fail",
+        "observability", "comma list of paths that are logged only when they fail",
         "/health,/live,/ready,/ping,/metrics",
     )  # fmt: skip
     enable_log_outputs: bool = arg(
-        "observability", "write the text of every answer to the log, paths in it cut as everywhere there", False
+        "observability",
+        "write the text of every answer to the log; file paths are shortened, as everywhere in the log",
+        False,
     )
     otlp_traces_endpoint: str | None = arg(
         "observability", "URL to which OpenTelemetry traces are sent, e.g. http://collector:4318/v1/traces; needs "
@@ -156,14 +171,14 @@ class ServerArgs:
                 raise ArgumentError(f"{{{name}}} is empty")
         if self.max_media_bytes_in_flight < self.max_request_bytes:
             raise ArgumentError(
-                "{max_media_bytes_in_flight} {} must be at least {max_request_bytes} {}, or the largest request could "
-                "never be taken",
+                "{max_media_bytes_in_flight} {} must be at least {max_request_bytes} {}: otherwise the largest request "
+                "could never be accepted",
                 self.max_media_bytes_in_flight,
                 self.max_request_bytes,
             )
         if self.api_key is not None and not all(self.api_key):
             raise ArgumentError(
-                "{api_key} is empty: the server would be open to everybody; leave the flag out for that"
+                "{api_key} is empty, which would let everybody in: give a key, or leave the flag out if that is meant"
             )
         self._check_tls()
         self._check_origins()
@@ -183,11 +198,10 @@ class ServerArgs:
     def _check_origins(self) -> None:
         if self.allow_credentials and (not self.allowed_origins or "*" in self.allowed_origins):
             raise ArgumentError(
-                "{allow_credentials} needs {allowed_origins} that name origins, not '*': any page could"
+                "{allow_credentials} needs {allowed_origins} with names, not '*': else any page could send credentials"
             )
 
     @property
     def logs_access(self) -> bool:
-        """Whether there is an access log."""
         is_quiet = _LEVELS.index(self.uvicorn_log_level) < _LEVELS.index("info")
         return self.access_log != "none" and not self.disable_uvicorn_access_log and not is_quiet

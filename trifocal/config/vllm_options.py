@@ -29,7 +29,7 @@ class VllmOption:
     neutral: tuple[Any, ...] | None = None
 
     def note(self, value: Any, written: str, flag: str) -> str | None:
-        """What to tell whoever gave `value`, `written` in their words; None if it asks for what is so anyway.
+        """What to tell the user who gave `value`, `written` in their words; None if it asks for what is done anyway.
 
         Raises `NotAvailableYetError` if it asks for something that is not here.
         """
@@ -58,7 +58,7 @@ OPTIONS = (
     # ------------------------------------------------------------------------------------ accepted without effect
     *_without_effect("requests are not logged", disable_log_requests=bool, enable_log_requests=bool, max_log_len=int),
     *_without_effect(
-        "numbers are at /metrics, and in LLM.stats()",
+        "statistics are at /metrics and in LLM.stats()",
         disable_log_stats=bool,
         aggregate_engine_logging=bool,
         show_hidden_metrics_for_version=str,
@@ -66,8 +66,8 @@ OPTIONS = (
     *_without_effect("x-request-id is always sent", enable_request_id_headers=bool),
     *_without_effect("prompt_tokens_details are always sent", enable_prompt_tokens_details=bool),
     *_without_effect("outputs are logged whole", enable_log_deltas=bool),
-    *_without_effect("there is no page of docs", enable_offline_docs=bool),
-    *_without_effect("the log's level decides", log_error_stack=bool),
+    *_without_effect("there is no documentation page", enable_offline_docs=bool),
+    *_without_effect("the log level decides", log_error_stack=bool),
     *_without_effect(
         "the engine always has a process of its own, and one process takes requests",
         disable_frontend_multiprocessing=bool,
@@ -92,9 +92,11 @@ OPTIONS = (
         disable_chunked_mm_input=bool,
         scheduler_reserve_full_isl=bool,
     ),
-    *_without_effect("graphs are made per batch size", max_seq_len_to_capture=int),
     *_without_effect(
-        "weights are mapped, not copied",
+        "steps are captured by their number of tokens, not by the length of sequences", max_seq_len_to_capture=int
+    ),
+    *_without_effect(
+        "weight files are memory-mapped",
         max_parallel_loading_workers=int,
         safetensors_load_strategy=str,
         model_loader_extra_config=dict,
@@ -105,7 +107,7 @@ OPTIONS = (
     *_without_effect("nothing is downloaded", download_dir=str, hf_token=str),
     *_without_effect("a local folder has one revision", tokenizer_revision=str, code_revision=str),
     *_without_effect(
-        "the device decides how it computes",
+        "the platform chooses its own backends",
         attention_backend=str,
         attention_config=dict,
         mm_encoder_attn_backend=str,
@@ -121,12 +123,12 @@ OPTIONS = (
         "one device encodes pictures", mm_encoder_tp_mode=str, enable_multimodal_encoder_data_parallel=bool
     ),
     *_without_effect(
-        "pixels pass through shared memory, --mm-processor-cache-gb is the one cache",
+        "pixels pass through shared memory; the only cache is that of --mm-processor-cache-gb",
         mm_processor_cache_type=str,
         mm_shm_cache_max_object_size_mb=int,
     ),
-    *_without_effect("what a step takes is measured with pictures", skip_mm_profiling=bool),
-    *_without_effect("tokenizing has threads of its own", tokenizer_pool_size=int, tokenizer_pool_type=str),
+    *_without_effect("memory is always measured with pictures", skip_mm_profiling=bool),
+    *_without_effect("the tokenizer has threads of its own", tokenizer_pool_size=int, tokenizer_pool_type=str),
     *_without_effect(
         "no model here has experts",
         enable_expert_parallel=bool,
@@ -158,18 +160,18 @@ OPTIONS = (
         lora_extra_vocab_size=int,
         fully_sharded_loras=bool,
     ),
-    *_without_effect("there are no tools", exclude_tools_when_tool_choice_none=bool),
+    *_without_effect("there are no tool calls", exclude_tools_when_tool_choice_none=bool),
     # ----------------------------------------------------------------------------- refused unless the value is neutral
-    _only("task", "text is generated", "generate", "auto"),
-    _only("runner", "text is generated", "generate", "auto"),
-    _only("convert", "text is generated", "auto", "none"),
-    _only("tokenizer_mode", "there is one way", "auto", "hf"),
-    _only("config_format", "configurations are Hugging Face's", "auto", "hf"),
-    _only("model_impl", "models are Trifocal's own", "auto", "vllm"),
+    _only("task", "models generate text", "generate", "auto"),
+    _only("runner", "models generate text", "generate", "auto"),
+    _only("convert", "models generate text", "auto", "none"),
+    _only("tokenizer_mode", "the files of the tokenizer decide", "auto", "hf"),
+    _only("config_format", "only Hugging Face's config.json is read", "auto", "hf"),
+    _only("model_impl", "only Trifocal's own models run", "auto", "vllm"),
     _only("scheduling_policy", "requests run in the order of their arrival", "fcfs"),
     _only("preemption_mode", "preempted requests are computed again", "recompute"),
     _only("stream_interval", "every token is sent as it comes", 1),
-    _only("num_scheduler_steps", "a step is one token", 1),
+    _only("num_scheduler_steps", "each step is planned on its own", 1),
     _only("num_lookahead_slots", "there is no speculative decoding", 0),
     _only("cpu_offload_gb", "nothing is offloaded", 0.0),
     _only("kv_offloading_size", "nothing is offloaded", 0.0),
@@ -182,10 +184,10 @@ OPTIONS = (
         offload_params=list,
         cpu_offload_params=list,
     ),
-    _only("logprobs_mode", "log-probabilities are the model's own", "raw_logprobs"),
+    _only("logprobs_mode", "log-probabilities are the model's, before sampling parameters change them", "raw_logprobs"),
     _only("fingerprint_mode", "there is no system_fingerprint", "none"),
     _only("worker_cls", "there is one kind of worker", "auto"),
-    _only("video_pruning_rate", "no tokens of clips are dropped", 0.0),
+    _only("video_pruning_rate", "all tokens of a clip are kept", 0.0),
     _only("guided_decoding_backend", "there is no guided decoding", "auto"),
     *_absent("there is no guided decoding", structured_outputs_config=dict),
     *_absent(
@@ -202,9 +204,14 @@ OPTIONS = (
         tool_parser_plugin=str,
         tool_server=str,
     ),
-    *_absent("reasoning is not told apart", reasoning_parser=str, reasoning_parser_plugin=str, reasoning_config=dict),
     *_absent(
-        "KV blocks stay in this process",
+        "reasoning is not separated from the answer",
+        reasoning_parser=str,
+        reasoning_parser_plugin=str,
+        reasoning_config=dict,
+    ),
+    *_absent(
+        "KV blocks stay in the engine process",
         kv_transfer_config=dict,
         kv_events_config=dict,
         kv_offloading_backend=str,
@@ -212,7 +219,7 @@ OPTIONS = (
         kv_sharing_fast_prefill=bool,
     ),
     *(
-        _only(name, "one device works", 1)
+        _only(name, "only one device works", 1)
         for name in (
             "data_parallel_size",
             "data_parallel_size_local",
@@ -221,9 +228,12 @@ OPTIONS = (
             "nnodes",
         )
     ),
-    *(_only(name, "one device works", 0) for name in ("data_parallel_rank", "data_parallel_start_rank", "node_rank")),
+    *(
+        _only(name, "only one device works", 0)
+        for name in ("data_parallel_rank", "data_parallel_start_rank", "node_rank")
+    ),
     *_absent(
-        "one device works",
+        "only one device works",
         data_parallel_hybrid_lb=bool,
         data_parallel_external_lb=bool,
         headless=bool,
@@ -239,18 +249,18 @@ OPTIONS = (
         disable_sliding_window=bool,
         quantization_config=dict,
     ),
-    *_absent("text and media come in, text goes out", pooler_config=dict, override_pooler_config=dict),
+    *_absent("models generate text", pooler_config=dict, override_pooler_config=dict),
     *_absent(
-        "prompts are text, token ids and media",
+        "prompts consist of text or token ids, and media",
         enable_prompt_embeds=bool,
         enable_mm_embeds=bool,
         skip_tokenizer_init=bool,
         tokens_only=bool,
         language_model_only=bool,
     ),
-    *_absent("the engine does not sleep", enable_sleep_mode=bool),
+    *_absent("there is no sleep mode", enable_sleep_mode=bool),
     *_absent(
-        "no code of others runs in the engine or the server",
+        "the engine and the server load no code of yours",
         middleware=list,
         logits_processors=list,
         logits_processor_pattern=str,
@@ -258,21 +268,21 @@ OPTIONS = (
         scheduler_cls=str,
         worker_extension_cls=str,
     ),
-    *_absent("a device takes no settings of its own", additional_config=dict),
-    *_absent("a request's own chat template is not taken", trust_request_chat_template=bool),
-    *_absent("tokens are told as text", return_tokens_as_token_ids=bool),
+    *_absent("platforms have no settings of their own", additional_config=dict),
+    *_absent("chat templates in requests are refused", trust_request_chat_template=bool),
+    *_absent("tokens are written as text", return_tokens_as_token_ids=bool),
     *_absent("there is no such route", enable_tokenizer_info_endpoint=bool, enable_server_load_tracking=bool),
-    *_absent("answers carry no times", enable_per_request_metrics=bool),
+    *_absent("answers contain no timings", enable_per_request_metrics=bool),
     *_absent("traces have one span a request", collect_detailed_traces=list),
     *_absent("certificates are read once", enable_ssl_refresh=bool),
-    *_absent("there is one form of log", log_config_file=str),
+    *_absent("the log has one format", log_config_file=str),
     *_absent("there is no profiler", profiler_config=dict),
 )
 # Of the server's flags, those that are arguments of vLLM's `LLM`, too.
 PYTHON_OPTIONS = (
-    *_without_effect("answers of LLM carry no model's name", served_model_name=list),
-    *_without_effect("LLM reads what its caller may read", allowed_local_media_path=str),
-    *_absent("LLM fetches from every host", allowed_media_domains=list),
+    *_without_effect("outputs of LLM do not name the model", served_model_name=list),
+    *_without_effect("LLM reads every file that its caller may read", allowed_local_media_path=str),
+    *_absent("LLM fetches media from every host", allowed_media_domains=list),
     *_absent("LLM sends no traces", otlp_traces_endpoint=str),
 )
 # Fields of EngineArgs that are there for vLLM's sake alone.
@@ -284,9 +294,10 @@ UNUSED_FIELDS = {
 GENERATION_KEYS_WITHOUT_EFFECT = {
     "do_sample": "a temperature of 0 is greedy",
     **dict.fromkeys(
-        ("bos_token_id", "eos_token_id", "pad_token_id"), "the checkpoint's files tell it; requests have stop_token_ids"
+        ("bos_token_id", "eos_token_id", "pad_token_id"),
+        "it comes from the checkpoint; requests can give stop_token_ids",
     ),
-    "transformers_version": "it says who wrote the file",
+    "transformers_version": "it only names the version that wrote the file",
 }
 # Keys of --compilation-config that concern torch.compile and CUDA graphs, which are not used.
 COMPILATION_KEYS_WITHOUT_EFFECT = frozenset(

@@ -49,7 +49,7 @@ def configure_parser(parser: Parser) -> None:
 def load_samples() -> list[Sample]:
     """The questions that come with the package. Raises `ConfigError` if they or the model are not there."""
     if not (MODEL / "config.json").is_file() or not (SAMPLES / "samples.json").is_file():
-        raise ConfigError("the built-in model is missing from this installation (trifocal/demo/model)")
+        raise ConfigError("this installation has no built-in model (trifocal/demo/model is missing)")
     rows = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
     return [Sample(tuple(row["media"]), row["question"], row["answer"]) for row in rows]
 

@@ -10,8 +10,8 @@ from dataclasses import astuple, dataclass, replace
 from itertools import count
 
 from trifocal.config.engine import EngineConfig
-from trifocal.engine.admission import check, check_max_tokens
 from trifocal.engine.flights import InFlight
+from trifocal.engine.limits import check, check_max_tokens
 from trifocal.engine.media_store import MediaStore
 from trifocal.engine.output import Choice, expand
 from trifocal.engine.replica import Flight, Replica
@@ -137,7 +137,7 @@ class AsyncEngine:
             tokenizer=self._tokenizer,
         )
         if any(request.request_id in replica.flights for request in requests for replica in self.replicas):
-            raise RequestError(f"request id {request_id!r} is in use", param="request_id")
+            raise RequestError(f"request id {request_id!r} is already in use", param="request_id")
         choices = [Choice(index, request, self._tokenizer) for index, request in enumerate(requests)]
         stream = RequestStream([request.request_id for request in requests], self.end)
         self._router(prompt, self._alive()).add(
@@ -157,7 +157,9 @@ class AsyncEngine:
             return await loop.run_in_executor(self._store_thread, self._media_store.share, users, prompt)
         except OSError as error:
             self._release(users)
-            raise RequestError(f"no room for media: {error.strerror}", status=503, code="overloaded") from None
+            raise RequestError(
+                f"the request's media could not be kept in memory: {error.strerror}", status=503, code="overloaded"
+            ) from None
         except BaseException:  # cancelled; the write may still be going on
             self._release(users)
             raise
@@ -180,7 +182,6 @@ class AsyncEngine:
     # ------------------------------------------------------------------------------------------ `replica.Owner`
 
     def deliver(self, flight: Flight, output: TokenOutput) -> None:
-        """See `replica.Owner`."""
         if output.finish_reason == "error":
             self.fail(flight, str(output.stop_reason))
             return
@@ -188,7 +189,7 @@ class AsyncEngine:
         try:
             delta = flight.choice.feed(replace(output, num_cached_tokens=num_cached, scheduled_at=scheduled_at))
         except Exception:
-            logger.exception("tokens of one request could not be turned into text")
+            logger.exception("the tokens of a request could not be turned into text")
             self.fail(flight, "internal error; the server's log says more")
             return
         if delta is not None:
@@ -197,7 +198,6 @@ class AsyncEngine:
             flight.stream.put(delta)
 
     def fail(self, flight: Flight, reason: str) -> None:
-        """See `replica.Owner`."""
         self.end([flight.request.request_id])
         flight.stream.put(RequestError(reason, status=500, code="engine_fault"))
 

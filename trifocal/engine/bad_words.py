@@ -19,7 +19,10 @@ def bad_word_ids(words: Iterable[str], tokenizer: Tokenizer) -> tuple[tuple[int,
             tuple(tokenizer.encode(space + word.lstrip(), add_special_tokens=False)) for space in ("", " ")
         )
         if not plain or max(plain) >= tokenizer.vocab_size:
-            raise RequestError(f"bad_words[{index}]: {word!r:.80} has no tokens in the vocabulary", param="bad_words")
+            raise RequestError(
+                f"bad_words[{index}]: {word!r:.80} cannot be written with the tokens of the vocabulary",
+                param="bad_words",
+            )
         found.append(plain)
         if len(behind_space) == len(plain) and behind_space[0] != plain[0]:
             found.append(behind_space)

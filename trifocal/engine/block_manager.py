@@ -31,12 +31,10 @@ class BlockManager:
 
     @property
     def num_free(self) -> int:
-        """Blocks that no sequence refers to."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Blocks that some sequence refers to."""
         return self.num_blocks - len(self._free)
 
     def blocks_for(self, num_tokens: int) -> int:

@@ -57,5 +57,4 @@ class Channel:
         return data
 
     def close(self) -> None:
-        """Close the socket; what was sent still arrives."""
         self._socket.close()

@@ -144,7 +144,7 @@ class EngineChild:
                     last_free = monotonic()
                 elif monotonic() - last_free > limit:
                     raise VanishedError(
-                        f"the engine was stopped for {limit:g} s while starting (VLLM_ENGINE_ITERATION_TIMEOUT_S)"
+                        f"a signal stopped the engine for {limit:g} s while starting (VLLM_ENGINE_ITERATION_TIMEOUT_S)"
                     )
             return task.result()
         finally:

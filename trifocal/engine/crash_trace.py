@@ -24,7 +24,6 @@ class CrashTrace:
 
     @classmethod
     def create(cls) -> CrashTrace:
-        """A new, empty one."""
         return cls(nameless_file("trifocal-trace"))
 
     def read(self) -> str:
@@ -32,7 +31,6 @@ class CrashTrace:
         return os.pread(self.fileno, _MAX_BYTES, 0).decode(errors="replace")
 
     def close(self) -> None:
-        """Forget the file."""
         os.close(self.fileno)
 
 

@@ -26,7 +26,6 @@ class EncoderCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held, pinned or not."""
         return self._num_bytes
 
     @property

@@ -9,9 +9,9 @@ from time import monotonic
 
 from trifocal.config.arguments import part
 from trifocal.config.engine import EngineConfig
-from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.limits import Limits
 from trifocal.engine.scheduler import Scheduler
 from trifocal.executor.base import EXECUTORS, OnStep, nothing
 from trifocal.types import EngineStats, Request, StepPlan, StepResult, TokenOutput
@@ -84,9 +84,7 @@ class Engine:
         self.scheduler = self._new_scheduler()
 
     def stats(self) -> EngineStats:
-        """Counters and gauges now."""
         return replace(self.scheduler.stats(), mapped_media=self.executor.num_mapped_media)
 
     def shutdown(self) -> None:
-        """Stop the workers."""
         self.executor.shutdown()

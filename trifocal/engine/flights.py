@@ -89,7 +89,7 @@ class Flights(Generic[S]):
         self._all[flight.request.request_id] = flight
 
     def remove(self, request_id: str) -> InFlight[S] | None:
-        """A request has ended, by itself or because nobody wants it any more; None if it had before."""
+        """A request has ended or was aborted; None if it had before."""
         flight = self._all.pop(request_id, None)
         if flight is not None:
             self._take_back(flight)
@@ -106,11 +106,11 @@ class Flights(Generic[S]):
             flight.wire_id = None
 
     def find(self, wire_id: str) -> InFlight[S] | None:
-        """What the engine calls so; None if nobody waits for it any more."""
+        """The request that the engine knows by this id; None if it has ended or was aborted."""
         return self._sent.get(wire_id)
 
     def receive(self, output: TokenOutput) -> InFlight[S] | None:
-        """Whose output this is, with its tokens taken down; None if nobody waits for it any more."""
+        """The request of an output, whose tokens are noted; None if it has ended or was aborted."""
         flight = self._sent.get(output.request_id)
         if flight is None:
             return None
@@ -150,7 +150,7 @@ class Flights(Generic[S]):
         return [flight for flight in batch if was_alone and flight.suspicion >= _IS_GUILTY]
 
     def take_due(self) -> tuple[list[Request], list[str]]:
-        """What a running engine is to be told now: requests to work on, ids to forget (these first)."""
+        """What to send to a running engine now: requests to work on, ids to forget (these first)."""
         to_abort, self._to_abort = self._to_abort, []
         due: list[InFlight[S]] = []
         if self._on_trial is None and self._suspects:

@@ -51,7 +51,6 @@ class MediaStore:
 
     @property
     def num_bytes(self) -> int:
-        """Shared memory in use."""
         return sum(entry.num_bytes for entry in self._entries.values())
 
     def share(self, users: Iterable[str], prompt: Prompt) -> Prompt:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trifocal.config.engine import EngineConfig
-from trifocal.engine.admission import Limits
+from trifocal.engine.limits import Limits
 from trifocal.types import EngineStats, Pixels, Request, SharedPixels, TokenOutput
 
 
@@ -48,7 +48,7 @@ class Ready(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """Engine to server: the engine cannot start or go on. `is_config` means the user can mend it."""
+    """Engine to server: the engine cannot start or go on. `is_config` means the user can fix it."""
 
     message: str
     is_config: bool

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from trifocal.engine.admission import clip_max_tokens
 from trifocal.engine.bad_words import bad_word_ids
 from trifocal.engine.detokenizer import Detokenizer
+from trifocal.engine.limits import clip_max_tokens
 from trifocal.engine.stop import StopStrings
 from trifocal.log import get_logger
 from trifocal.sampling_params import SamplingParams
@@ -72,7 +72,7 @@ def _warn_of_words(tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
     words = [token_id for token_id in sorted(stop_ids - tokenizer.special_ids) if tokenizer.id_to_token(token_id)]
     if words:
         shown = ", ".join(f"{token_id} ({tokenizer.decode([token_id])!r})" for token_id in words[:_MAX_TOLD])
-        _log.warning("stop_token_ids: ordinary tokens of this model's vocabulary will end answers: %s", shown)
+        _log.warning("stop_token_ids: these are ordinary tokens of the model, and answers will end at them: %s", shown)
 
 
 def _told_ids(params: SamplingParams, tokenizer: Tokenizer) -> frozenset[int]:
@@ -154,7 +154,7 @@ class Choice:
 
 @dataclass(slots=True)
 class ChoiceCount:
-    """Tokens of one choice, shown or not. Times are those of whoever counts; 0.0 before the first token."""
+    """Tokens of one choice, shown or not. Times are those of the caller's clock; 0.0 before the first token."""
 
     num_tokens: int = 0
     first_at: float = 0.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trifocal.engine.admission import Limits
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.limits import Limits
 from trifocal.engine.sequence import Sequence
 from trifocal.engine.steps_in_flight import Planned
 from trifocal.types import EncodeJob, MediaItem, ScheduledNew, ScheduledSeq, StepPlan

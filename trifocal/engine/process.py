@@ -96,7 +96,7 @@ class EngineProcess:
         except RequestError as error:
             reason = str(error)
         except Exception:  # whatever is wrong with it, it is wrong with this request alone
-            reason = "the request could not be taken in"
+            reason = "a request could not be added to the engine"
             logger.exception(reason)
         self._send_outputs(engine, [TokenOutput(message.request.request_id, [], None, "error", reason)])
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from trifocal.engine import messages
-from trifocal.engine.admission import Limits
 from trifocal.engine.child import Death
 from trifocal.engine.flights import Flights, InFlight
 from trifocal.engine.stream import RequestStream
@@ -21,7 +20,7 @@ Flight = InFlight[RequestStream]
 
 
 class Owner(Protocol):
-    """Who is told what becomes of requests. Every method returns at once."""
+    """Gets the news about the requests of a replica. Every method returns at once."""
 
     def deliver(self, flight: Flight, output: TokenOutput) -> None:
         """New tokens of a request, or its end."""
@@ -86,11 +85,9 @@ class Replica:
     # ------------------------------------------------------------------------------------------ `supervisor.Listener`
 
     def is_busy(self) -> bool:
-        """See `supervisor.Listener`."""
         return self.flights.num_sent > 0
 
     def receive(self, message: messages.FromEngine) -> None:
-        """See `supervisor.Listener`."""
         if isinstance(message, messages.Report):
             self._stats = message.stats
             if self._reports and not (report := self._reports.pop(0)).done():
@@ -104,21 +101,18 @@ class Replica:
             self._tell_engine()
 
     def engine_died(self, death: Death) -> None:
-        """See `supervisor.Listener`."""
         self._stats = self._idle_stats
         self._answer_reports()
         for flight in self.flights.lose_engine(death):
-            logger.error("request %s crashed the engine twice; it is given up", flight.request.request_id)
+            logger.error("request %s crashed the engine twice and is not tried again", flight.request.request_id)
             self._owner.fail(flight, "the engine crashed twice while it worked on this request")
 
     def engine_started(self) -> None:
-        """See `supervisor.Listener`."""
         if len(self.flights):
             logger.warning("%d requests go on in the new engine", len(self.flights))
         self._tell_engine()
 
     def engine_lost(self, reason: str) -> None:
-        """See `supervisor.Listener`."""
         self.death = reason
         self._owner.replica_lost(self, reason)
         self._answer_reports()

@@ -13,9 +13,9 @@ from collections import deque
 from dataclasses import replace
 from time import perf_counter
 
-from trifocal.engine.admission import Limits, check, clip_max_tokens
 from trifocal.engine.block_manager import BlockManager
 from trifocal.engine.encoder_cache import EncoderCache
+from trifocal.engine.limits import Limits, check, clip_max_tokens
 from trifocal.engine.plan_builder import PlanBuilder
 from trifocal.engine.sequence import Sequence
 from trifocal.engine.steps_in_flight import Planned, StepsInFlight
@@ -65,10 +65,10 @@ class Scheduler:
         """Queue a request. Raises `RequestError` if it could never run."""
         check(request.prompt, request.params, self.limits)
         clipped = clip_max_tokens(request.params, len(request.prompt.token_ids), self.limits.context_len)
-        if clipped is not request.params:  # whoever asked did not know how much this engine has room for
+        if clipped is not request.params:  # the caller did not know how much room this engine has
             request = replace(request, params=clipped)
         if request.request_id in self._seqs:
-            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
+            raise RequestError(f"request id {request.request_id!r} is already in use", param="request_id")
         seq = Sequence(request, list(request.output_token_ids))
         self._seqs[request.request_id] = seq
         self._waiting.append(seq)
@@ -158,7 +158,7 @@ class Scheduler:
         max_drafts = self._drafts_with_room(seq, num_tokens, builder)
         while num_tokens and not self.blocks.can_grow(seq, seq.num_computed_tokens + num_tokens):
             if not self._preempt_newer_than(seq, builder):
-                return  # it waits a step; whoever is planned in this one will finish and free blocks
+                return  # it waits a step; the sequences planned in this one will finish and free blocks
         num_secured = builder.secure_media(seq, num_tokens)
         if num_secured:
             builder.put(seq, num_secured, max_drafts if num_secured == num_tokens else 0)
@@ -302,7 +302,6 @@ class Scheduler:
                 self.encoder_cache.unpin(seq, content_hash)
 
     def stats(self) -> EngineStats:
-        """Counters and gauges now."""
         return EngineStats(
             num_running=len(self._running),
             num_waiting=len(self._waiting),

@@ -42,7 +42,6 @@ class Sequence:
 
     @property
     def request_id(self) -> str:
-        """Id of the request."""
         return self.request.request_id
 
     @property
@@ -52,7 +51,6 @@ class Sequence:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
         return len(self.request.prompt.token_ids)
 
     @property
@@ -84,7 +82,7 @@ class Sequence:
     def num_allowed(self) -> int:
         """Tokens that may still be sampled, beside those in flight."""
         max_tokens = self.request.params.max_tokens
-        assert max_tokens is not None, "admission decides on it"
+        assert max_tokens is not None, "`limits.clip_max_tokens` decides on it"
         return max_tokens - len(self.output_token_ids) - self.num_in_flight
 
     @property

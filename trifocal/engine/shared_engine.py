@@ -18,7 +18,6 @@ from time import monotonic
 from typing import TypeVar
 
 from trifocal.config.engine import EngineConfig
-from trifocal.engine.admission import check
 from trifocal.engine.child import Death
 from trifocal.engine.engine import Engine
 from trifocal.engine.flights import Flights, InFlight
@@ -132,9 +131,8 @@ class SharedEngine:
         """Raises `EngineDeadError` if nothing can be computed any more, or not in this process."""
         if self.is_inherited:
             raise EngineDeadError(
-                f"this LLM belongs to process {self._pid}, and this is a fork of it: the threads that compute are not "
-                "here. Make an LLM of its own in each process, and start them by multiprocessing's 'spawn' where one "
-                "exists already"
+                f"this LLM belongs to process {self._pid}, and this process is a fork without its threads. Make one "
+                "LLM in each process. Start the processes by multiprocessing's 'spawn' if there is an LLM already"
             )
         if self._death is not None:
             raise EngineDeadError(self._death)
@@ -329,7 +327,11 @@ class SharedEngine:
         reason = f"{type(error).__name__}: {error}"
         for flight in self._flights.lose_engine(Death(reason, batch)):
             name = f"prompt {flight.stream.output.request_id}"
-            failure = RequestError(f"{name}: a step with it alone failed ({reason})", status=500, code="engine_fault")
+            failure = RequestError(
+                f"{name}: a step failed twice with this prompt, the second time with it alone ({reason})",
+                status=500,
+                code="engine_fault",
+            )
             failure.__cause__ = error
             self._fail(flight, failure)
 

@@ -33,7 +33,6 @@ class StepNote:
 
     @classmethod
     def create(cls) -> StepNote:
-        """A new, empty one."""
         return cls(nameless_file("trifocal-step"))
 
     def write(self, request_ids: Collection[str]) -> None:

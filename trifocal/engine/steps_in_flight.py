@@ -44,7 +44,6 @@ class StepsInFlight:
         return bool(self._steps)
 
     def add(self, step_id: int, planned: dict[str, Planned]) -> None:
-        """A step that is about to run."""
         self._steps[step_id] = planned
 
     def remove(self, step_id: int) -> dict[str, Planned]:

@@ -3,7 +3,7 @@
     STARTING ──ready──► RUNNING ──death──► STARTING (again, after a pause) ── ... ──► LOST
         └─────────── cannot start, or too many deaths in a row ───────────────────────►┘
 
-What becomes of the requests is not decided here but by its listener (`Replica`), which is told of every turn.
+What becomes of the requests is not decided here but by its listener (`Replica`), which is told of each change.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class State(Enum):
 
 
 class Listener(Protocol):
-    """Who is told. Every method returns at once."""
+    """Gets the news about the engine. Every method returns at once."""
 
     def is_busy(self) -> bool:
         """Whether the engine has work, so that steps are expected of it."""
@@ -68,7 +68,6 @@ class Supervisor:
 
     @property
     def state(self) -> State:
-        """Where it is now."""
         return self._state
 
     @property
@@ -163,7 +162,7 @@ class Supervisor:
         self._num_failures += 1
         if self._num_failures > self._bounds.max_restarts:
             num_restarts = self._num_failures - 1
-            raise EngineDeadError(f"{reason}, after {num_restarts} fruitless restarts (TRIFOCAL_ENGINE_MAX_RESTARTS)")
+            raise EngineDeadError(f"{reason}; {num_restarts} restarts brought no token (TRIFOCAL_ENGINE_MAX_RESTARTS)")
 
     def _backoff_s(self) -> float:
         """The first to replace an engine that worked comes at once."""

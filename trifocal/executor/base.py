@@ -14,7 +14,7 @@ OnStep = Callable[[Sequence[StepPlan]], None]
 
 
 def nothing(plans: Sequence[StepPlan]) -> None:
-    """An `on_step` for whoever needs none."""
+    """An `on_step` that does nothing."""
 
 
 class Executor(ABC):

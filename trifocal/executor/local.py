@@ -24,7 +24,6 @@ class LocalExecutor(Executor):
         self._has_failed = False
 
     def start(self) -> Capacity:
-        """See `Executor.start`."""
         return self._thread.submit(self._start).result()
 
     def _start(self) -> Capacity:
@@ -37,11 +36,9 @@ class LocalExecutor(Executor):
 
     @property
     def num_mapped_media(self) -> int:
-        """See `Executor.num_mapped_media`."""
         return self._pixels.num_mapped
 
     def submit(self, plan: StepPlan) -> Future[StepResult]:
-        """See `Executor.submit`."""
         return self._thread.submit(self._execute, plan)
 
     def _execute(self, plan: StepPlan) -> StepResult:
@@ -56,7 +53,6 @@ class LocalExecutor(Executor):
             raise
 
     def reset(self) -> None:
-        """See `Executor.reset`."""
         self._thread.submit(self._reset).result()
 
     def _reset(self) -> None:
@@ -65,6 +61,5 @@ class LocalExecutor(Executor):
         self._has_failed = False
 
     def shutdown(self) -> None:
-        """See `Executor.shutdown`."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._worker = None

@@ -18,8 +18,7 @@ _QUICK_SECONDS = 0.5  # of computing, that others wait for
 class Timed(Protocol[T_co]):
     """Work that can be given less time than it would take: then it raises `HelperSlowError`."""
 
-    def __call__(self, *, max_seconds: float | None = None) -> T_co:
-        """Do it."""
+    def __call__(self, *, max_seconds: float | None = None) -> T_co: ...
 
 
 class Lanes:

@@ -33,7 +33,7 @@ _OUT_OF_TIME = (signal.SIGXCPU, signal.SIGALRM, signal.SIGPROF)
 
 
 class HelperDiedError(Exception):
-    """The process ended in the middle of a job, or answered nonsense; the message says how."""
+    """The process ended in the middle of a job, or broke the protocol; the message says how."""
 
 
 class HelperSlowError(Exception):
@@ -82,12 +82,10 @@ class Helper:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still runs."""
         return self._process.poll() is None
 
     def start_job(self, seconds: float) -> None:
@@ -105,10 +103,9 @@ class Helper:
         self._write(data)
 
     def receive(self) -> bytes:
-        """The next message."""
         length = int.from_bytes(self._read(LENGTH_BYTES), "little")
         if length > self.max_message:
-            raise HelperDiedError("it sent nonsense")
+            raise HelperDiedError("it sent a message that is too long")
         return bytes(self._read(length))
 
     def fill(self, view: memoryview) -> None:
@@ -125,7 +122,6 @@ class Helper:
             view = view[count:]
 
     def kill(self) -> None:
-        """End it."""
         self.terminate()
         self._jobs.close()
         self._answers.close()
@@ -162,7 +158,7 @@ class Helper:
         try:
             status = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
-            return HelperDiedError("it closed its pipes")
+            return HelperDiedError("it closed its pipes and did not end")
         if -status in _OUT_OF_TIME:
             return HelperSlowError()
         return HelperDiedError(signal.Signals(-status).name if status < 0 else f"exit status {status}")
@@ -188,7 +184,6 @@ class HelperPool(Generic[H]):
 
     @property
     def pids(self) -> list[int]:
-        """Processes that run now."""
         with self._lock:
             return [helper.pid for helper in self._all]
 
@@ -205,7 +200,7 @@ class HelperPool(Generic[H]):
                 except HelperDiedError as error:
                     if number == self._tries:
                         raise
-                    logger.warning("a %s process died (%s); its job is tried once more", self._name, error)
+                    logger.warning("a %s process died (%s); its job is tried again", self._name, error)
         raise AssertionError("a pool tries at least once")
 
     def close(self) -> None:

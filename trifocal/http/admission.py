@@ -1,7 +1,7 @@
-"""Admission: how much of everybody's work the server takes in at a time. What is too much is a 503 at once.
+"""Admission: how much work the server accepts at a time. What is too much is a 503 at once.
 
-Nothing waits here, and nothing is taken from one request for another: whoever comes when the room is used up is told to
-come again. Belongs to the event loop's thread.
+Nothing waits here, and nothing is taken from one request for another: a request that comes when the room is used up is
+told to come again. Belongs to the event loop's thread.
 """
 
 from __future__ import annotations
@@ -64,16 +64,20 @@ class Admission:
     def _check_queue(self) -> None:
         most, tokens = self._args.max_queued_requests, self._args.max_queued_tokens
         if self.num_queued >= most:
-            raise OverloadedError(f"{most} requests are waiting (--max-queued-requests)", self.retry_after_s)
+            raise OverloadedError(
+                f"the queue is full: {most} requests are waiting (--max-queued-requests)", self.retry_after_s
+            )
         if self.num_queued_tokens >= tokens:
-            raise OverloadedError(f"{tokens} tokens are waiting (--max-queued-tokens)", self.retry_after_s)
+            raise OverloadedError(
+                f"the queue is full: {tokens} tokens are waiting (--max-queued-tokens)", self.retry_after_s
+            )
 
     def add_tokens(self, num_tokens: int) -> None:
         """`num_tokens` more are waiting. A request may exceed the limit if it is alone. Raises `OverloadedError`."""
         most = self._args.max_queued_tokens
         if self.num_queued_tokens and self.num_queued_tokens + num_tokens > most:
             raise OverloadedError(
-                f"{self.num_queued_tokens} tokens are waiting, {num_tokens} more are above {most} "
+                f"{self.num_queued_tokens} tokens are waiting, and {num_tokens} more would be above {most} "
                 "(--max-queued-tokens)", self.retry_after_s,
             )  # fmt: skip
         self.num_queued_tokens += num_tokens
@@ -83,7 +87,7 @@ class Admission:
         most = self._args.max_media_bytes_in_flight
         if self.num_bytes + num_bytes > most and num_bytes > 0:
             raise OverloadedError(
-                f"requests hold {self.num_bytes} bytes of bodies and media, {num_bytes} more are above {most} "
+                f"requests hold {self.num_bytes} bytes of bodies and media, and {num_bytes} more would be above {most} "
                 "(--max-media-bytes-in-flight)", self.retry_after_s,
             )  # fmt: skip
         self.num_bytes += num_bytes

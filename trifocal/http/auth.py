@@ -30,7 +30,9 @@ class BearerAuth:
         if path_in(scope) in OPEN_PATHS or self._is_allowed(context.headers.get("authorization", "")):
             await self._app(scope, receive, send)
             return
-        error = RequestError("a valid API key is needed: Authorization: Bearer KEY", status=401, code="invalid_api_key")
+        error = RequestError(
+            "a valid API key is needed; send the header Authorization: Bearer KEY", status=401, code="invalid_api_key"
+        )
         await context.refusal(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
     def _is_allowed(self, authorization: str) -> bool:

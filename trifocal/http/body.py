@@ -44,7 +44,7 @@ def _check_content_type(value: str | None) -> None:
     kind = "" if value is None else value.partition(";")[0].strip().lower()
     if value is not None and not _JSON.fullmatch(kind):
         raise RequestError(
-            f"the body must be JSON and be sent with Content-Type: application/json, got {kind[:60]!r} "
+            f"the body must be JSON, sent with the header Content-Type: application/json, got {kind[:60]!r} "
             "(curl: -H 'Content-Type: application/json')",
             status=415,
         )
@@ -63,7 +63,7 @@ async def _read(request: Request, context: RequestContext, args: ServerArgs) -> 
             raise RequestError(f"the body is larger than --max-request-bytes {args.max_request_bytes}", status=413)
         num_values += sum(map(chunk.count, _MARKS))
         if num_values > args.max_request_values:
-            raise RequestError(f"the body has more values than --max-request-values {args.max_request_values}",
+            raise RequestError(f"the body has more JSON values than --max-request-values {args.max_request_values}",
                                status=413)  # fmt: skip
         chunks.append(chunk)
     return b"".join(chunks)

@@ -158,7 +158,9 @@ class RequestContexts:
 
     async def _answer(self, context: RequestContext, scope: Scope, receive: Receive, send: Send) -> None:
         if len(scope["headers"]) > self._max_headers:
-            error = RequestError(f"at most {self._max_headers} headers (--h11-max-header-count)", status=431)
+            error = RequestError(
+                f"the request has more than {self._max_headers} headers (--h11-max-header-count)", status=431
+            )
             await context.refusal(error)(scope, receive, send)
             return
         try:

@@ -1,4 +1,4 @@
-"""What a client may see of an exception, as a `RequestError`. How that is written is the affair of its API."""
+"""What a client may see of an exception, as a `RequestError`. Each API writes it in its own form."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def to_error(error: Exception) -> RequestError:
         return RequestError("the engine is down; the server's log says more", status=503, code="engine_dead")
     if not isinstance(error, RequestError):
         logger.error("a request failed", exc_info=error)
-        return RequestError("internal error; the server's log says more, under this x-request-id", status=500)
+        return RequestError("internal error; the server's log says more under this x-request-id", status=500)
     if error.status == 500:  # found by the engine: files and addresses are not for clients
         logger.error("a request failed: %s", error.message)
         return RequestError(discreet(error.message), param=error.param, status=500, code=error.code)
@@ -43,7 +43,7 @@ def to_error(error: Exception) -> RequestError:
 
 
 def code_of(error: RequestError) -> str | None:
-    """The stable word for an error."""
+    """The stable code of an error, for programs."""
     return error.code or _CODES.get(error.status)
 
 

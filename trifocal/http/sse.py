@@ -25,7 +25,7 @@ def frame(data: bytes, event: str | None = None) -> bytes:
 
 
 class Closeable(Protocol):
-    """Something that works until it is told to stop."""
+    """Something that works until it is closed."""
 
     async def aclose(self) -> None:
         """Stop; safe at any time."""

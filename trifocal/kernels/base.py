@@ -28,7 +28,6 @@ class Draws:
     noise: Tensor
 
     def of(self, rows: Tensor) -> Draws:
-        """Those of some rows."""
         return Draws(self.scale[rows], self.floor[rows], self.top_k[rows], self.top_p[rows], self.noise[rows])
 
 

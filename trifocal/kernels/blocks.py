@@ -41,7 +41,7 @@ def words_of_int8(rows: Tensor) -> Tensor:
 
 
 def int8_of_words(words: Tensor, in_features: int) -> Tensor:
-    """The way back."""
+    """int8 [n, in_features] of the words that `words_of_int8` made."""
     return words.view(torch.int8)[:, :in_features] ^ -128
 
 

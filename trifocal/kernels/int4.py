@@ -33,7 +33,6 @@ class Int4Weight:
 
     @property
     def in_features(self) -> int:
-        """Inputs."""
         return 8 * self.words.shape[1]
 
     @property

@@ -53,20 +53,16 @@ class PlainLinear(LinearMethod):
     """The unquantized weight [out_features, in_features] and an optional bias [out_features]."""
 
     def create(self, layer: Linear, in_features: int, out_features: int, bias: bool) -> None:
-        """Register `weight` and `bias`."""
         register(layer, "weight", torch.empty(out_features, in_features))
         register(layer, "bias", torch.empty(out_features) if bias else None)
 
     def slots(self, layer: Linear, start: int, size: int) -> dict[str, Slot]:
-        """Output features are rows of both parameters."""
         return {name: tensor[start : start + size] for name, tensor in layer.named_parameters(recurse=False)}
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        """One matrix product."""
         return layer.kernels.linear(x, layer.weight, layer.bias)
 
     def look_up(self, layer: Linear, ids: Tensor) -> Tensor:
-        """As they are."""
         return F.embedding(ids, layer.weight)
 
 

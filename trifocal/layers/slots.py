@@ -51,7 +51,6 @@ class ShareSlot:
         self.shape = torch.Size(shape)
 
     def copy_(self, values: Tensor) -> None:
-        """Keep the share."""
         size = self._slot.shape[self._dim]
         start = min(self._start, self._whole)
         kept = min(size, self._whole - start)

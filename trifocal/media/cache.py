@@ -46,7 +46,7 @@ class MediaCache:
         return value
 
     def add(self, key: Hashable, value: object, num_bytes: int = 0) -> None:
-        """Keep `value`, which nobody changes any more, if it fits."""
+        """Keep `value`, which must not change any more, if it fits."""
         num_bytes += _ENTRY_BYTES
         if num_bytes > self._capacity:
             return
@@ -60,5 +60,4 @@ class MediaCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held."""
         return self._num_bytes

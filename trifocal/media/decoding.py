@@ -11,7 +11,7 @@ from trifocal.errors import RequestError
 from trifocal.helpers.pool import HelperDiedError, HelperPool, HelperSlowError, HelperStartError
 from trifocal.media.cache import MediaCache
 from trifocal.media.decode import jobs
-from trifocal.media.decode.decoder import Decoder
+from trifocal.media.decode.helper import DecoderHelper
 from trifocal.media.decode.image import OpenedImage, refusal
 from trifocal.media.decode.video import FrameFacts, OpenedVideo, Sampler
 from trifocal.media.limits import MediaLimits
@@ -36,7 +36,9 @@ class Decoding:
     def __init__(self, limits: MediaLimits, num_decoders: int, cache: MediaCache) -> None:
         self.limits = limits
         self.cache = cache
-        self.pool = HelperPool(lambda: Decoder(limits.decode_memory_bytes), name="decoder", size=num_decoders, tries=2)
+        self.pool = HelperPool(
+            lambda: DecoderHelper(limits.decode_memory_bytes), name="decoder", size=num_decoders, tries=2
+        )
 
     def file(self, modality: Modality, data: bytes, where: str) -> jobs.File:
         """A file as jobs name it."""
@@ -47,7 +49,7 @@ class Decoding:
         found = self.cache.get((name, kind), kind)
         if found is None:
 
-            def ask(decoder: Decoder) -> H:
+            def ask(decoder: DecoderHelper) -> H:
                 decoder.ask(job, data)
                 answer = decoder.answer(kind)
                 decoder.done()
@@ -63,21 +65,21 @@ class Decoding:
         self.cache.add((name, type(header)), header, num_bytes)
 
     def keep(self, name: bytes, item: M) -> M:
-        """Keep a decoded item, which nobody changes any more, for who asks for the same file with the same plan."""
+        """Keep a decoded item, which must not change any more, for requests with the same file and plan."""
         item.pixels.setflags(write=False)
         self.cache.add((name, item.plan), item, item.pixels.nbytes)
         return item
 
-    def run(self, modality: Modality, where: str, work: Callable[[Decoder], T]) -> T:
+    def run(self, modality: Modality, where: str, work: Callable[[DecoderHelper], T]) -> T:
         """Do `work` with a decoder. Raises `RequestError` that names the item by `where`."""
         try:
             return self.pool.run(work)
         except HelperDiedError as error:
-            raise refusal(where, f"the {modality} makes its decoder fail ({error})") from None
+            raise refusal(where, f"the {modality} made the decoder process fail ({error})") from None
         except HelperSlowError:
             raise self._too_slow(modality, where) from None
         except HelperStartError:
-            message = "media cannot be decoded at the moment"
+            message = "media cannot be decoded at the moment, as no decoder process can be started"
             raise RequestError(message, status=503, code="decoder_unavailable") from None
 
     def clock(self, modality: Modality, where: str) -> Callable[[], None]:
@@ -92,7 +94,7 @@ class Decoding:
 
     def _too_slow(self, modality: Modality, where: str) -> RequestError:
         seconds, flag = self.limits.timeout(modality), MODALITIES[modality].decode_timeout.replace("_", "-")
-        return refusal(where, f"the {modality} takes longer than {seconds:g} s to decode (--{flag})")
+        return refusal(where, f"decoding the {modality} took more than {seconds:g} s (--{flag})")
 
 
 class ItemReader(ABC):

@@ -25,7 +25,7 @@ def content_hash(pixels: NDArray[np.uint8], *facts: object) -> bytes:
 
 
 def salted(item: MediaItem, salt: str | None) -> MediaItem:
-    """`item` under a name of its tenant's own: whoever has another salt shares neither its embeddings nor its pixels.
+    """`item` under its tenant's own name: requests with another salt share neither its embeddings nor its pixels.
 
     Otherwise a tenant could learn from an answer's time whether others have sent a picture.
     """

@@ -12,7 +12,7 @@ from trifocal.helpers.pool import HelperDiedError
 from trifocal.media.arrays import is_array, picture_of
 from trifocal.media.cache import MediaCache
 from trifocal.media.decode import jobs
-from trifocal.media.decode.decoder import Decoder
+from trifocal.media.decode.helper import DecoderHelper
 from trifocal.media.decode.image import OpenedImage, OtherSizeError, load_image, open_image
 from trifocal.media.decode.video import FrameFacts, Sampler
 from trifocal.media.decoding import ItemReader, Opened, Planner
@@ -65,7 +65,7 @@ class ImageReader(ItemReader):
             return load_image(opened, plan)
         job = jobs.LoadImage(self.decoding.file("image", data, opened.where), plan)
 
-        def ask(decoder: Decoder) -> Image | jobs.ImageHeader:
+        def ask(decoder: DecoderHelper) -> Image | jobs.ImageHeader:
             decoder.ask(job, data)
             answer = decoder.next()
             if isinstance(answer, jobs.Frame):
@@ -74,7 +74,7 @@ class ImageReader(ItemReader):
                 decoder.done()
                 return Image(pixels, plan)
             if not isinstance(answer, jobs.ImageHeader) or (answer.width, answer.height) != plan.size:
-                raise HelperDiedError("it sent nonsense")
+                raise HelperDiedError("it sent a message of the wrong kind")
             decoder.done()
             return answer
 

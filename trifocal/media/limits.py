@@ -30,7 +30,7 @@ class MediaLimits(MediaSizeArgs):
         """Raise `TooManyFramesError` if too many frames of a clip are chosen."""
         if num_frames > self.max_video_frames:
             raise TooManyFramesError(
-                f"{where}: {num_frames} frames are chosen, at most {self.max_video_frames} are allowed "
+                f"{where}: {num_frames} frames are chosen, but at most {self.max_video_frames} are allowed "
                 "(--max-video-frames)",
                 param="messages",
             )
@@ -43,15 +43,15 @@ class MediaLimits(MediaSizeArgs):
         num_pixels = sum(plan.num_frames * plan.size[0] * plan.size[1] for plan in plans)
         if num_pixels > self.max_request_pixels:
             raise RequestError(
-                f"the pictures and chosen frames of one request are {num_pixels / 1e6:.10g} megapixels, at most "
-                f"{self.max_request_pixels / 1e6:.10g} are allowed (--max-request-pixels)",
+                f"the pictures and chosen frames of one request are {num_pixels / 1e6:.10g} megapixels, but at "
+                f"most {self.max_request_pixels / 1e6:.10g} are allowed (--max-request-pixels)",
                 param="messages",
             )
         num_bytes = sum(plan.num_frames * plan.decoded[0] * plan.decoded[1] * 3 for plan in plans)
         if num_bytes > MAX_DECODED_BYTES:
             raise RequestError(
-                f"the pictures and chosen frames of one request take {-(-num_bytes >> 20)} MiB when decoded, at most "
-                f"{MAX_DECODED_BYTES >> 20} are allowed; send fewer or smaller ones, choose fewer frames by fps or "
-                "num_frames",
+                f"the pictures and chosen frames of one request take {-(-num_bytes >> 20)} MiB when decoded, but at "
+                f"most {MAX_DECODED_BYTES >> 20} are allowed; send fewer or smaller ones, or choose fewer frames by "
+                "fps or num_frames",
                 param="messages",
             )

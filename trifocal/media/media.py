@@ -65,7 +65,6 @@ class Video:
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """The frames."""
         return self.frames
 
     @property

@@ -10,7 +10,7 @@ import numpy as np
 
 from trifocal.media.cache import MediaCache
 from trifocal.media.decode import jobs
-from trifocal.media.decode.decoder import Decoder
+from trifocal.media.decode.helper import DecoderHelper
 from trifocal.media.decode.image import OpenedImage, refusal
 from trifocal.media.decode.video import FrameFacts, OpenedVideo, Sampler, load_frames, open_frames
 from trifocal.media.decoding import Decoding, ItemReader, Opened, Planner
@@ -60,7 +60,7 @@ class VideoReader(ItemReader):
             return self._load_pictures(opened.where, data, plan)
         job = jobs.LoadVideo(self.decoding.file("video", data, opened.where), plan, opened.header.index)
 
-        def ask(decoder: Decoder) -> Video:
+        def ask(decoder: DecoderHelper) -> Video:
             frames = np.empty((plan.num_frames, *plan.decoded, 3), np.uint8)
             decoder.ask(job, data)
             for pixels in frames:
@@ -79,7 +79,7 @@ class VideoReader(ItemReader):
         def turned(frame: Opened) -> ItemPlan:
             """For a frame that EXIF data turn which only decoding found."""
             if of_frame.decoded[0] != of_frame.decoded[1]:
-                raise refusal(where, "the frames of a video must be of one size and lie the same way")
+                raise refusal(where, "the frames of a video must have the same size and orientation")
             return replace(of_frame, size=frame.size[1:])
 
         frames = np.empty((len(pictures), *plan.decoded, 3), np.uint8)

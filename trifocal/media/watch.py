@@ -1,4 +1,4 @@
-"""Who looks on while a prompt is made: told of bytes as they come in, of steps when they have ended."""
+"""The observer of a prompt that is being made: it hears of bytes as they come in, and of steps when they have ended."""
 
 from __future__ import annotations
 

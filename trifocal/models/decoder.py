@@ -116,7 +116,7 @@ class Decoder(nn.Module, ABC):
         self.config, self.group = config, group
         self.specs = [self.layer_spec(config, index) for index in range(config.num_layers)]
         if not all(spec.attention.is_causal_in_media for spec in self.specs):
-            raise NotAvailableYetError(f"attention to all of a picture at once (a language model of {type(self)})")
+            raise NotAvailableYetError(f"attention in both directions within pictures ({type(self).__name__})")
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, group)
         ropes: list[RopeConfig] = []
         self.layers = nn.ModuleList()

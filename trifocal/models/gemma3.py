@@ -30,13 +30,11 @@ class Gemma3Norm(RMSNorm):
     """A norm whose weight is what is added to 1; in float32 to the end, where Llama's rounds before it multiplies."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., size] -> the same shape and dtype."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * (1 + self.weight.float())).to(x.dtype)
 
     def add(self, x: Tensor, delta: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-        """x and delta [rows, size] -> x + scale * delta, and the norm of it."""
         total = x + delta * scale
         return total, self(total)
 
@@ -55,7 +53,6 @@ class Gemma3Decoder(Decoder):
         self.embed_tokens = ScaledEmbedding(config.vocab_size, config.hidden_size, scale.item(), group)
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
-        """See `Decoder.layer_spec`."""
         for name in _NOT_DONE:
             if config.extra.get(name):
                 raise NotAvailableYetError(f"config.json: {name} in a Gemma 3 decoder")
@@ -72,7 +69,6 @@ class Gemma3Decoder(Decoder):
         )
 
     def rename(self, name: str) -> str | None:
-        """Our name of a tensor of `Gemma3ForCausalLM`."""
         ours = super().rename(name)
         return None if ours is None else ".".join(_NAMES.get(word, word) for word in ours.split("."))
 

@@ -23,7 +23,6 @@ class GraniteDecoder(Decoder):
         self.logits_divisor = _field(config, "logits_scaling")
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
-        """See `Decoder.layer_spec`."""
         for name in ("attention_bias", "mlp_bias"):
             if config.extra.get(name):
                 raise NotAvailableYetError(f"config.json: {name} in a Granite decoder")
@@ -34,7 +33,6 @@ class GraniteDecoder(Decoder):
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden_size] -> float32 [m, vocab_size]."""
         return super().logits(hidden) / self.logits_divisor
 
 

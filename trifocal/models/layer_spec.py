@@ -60,7 +60,7 @@ def is_sliding(config: TextConfig, index: int, default: bool) -> bool:
         return default
     if not isinstance(types, list) or len(types) != config.num_layers or any(each not in _KINDS for each in types):
         raise ConfigError(
-            f"config.json: layer_types must be a list of {config.num_layers} words, one a layer, out of "
+            f"config.json: layer_types must be a list of {config.num_layers} words, one for each layer, out of "
             f"{' and '.join(_KINDS)}"
         )
     return bool(types[index] == "sliding_attention")

@@ -13,7 +13,6 @@ class LlamaDecoder(Decoder):
     """The language model of Llama; Yi and InternLM2 differ in names only."""
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
-        """See `Decoder.layer_spec`."""
         for name in ("attention_bias", "mlp_bias", "bias"):  # the last is InternLM2's word
             if config.extra.get(name):
                 raise NotAvailableYetError(f"config.json: {name} in a Llama decoder")
@@ -24,6 +23,5 @@ class MistralDecoder(Decoder):
     """The language model of Mistral 7B and its kind; releases after the first have no window."""
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
-        """See `Decoder.layer_spec`."""
         window = sliding_window(config) if is_sliding(config, index, default=True) else None
         return LayerSpec(rope=config.rope, attention=AttentionSpec(window=window))

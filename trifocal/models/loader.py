@@ -119,7 +119,7 @@ def _columns(rows: Tensor, per_column: int, name: str) -> Tensor:
         columns = rows.view(-1, per_column)
         if torch.equal(columns, columns[:, :1] // per_column * per_column + torch.arange(per_column)):
             return columns[:, 0] // per_column
-    raise NotAvailableYetError("outputs of several layers in one integer ({})", name)
+    raise NotAvailableYetError("packed weights whose integers hold outputs of several layers ({})", name)
 
 
 def _packed_names(model: Model, folder: Path) -> frozenset[str]:
@@ -136,7 +136,7 @@ def _packed_names(model: Model, folder: Path) -> frozenset[str]:
 def _fill(slots: Mapping[str, Slot], name: str, values: Tensor, where: str, model: Model) -> None:
     slot = slots.get(name)
     if slot is None:
-        raise ConfigError(f"{where} has no place in {type(model).__name__}")
+        raise ConfigError(f"{where} is unknown to {type(model).__name__}")
     if slot.shape != values.shape:
         raise ConfigError(f"{where} has shape {list(values.shape)}, config.json asks for {list(slot.shape)}")
     slot.copy_(values)

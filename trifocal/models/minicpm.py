@@ -27,11 +27,9 @@ class MiniCPMDecoder(Decoder):
         self.head_divisor = config.hidden_size / _field(config, "dim_model_base")
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
-        """See `Decoder.layer_spec`."""
         return LayerSpec(rope=config.rope, residual_scale=_field(config, "scale_depth") / math.sqrt(config.num_layers))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[m, hidden_size] -> float32 [m, vocab_size]."""
         return super().logits(hidden / self.head_divisor)
 
 

@@ -55,7 +55,7 @@ class PackedCache:
         try:
             with open(self.path, "rb") as file:
                 if os.fstat(file.fileno()).st_size != total or file.read(len(head)) != head:
-                    logger.warning("the packed weights in %s are not whole: they are made again", self.path.name)
+                    logger.warning("the packed weights in %s are incomplete and are made again", self.path.name)
                     return False
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
@@ -87,7 +87,7 @@ class PackedCache:
                 if path != self.path:
                     path.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("the packed weights are not kept in %s: %s", self.path.parent, error.strerror)
+            logger.warning("the packed weights could not be written to %s: %s", self.path.parent, error.strerror)
 
 
 def _source_of(layout: type) -> list[Path]:

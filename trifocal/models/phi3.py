@@ -17,7 +17,6 @@ class Phi3Decoder(Decoder):
     """The language model of Phi-3 mini."""
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
-        """See `Decoder.layer_spec`."""
         for name in ("attention_bias", "mlp_bias"):
             if config.extra.get(name):
                 raise NotAvailableYetError(f"config.json: {name} in a Phi-3 decoder")

@@ -13,7 +13,6 @@ class Qwen2Decoder(Decoder):
     """The language model of Qwen2 and Qwen2.5 (and of their vision-language forms)."""
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
-        """See `Decoder.layer_spec`."""
         return LayerSpec(rope=config.rope, attention=AttentionSpec(window=qwen_window(config, index)), qkv_bias=True)
 
 

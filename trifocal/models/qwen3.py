@@ -14,7 +14,6 @@ class Qwen3Decoder(Decoder):
     """The language model of Qwen3 (dense)."""
 
     def layer_spec(self, config: TextConfig, index: int) -> LayerSpec:
-        """See `Decoder.layer_spec`."""
         if config.extra.get("attention_bias"):
             raise NotAvailableYetError("config.json: attention_bias in a Qwen3 decoder")
         return LayerSpec(rope=config.rope, attention=AttentionSpec(window=qwen_window(config, index)), qk_norm=True)

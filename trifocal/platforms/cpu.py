@@ -32,7 +32,6 @@ class CpuPlatform(Platform):
     max_profile_tokens = 256
 
     def device(self, index: int = 0) -> torch.device:
-        """The CPU; there is one."""
         return torch.device("cpu")
 
     def memory(self) -> MemoryInfo:

@@ -37,7 +37,6 @@ class BlocksLinear(LinearMethod):
         self._kernels = kernels
 
     def create(self, layer: Linear, in_features: int, out_features: int, bias: bool) -> None:
-        """Register `weight` and `bias`."""
         register(layer, "weight", empty_blocks(out_features, in_features // 2))
         register(layer, "bias", torch.empty(out_features) if bias else None)
 
@@ -49,7 +48,6 @@ class BlocksLinear(LinearMethod):
         return slots
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        """One matrix product."""
         return self._kernels.linear_blocks(x, layer.weight, layer.out_features, layer.bias)
 
     def apply_gated(self, layer: Linear, x: Tensor) -> Tensor:
@@ -57,7 +55,6 @@ class BlocksLinear(LinearMethod):
         return self._kernels.gated_linear_blocks(x, layer.weight, layer.out_features, layer.bias)
 
     def look_up(self, layer: Linear, ids: Tensor) -> Tensor:
-        """As they are."""
         return take_rows(layer.weight, ids).view(torch.bfloat16)
 
 
@@ -80,19 +77,15 @@ class Int8BlocksLinear(Int8Linear):
         self._kernels = kernels
 
     def empty_weight(self, in_features: int, out_features: int) -> Tensor:
-        """Words."""
         return empty_blocks(out_features, -(-in_features // 4))
 
     def store(self, layer: Linear, start: int, rows: Tensor) -> None:
-        """As words."""
         store_rows(layer.weight, start, words_of_int8(rows.to(torch.int8)))
 
     def rows(self, layer: Linear, ids: Tensor) -> Tensor:
-        """int8 [n, in]."""
         return int8_of_words(take_rows(layer.weight, ids), layer.in_features)
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        """Integer products."""
         return self._kernels.linear_int8_blocks(x, layer.weight, layer.scale, layer.bias)
 
     def apply_gated(self, layer: Linear, x: Tensor) -> Tensor:

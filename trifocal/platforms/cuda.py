@@ -30,7 +30,6 @@ class CudaPlatform(Platform):
         return MemoryInfo(free=free + cached, total=total)
 
     def synchronize(self) -> None:
-        """Wait for the current device."""
         torch.cuda.synchronize()
 
     @contextmanager

@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 
 MORE = "..."  # stands for the others
 MAX_TEXT_BYTES = 1024
-_MAX_TOLD = 20  # fields of one request that nobody knows and that are told by name
+_MAX_TOLD = 20  # unknown fields of one request that are told by name
 _ALIKE = 0.7  # of 1: typing errors are above it, other words below
 _MAX_NAME = 64  # characters of a name that are told
 _ODD = re.compile(r"[^\w.\[\]:/$*+@#!~-]", re.ASCII)  # a client's name must not look like a second one, or break a line
@@ -25,7 +25,7 @@ _ODD = re.compile(r"[^\w.\[\]:/$*+@#!~-]", re.ASCII)  # a client's name must not
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """A field without effect; `path` is its place, `nearest` the known name that looks like it if nobody knows it."""
+    """A field without effect; `path` is its place, `nearest` the known name most like an unknown one."""
 
     path: str
     is_known: bool = True
@@ -60,11 +60,11 @@ class IgnoredFields:
         self._num_unknown = 0
 
     def all(self) -> tuple[Ignored, ...]:
-        """What was found; those that nobody knows first, they are most likely mistakes."""
+        """What was found; unknown fields first, as they are most likely mistakes."""
         return tuple(sorted(self._fields.values(), key=lambda field: field.is_known))
 
     def warn(self) -> None:
-        """Tell the log of those that nobody knows."""
+        """Tell the log of unknown fields."""
         unknown = [field for field in self.all() if not field.is_known]
         if unknown:
             logger.warning("unknown fields were ignored: %s", text_of(unknown))
@@ -74,7 +74,7 @@ class IgnoredFields:
         self._fields.setdefault(path, Ignored(path))
 
     def unknown(self, name: str, path: str, where: str, scope: Scope) -> None:
-        """A field that nobody knows. `where` is its place for an error message."""
+        """An unknown field. `where` is its place for an error message."""
         if path in self._fields:
             return
         if self._num_unknown == _MAX_TOLD:

@@ -131,7 +131,9 @@ def seen_by_processor(options: Options) -> dict[str, Any]:
     seen = {name: value for name, value in options.items() if name != "do_sample_frames"}
     if isinstance(fps, list):
         if not (fps and all(map(is_rate, fps))):
-            raise _bad("mm_processor_kwargs", f"fps as a list must be positive numbers, one a clip, got {_shown(fps)}")
+            raise _bad(
+                "mm_processor_kwargs", f"a list of fps must hold positive numbers, one for each clip, got {_shown(fps)}"
+            )
         seen["fps"] = fps[0]
     return seen
 
@@ -150,7 +152,7 @@ def check_list(options: ItemOptions, num_videos: int) -> None:
     """Raise `RequestError` if a list of `fps` is neither one number nor one for each of `num_videos` clips."""
     fps = options.target_fps
     if isinstance(fps, list) and num_videos and len(fps) not in (1, num_videos):
-        raise _bad("mm_processor_kwargs", f"fps is a list of {len(fps)}, but there are {num_videos} clips")
+        raise _bad("mm_processor_kwargs", f"fps is a list of {len(fps)} numbers, but there are {num_videos} clips")
 
 
 def reading_layer(kwargs: Options) -> Options:
@@ -161,7 +163,7 @@ def reading_layer(kwargs: Options) -> Options:
     kwargs = whole(kwargs)
     for modality, options in kwargs.items():
         if modality not in _READING:
-            raise _bad("media_io_kwargs", f"{_shown(modality)} is not available; known: {', '.join(_READING)}")
+            raise _bad("media_io_kwargs", f"{_shown(modality)} is not a kind of media; known: {', '.join(_READING)}")
         if options is not None and not isinstance(options, Mapping):
             raise _bad("media_io_kwargs", f"{modality} must be an object, got {_shown(options)}")
     said = {}
@@ -256,7 +258,7 @@ def _check_neutral(modality: Modality, name: object, value: Any, reading: _Readi
         allowed = " or ".join(map(str, neutral[str(name)]))
         raise _bad(
             "media_io_kwargs",
-            f"{modality}: {name} is not available" + (f" but for {allowed}, got {_shown(value)}" if allowed else ""),
+            f"{modality}: {name} " + (f"must be {allowed}, got {_shown(value)}" if allowed else "is not available"),
         )
 
 

@@ -62,7 +62,7 @@ class Scope:
     """One kind of object in a request: the fields that it may have, by class.
 
     `known` ones are acted on. A hint changes no answer here, so it is accepted; the table has the reason. A refused one
-    would change the answer. Names in no table are of the last class: nobody knows them.
+    would change the answer. Names in no table are unknown, the last class.
     """
 
     known: frozenset[str] = frozenset()
@@ -76,9 +76,9 @@ class Scope:
 
 
 LABEL = "a label for the client's own use"
-CACHE = "prompts are cached without being told"
+CACHE = "prompts are cached automatically"
 TOOLS = "tool calls"
-_OF_ANSWERS = "a part of answers that is not for the model"
+_OF_ANSWERS = "a field of answers, which the model does not see"
 
 MESSAGE = Scope(
     known=frozenset({"role", "content", "tool_calls", *PASSED_ON}),
@@ -91,16 +91,16 @@ MESSAGE = Scope(
     },
     refused={
         "audio": Refused("audio"),
-        "function_call": Refused("the old form of tool_calls"),
+        "function_call": Refused("the old form of tool_calls; use those"),
         "tools": Refused(TOOLS),
     },
 )
 
 # Of parts and of the objects in them, where clients write them in either place.
 _MEDIA_HINTS = {
-    "detail": "pictures are seen at the size that the model's processor chooses",
-    "format": "formats are known by the bytes",
-    "uuid": "media are known by their content",
+    "detail": "the model's processor chooses the size of pictures",
+    "format": "formats are recognised by the bytes",
+    "uuid": "media are identified by their content",
 }
 ITEM_OPTIONS = frozenset({*PART_OPTIONS, *OF_A_PROMPT})
 """Options of a media part: `part_options` checks them, and says where one does not belong."""
@@ -114,7 +114,10 @@ _CONTENT = frozenset({*map(text_field_of, TEXT_TYPES), *map(field_of, MEDIA_TYPE
 
 
 def _part_scope(name: str, *, is_media: bool) -> Scope:
-    others = {other: Refused(f"a part has one content; give {other} a part of its own") for other in _CONTENT - {name}}
+    others = {
+        other: Refused(f"a part holds one of these fields; put {other} into a part of its own")
+        for other in _CONTENT - {name}
+    }
     hints = _PART_HINTS | (_MEDIA_HINTS if is_media else {})
     known = frozenset({"type", name, *(ITEM_OPTIONS if is_media else ())})
     return Scope(known, hints, {**others, **(_MEDIA_OPTIONS if is_media else {})})

@@ -23,7 +23,7 @@ class ParsedChat:
         last = self.messages[-1]
         parts = [{"type": "text", "text": last["content"]}] if isinstance(last["content"], str) else last["content"]
         if not any(part["type"] == "text" and part["text"].strip() for part in parts):
-            raise RequestError("continue_final_message needs a last message with text", param="continue_final_message")
+            raise RequestError("continue_final_message needs text in the last message", param="continue_final_message")
         if parts[-1]["type"] != "text":
             parts = [*parts, {"type": "text", "text": ""}]
         words = parts[-1]["text"]

@@ -84,10 +84,10 @@ PART_OPTIONS: Mapping[str, PartOption] = {
     "max_frames": PartOption("count", _CLIP),
     "do_sample_frames": PartOption("flag", _CLIP),
 }
-"""Options by name; which of them a model's family has is its processor's affair."""
+"""Options by name; which of them a family supports is decided by its processor."""
 
 _TIMES = "a part of a clip"
-_RATES = "the rate of frames; give fps"
+_RATES = "the frame rate; use fps"
 OF_A_PROMPT = ("use_image_id",)
 REFUSED_OPTIONS: Mapping[str, str] = {
     "video_start": _TIMES,
@@ -115,7 +115,7 @@ def part_options(part: Mapping[Any, Any], field: str, modality: Modality, where:
                 _check(name, value, f"{place}.{name}")
                 key = _ALIASES.get(name, name)
                 if found.setdefault(key, value) != value:
-                    raise _bad(f"{place}.{name}", f"{key} is said twice for this part, {found[key]} and {value}")
+                    raise _bad(f"{place}.{name}", f"{key} is given twice for this part: {found[key]} and {value}")
     return found
 
 
@@ -124,7 +124,7 @@ def _is_option(name: object, value: object, modality: Modality, place: str) -> b
     if not isinstance(name, str):
         return False
     if name in OF_A_PROMPT:
-        raise _bad(f"{place}.{name}", "is for a whole prompt: put it into mm_processor_kwargs")
+        raise _bad(f"{place}.{name}", "is an option of the whole prompt: put it into mm_processor_kwargs")
     if name in REFUSED_OPTIONS and without_nulls(value) not in (False, "", [], {}):
         raise _bad(f"{place}.{name}", f"is not available here ({REFUSED_OPTIONS[name]})")
     option = PART_OPTIONS.get(name)
@@ -132,7 +132,7 @@ def _is_option(name: object, value: object, modality: Modality, place: str) -> b
         return False
     if modality not in option.modalities:
         others = " and ".join(MODALITIES[each].plural for each in option.modalities)
-        raise _bad(f"{place}.{name}", f"is for {others}, and this part is a {MODALITIES[modality].noun}")
+        raise _bad(f"{place}.{name}", f"is an option of {others}, but this part is a {MODALITIES[modality].noun}")
     return True
 
 

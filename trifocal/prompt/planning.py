@@ -120,8 +120,8 @@ class MediaPlanner:
         if largest is None or largest.num_embeds <= self._encoder_room:
             return
         raise RequestError(
-            f"one {largest.modality} takes {largest.num_embeds} embeddings, above the {self._encoder_room} that "
-            f"the encoder cache holds (--encoder-cache-gib); send less.{self._proposal(items, num_text)}",
+            f"one {largest.modality} takes {largest.num_embeds} embeddings, but the encoder cache holds "
+            f"{self._encoder_room} (--encoder-cache-gib); send a smaller one.{self._proposal(items, num_text)}",
             param="messages",
             status=413,
         )
@@ -135,7 +135,7 @@ class MediaPlanner:
 
         found = proposals(items, self._processor, fits)
         is_overruled = any(item.options.overrules_request for item in items)
-        place = "in each part that it is for" if is_overruled else "in mm_processor_kwargs or in each part"
+        place = "in each part concerned" if is_overruled else "in mm_processor_kwargs or in each part"
         return f" It would fit with {' or '.join(found)} ({place})." if found else ""
 
     def _with_frames_that_fit(self, error: RequestError, num_frames: int, fps: float) -> RequestError:
@@ -144,7 +144,7 @@ class MediaPlanner:
         `num_frames`, `fps`: what there was to choose from, 0 if nothing was.
         """
         if not num_frames:
-            message = f"{error.message}; with do_sample_frames false all are used: send fewer, or leave that out"
+            message = f"{error.message}; do_sample_frames is false, so all are used: send fewer, or leave it out"
             return RequestError(message, param=error.param)
         most = self._reader.limits.max_video_frames
 

@@ -71,7 +71,6 @@ class ChatRenderer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         max_seconds: float | None = None,
     ) -> Rendered:
-        """See `PromptBuilder.render`."""
         template = self._template if chat_template is None else self._given_template(chat_template)
         if template is None:
             raise RequestError(

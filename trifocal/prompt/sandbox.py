@@ -1,6 +1,6 @@
 """`Sandbox`: renders chat templates in helper processes, with a limit on time and on memory.
 
-A template is a program of whoever made the checkpoint, and it runs on what users send. See `sandbox_process` for why a
+A template is a program by the author of the checkpoint, and it runs on what users send. See `sandbox_process` for why a
 thread cannot hold it. Not covered: who breaks out of Jinja's sandbox has the rights of the server's user.
 """
 
@@ -58,7 +58,7 @@ class Sandbox:
         try:
             text = json.dumps(asked, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"the chat template takes JSON only: {error}", param="messages") from None
+            raise RequestError(f"the chat template's variables must be JSON: {error}", param="messages") from None
         answer = json.loads(self._ask(text.encode("utf-8", "surrogatepass"), seconds, wall))
         if "text" in answer:
             return str(answer["text"])
@@ -68,13 +68,12 @@ class Sandbox:
         if kind == "too_long":
             raise RenderedTooLongError
         if kind == "memory":
-            message = "they make it take too much memory"
+            message = "rendering them takes too much memory"
         if len(message) > _MAX_TOLD:
             message = f"{message[:_MAX_TOLD]}…"
         raise RequestError(f"the chat template refused the messages: {message}", param="messages")
 
     def close(self) -> None:
-        """End the processes."""
         self._pool.close()
 
     def _ask(self, asked: bytes, seconds: float, wall: float) -> bytes:
@@ -96,7 +95,7 @@ class Sandbox:
             message = f"the process that renders the chat template ended ({error})"
             raise RequestError(message, param="messages") from None
         except HelperStartError:
-            message = "chat templates cannot be rendered at the moment"
+            message = "chat templates cannot be rendered at the moment, as no process for them can be started"
             raise RequestError(message, status=503, code="template_unavailable") from None
 
 

@@ -35,7 +35,6 @@ class AwqLinear(Int4Linear):
         self.axes |= {"bias": Axes(Axis(0), None)}
 
     def slots(self, layer: Linear, start: int, size: int) -> dict[str, Slot]:
-        """`qweight`, `qzeros`, `scales` and `bias`."""
         weight, packed = weight_of(layer), size // 8
         groups = layer.in_features // self.group
         slots: dict[str, Slot] = {
@@ -65,7 +64,6 @@ class _Turned:
         self._store = store
 
     def copy_(self, values: Tensor) -> None:
-        """Store it."""
         self._store(values)
 
 

@@ -106,5 +106,5 @@ def _check_share(owner: str, layer: Linear, group: int) -> None:
     if layer.in_features % group:
         raise ConfigError(
             f"--tensor-parallel-size {layer.group.size}: {owner} has {layer.whole_in_features} inputs in groups of "
-            f"{group}, which so many ranks cannot share evenly; take fewer"
+            f"{group}, which that many ranks cannot share evenly; choose a smaller size"
         )

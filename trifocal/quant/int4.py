@@ -24,7 +24,6 @@ class Int4Linear(LinearMethod):
         self.group = group
 
     def create(self, layer: Linear, in_features: int, out_features: int, bias: bool) -> None:
-        """Register `weight`, `scale`, `zero` and `bias`."""
         empty = Int4Weight.empty(out_features, in_features, self.group)
         register(layer, "weight", empty.words)
         register(layer, "scale", empty.scale)

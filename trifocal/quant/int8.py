@@ -13,7 +13,6 @@ class Int8Linear(LinearMethod):
     """weight int8 [out, in], scale float32 [out]; activations become int8 row by row as they come."""
 
     def create(self, layer: Linear, in_features: int, out_features: int, bias: bool) -> None:
-        """Register `weight`, `scale` and `bias`."""
         register(layer, "weight", self.empty_weight(in_features, out_features))
         register(layer, "scale", torch.empty(out_features, dtype=torch.float32))
         register(layer, "bias", torch.empty(out_features) if bias else None)
@@ -38,7 +37,6 @@ class Int8Linear(LinearMethod):
         return layer.weight[ids]
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
-        """Integer products."""
         return layer.kernels.linear_int8(x, layer.weight, layer.scale, layer.bias)
 
     def look_up(self, layer: Linear, ids: Tensor) -> Tensor:

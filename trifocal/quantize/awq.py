@@ -74,7 +74,7 @@ def _resolve(path: Path, args: EngineArgs | None) -> EngineConfig:
     config = resolve(replace(args or EngineArgs(model=""), model=str(path), device="cpu"))
     if config.model.spec.quantization:
         method = config.model.spec.quantization.get("quant_method")
-        raise ConfigError(f"PATH {str(path)!r} is quantized by {method} already; give the original checkpoint")
+        raise ConfigError(f"PATH {str(path)!r} is already quantized by {method}; give the original checkpoint")
     return config
 
 
@@ -95,7 +95,7 @@ class Work:
         """`wanted`, or the largest size that divides the inputs of all layers. Raises `ConfigError` without one."""
         text = self.config.model.spec.text
         if text.num_kv_heads * text.head_dim % 8:
-            raise ConfigError(f"k_proj has {text.num_kv_heads * text.head_dim} outputs, and AWQ needs a multiple of 8")
+            raise ConfigError(f"k_proj has {text.num_kv_heads * text.head_dim} outputs, but AWQ needs a multiple of 8")
         inputs = {
             "hidden_size": text.hidden_size,
             "num_heads * head_dim": text.num_heads * text.head_dim,
@@ -105,7 +105,9 @@ class Work:
             odd = [f"{name} {value}" for name, value in inputs.items() if value % size]
             if not odd:
                 return size
-        raise ConfigError(f"{odd[0]} of the language model is no multiple of {size}: no groups of {size} inputs fit")
+        raise ConfigError(
+            f"{odd[0]} of the language model is not a multiple of {size}, so groups of {size} inputs do not fit"
+        )
 
     def kept_modules(self) -> list[str]:
         """The checkpoint's names of the model's parts beside the decoder: tower and projector."""

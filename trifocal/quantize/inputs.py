@@ -53,7 +53,9 @@ def build_prompts(
     finally:
         builder.close()
     if not prompts:
-        raise ConfigError(f"no calibration sample has room in {most_tokens} tokens; give more (--calibration-tokens)")
+        raise ConfigError(
+            f"every calibration sample is longer than {most_tokens} tokens; allow more (--calibration-tokens)"
+        )
     return prompts
 
 

@@ -65,7 +65,7 @@ def read_samples(file: Path) -> list[Sample]:
     try:
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--calibration {file}: cannot be read: {error}") from None
+        raise ConfigError(f"--calibration {file} cannot be read: {error}") from None
     if file.suffix != ".jsonl":
         blocks = [block.strip() for block in content.split("\n\n")]
         samples = [Sample(f"{file.name}, text {k + 1}", text=block) for k, block in enumerate(blocks) if block]
@@ -73,7 +73,7 @@ def read_samples(file: Path) -> list[Sample]:
         lines = enumerate(content.splitlines(), start=1)
         samples = [_parse(line, f"{file.name}, line {number}", file.parent) for number, line in lines if line.strip()]
     if not samples:
-        raise ConfigError(f"--calibration {file}: holds no sample")
+        raise ConfigError(f"--calibration {file} holds no sample")
     return samples
 
 
@@ -81,14 +81,14 @@ def _parse(line: str, where: str, folder: Path) -> Sample:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ConfigError(f"{where}: is no JSON: {error}") from None
+        raise ConfigError(f"{where} is not JSON: {error}") from None
     known = {"text", "messages", "images", "answer"}
     if not isinstance(row, dict) or not set(row) <= known or not ("text" in row) ^ ("messages" in row):
-        raise ConfigError(f"{where}: must be an object with text (and images, answer), or with messages")
+        raise ConfigError(f"{where} must be an object with text (and images, answer), or with messages")
     if "messages" in row:
         messages = row["messages"]
         if len(row) > 1 or not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
-            raise ConfigError(f"{where}: messages must be a list of objects, and stand alone")
+            raise ConfigError(f"{where}: messages must be a list of objects, without other fields beside it")
         return Sample(where, messages=messages)
     text, images, answer = row["text"], row.get("images", []), row.get("answer", "")
     if not isinstance(text, str) or not isinstance(answer, str):
@@ -108,7 +108,7 @@ def _exchange(parts: list[dict[str, Any]], question: str, answer: str) -> list[d
 def _image_file(path: Path, where: str) -> dict[str, Any]:
     kind = _IMAGES.get(path.suffix.lower())
     if kind is None:
-        raise ConfigError(f"{where}: {path.name} is no picture; known: {', '.join(_IMAGES)}")
+        raise ConfigError(f"{where}: {path.name} is not a picture; known: {', '.join(_IMAGES)}")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -34,9 +34,9 @@ def load_remote(folder: Path, config: Mapping[str, Any], chat_template: str | No
         raise ConfigError(_nothing_usable(folder, config))
     if not is_trusted:
         raise ArgumentError(
-            "{} brings its tokenizer as Python code only ({} in tokenizer_config.json), which is not run. "
-            "{trust_remote_code} would run it with all your rights, on your files and your network: read the code "
-            "first. Safer: save the fast tokenizer (tokenizer.json) in the folder",
+            "the tokenizer of {} is Python code ({} in tokenizer_config.json), which is not run. "
+            "{trust_remote_code} runs it with all your rights, on your files and your network: read the code first. It "
+            "is safer to save the fast tokenizer (tokenizer.json) in the folder",
             folder.name,
             reference,
         )
@@ -65,7 +65,7 @@ def _reference(config: Mapping[str, Any]) -> str | None:
 
 def _nothing_usable(folder: Path, config: Mapping[str, Any]) -> str:
     kind = class_of(config)
-    which = f" (and nothing else that makes a {kind} is there)" if kind else ""
+    which = f", as are the other files that could make a {kind}" if kind else ""
     return f"{folder.name}/tokenizer.json is missing{which}: save the fast tokenizer there"
 
 
@@ -85,7 +85,7 @@ def _import(folder: Path, reference: str) -> Any:
 class PythonTokenizer(Tokenizer):
     """A tokenizer with the methods of transformers' Python tokenizers, behind the same interface.
 
-    Its calls run one at a time: nobody knows whether foreign code bears several threads.
+    Its calls run one at a time: foreign code may not work in several threads.
     """
 
     def __init__(self, python: Any, config: Mapping[str, Any], chat_template: str | None) -> None:
@@ -99,7 +99,6 @@ class PythonTokenizer(Tokenizer):
         self._spelling_to_bytes = sentencepiece_bytes
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """See `Tokenizer.encode`."""
         with self._lock:
             return list(self._python.encode(valid_text(text), add_special_tokens=add_special_tokens))
 
@@ -117,7 +116,6 @@ class PythonTokenizer(Tokenizer):
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """See `Tokenizer.decode`."""
         # Left out here: some tokenizers know fewer special tokens than the checkpoint lists, and trip over unknown ids.
         shown = self._known_ids - self.special_ids if skip_special_tokens else self._known_ids
         known = [token_id for token_id in ids if token_id in shown]
@@ -127,19 +125,16 @@ class PythonTokenizer(Tokenizer):
             )
 
     def id_to_token(self, token_id: int) -> str | None:
-        """See `Tokenizer.id_to_token`."""
         if token_id not in self._known_ids:
             return None
         with self._lock:
             return str(self._python.convert_ids_to_tokens(token_id))
 
     def token_to_id(self, token: str) -> int | None:
-        """See `Tokenizer.token_to_id`."""
         return self._vocabulary.get(token)
 
     @cached_property
     def longest_token(self) -> int:
-        """See `Tokenizer.longest_token`."""
         return max(map(len, self._vocabulary), default=1)
 
     def _encode_literal(self, literal: str) -> list[int]:

@@ -62,10 +62,10 @@ def read_model(file: Path) -> SentencePieceModel:
     kinds = {piece.kind for piece in pieces}
     wrong = (
         "it holds no pieces" if not pieces
-        else "it is no BPE model" if trainer.get(3, 1) != _BPE
+        else "it is not a BPE model" if trainer.get(3, 1) != _BPE
         else "it has no unknown token" if _UNKNOWN not in kinds
         else "it has pieces of an unknown type" if kinds - {_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE}
-        else "spaces are no part of words" if not normalizer.get(5, 1) or trainer.get(24)
+        else "it writes spaces in a way that is not supported" if not normalizer.get(5, 1) or trainer.get(24)
         else None
     )  # fmt: skip
     if wrong:

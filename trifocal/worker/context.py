@@ -1,4 +1,4 @@
-"""What a worker is told about itself; handed down to whatever needs it, so that one process may hold several."""
+"""What a worker knows about itself: rank, group, device. It is handed down: one process may hold several workers."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class GraphRunner:
         if graphs is None:
             self.sizes = []
         elif self.sizes and not attention.can_be_captured:
-            self._give_up("torch computes attention, as this KV cache has no kernel")
+            self._give_up("torch computes attention, as no kernel reads this KV cache")
 
     def __call__(
         self,
@@ -109,7 +109,7 @@ class GraphRunner:
         return graph
 
     def _give_up(self, reason: str) -> None:
-        logger.info("no step is captured, Python runs all layers: %s", reason)
+        logger.info("steps are not captured, and Python runs all layers: %s", reason)
         self.sizes = []
 
     # ------------------------------------------------------------------------------------------ padding

@@ -51,19 +51,17 @@ class SequenceState:
                     processor.accept(token_id)
         except Exception:
             logger.exception("the logits processors of request %s could not be made", new.request.request_id)
-            state.fault = "what the request asks of its tokens cannot be done; the server's log says more"
+            state.fault = "the request's sampling parameters could not be applied; the server's log says more"
         if new.request.prompt_logprobs is not None and not new.output_token_ids:
             state.prompt_logprobs = [None]
         return state
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
         return len(self.request.prompt.token_ids)
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens generated so far."""
         return self.num_tokens - self.num_prompt_tokens
 
     @property

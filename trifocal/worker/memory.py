@@ -41,8 +41,8 @@ def num_blocks(
     total, free = (number + scratch_blocks) * block_bytes, platform.memory().free
     if number < 1:
         raise ArgumentError(
-            f"no memory is left for the KV cache by {setting}, a block takes {block_bytes} bytes: raise it, lower "
-            "{max_num_batched_tokens}, or take {kv_cache_dtype} int8 or a smaller model"
+            f"{setting} leaves no memory for the KV cache, whose blocks take {block_bytes} bytes each: raise it, lower "
+            "{max_num_batched_tokens}, or use {kv_cache_dtype} int8 or a smaller model"
         )
     if total > free:
         raise ArgumentError(
@@ -72,10 +72,10 @@ def _kv_cache_bytes(config: EngineConfig, platform: Platform, peak_bytes: Callab
         )
         if activation > memory.total or num_bytes == 0:
             raise ArgumentError(message)
-        logger.warning("%s", spelled(message))  # a guess, and whoever set the size of the KV cache may know better
+        logger.warning("%s", spelled(message))  # a guess; a user who set the size of the KV cache may know better
     logger.info(
-        "measured: a step's peak %.2f GiB, left for the KV cache %.2f GiB. More or less: --gpu-memory-utilization "
-        "(now %g), --kv-cache-memory-bytes",
+        "a full step takes %.2f GiB at its peak, which leaves %.2f GiB for the KV cache. To change that: "
+        "--gpu-memory-utilization (now %g), --kv-cache-memory-bytes",
         *(activation / _GIB, num_bytes / _GIB, config.cache.gpu_memory_utilization),
     )
     return num_bytes, platform.kv_cache_setting(config.cache.gpu_memory_utilization)
@@ -94,5 +94,5 @@ def max_model_len(config: EngineConfig, num_blocks: int) -> int:
             room,
         )
     asked = config.scheduling.max_model_len
-    logger.warning("max_model_len is %d, what the KV cache holds (the model allows %d)", room, asked)
+    logger.warning("max_model_len is %d, which is what the KV cache holds (the model allows %d)", room, asked)
     return room

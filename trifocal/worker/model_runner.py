@@ -90,7 +90,7 @@ class ModelRunner:
                 try:
                     state.drafts = self.drafter.draft(state, seq.max_drafts)[: seq.max_drafts]
                 except Exception:
-                    logger.exception("no tokens could be drafted for request %s", seq.request_id)
+                    logger.exception("drafting tokens for request %s failed", seq.request_id)
 
     def _timed_encode(self, jobs: list[EncodeJob]) -> tuple[dict[bytes, str], float]:
         """As `_encode`, and the seconds it took; a device is waited for, which costs little beside the work itself."""
@@ -142,9 +142,11 @@ class ModelRunner:
             try:
                 extend_prompt_logprobs(state, part, hidden, self.model.logits, self.sampler)
             except Exception as error:
-                logger.exception("no log-probabilities of the prompt of request %s", part.request_id)
+                logger.exception("the log-probabilities of the prompt of request %s failed", part.request_id)
                 reason = str(error) if isinstance(error, ValueError) else "the server's log says more"
-                errors.setdefault(part.request_id, f"the prompt has no log-probabilities: {reason}")
+                errors.setdefault(
+                    part.request_id, f"the log-probabilities of the prompt could not be computed: {reason}"
+                )
             if part.start + part.num == state.num_prompt_tokens and part.request_id not in errors:
                 found, state.prompt_logprobs = state.prompt_logprobs, None
                 complete[part.request_id] = found or []
@@ -193,7 +195,9 @@ class ModelRunner:
         try:
             return self.sampler(logits, states)
         except Exception as error:
-            logger.warning("sampling %d rows together failed (%s): now one by one", len(states), type(error).__name__)
+            logger.warning(
+                "sampling %d rows together failed (%s); they are sampled one by one", len(states), type(error).__name__
+            )
         return self.sampler.one_by_one(self.model.logits(hidden), states)  # anew: sampling changes logits in place
 
 

@@ -18,7 +18,7 @@ from trifocal.types import MediaItem, SharedPixels
 class PixelSource(Protocol):
     """Finds pixels for the workers of one process.
 
-    A request's items are held before its first plan is made, so that whoever wrote the pixels may give them back as
+    A request's items are held before its first plan is made, so that the writer of the pixels may give them back as
     soon as it has aborted the request: a step that was planned before still finds them.
     """
 
@@ -75,7 +75,6 @@ class LocalPixels:
 
     @property
     def num_mapped(self) -> int:
-        """See `PixelSource`."""
         return len(self._mapped)
 
 

@@ -147,7 +147,6 @@ class Sampler:
         return Draws(*floats, *torch.tensor([top_ks, top_ps, noises], device=device))
 
     def _choose(self, logits: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
-        """See `Kernels.choose`."""
         found = self._kernels.choose(logits, self.num_vocab, draws)
         if found is not None:
             return found
@@ -160,7 +159,6 @@ class Sampler:
         return chosen, largest
 
     def _facts(self, logits: Tensor, rows: list[int], chosen: list[int], counts: list[int]) -> list[Likely]:
-        """See `Kernels.likely`."""
         if not rows:
             return []
         found = self._kernels.likely(logits, self.num_vocab, rows, chosen, counts)

@@ -61,12 +61,11 @@ class Worker:
         self.graphs, self.capacity = self._allocate()
         started = perf_counter()
         self.graphs.capture(self.context.device)
-        logger.info("steps captured in %.1f s (--enforce-eager: none are)", perf_counter() - started)
+        logger.info("steps captured in %.1f s (--enforce-eager captures none)", perf_counter() - started)
         self.reset()
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step."""
         return self.runner.execute(plan)
 
     def reset(self) -> None:

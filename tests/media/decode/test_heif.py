@@ -62,7 +62,9 @@ def test_refused_with_an_old_library(version: str, forgetful: object, monkeypatc
     """Whatever package brings it: distributions build it against their own."""
     monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(libheif_version=lambda: version))
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", PIL.Image.MAX_IMAGE_PIXELS)
-    with pytest.raises(RequestError, match=rf"libheif 1\.23\.6 or newer, here is {version}: pip install --upgrade"):
+    with pytest.raises(
+        RequestError, match=rf"libheif 1\.23\.6 or newer, but {version} is installed: pip install --upgrade"
+    ):
         open_bytes(head(b"heic", b"mif1"), WHERE, 10_000)
 
 

@@ -264,15 +264,18 @@ def turned(frame: np.ndarray) -> bytes:
         (PIL.Image.fromarray(FRAMES[0]), r"got one PIL image \(a list of them is a clip\)"),
         ((b"file", {"fps": 1}), "a video file has its own"),
         (([], {"fps": 1}), "got an empty list"),
-        ((FRAMES, {"frames_indices": [1, 2]}), "frames_indices names 2 frames, but 10 came"),
+        ((FRAMES, {"frames_indices": [1, 2]}), "frames_indices has 2 numbers, but there are 10 frames"),
         ((FRAMES, {"do_sample_frames": "yes"}), "do_sample_frames must be true or false"),
-        ((FRAMES, {"do_sample_frames": True}), "do_sample_frames needs to know fps"),
+        ((FRAMES, {"do_sample_frames": True}), "do_sample_frames needs fps"),
         ((FRAMES, {"duration": -1}), "duration of a video's metadata must be a positive number"),
-        ((FRAMES, {"fpss": 2}), "'fpss' of a video's metadata is not known; known: fps, duration,"),
+        ((FRAMES, {"fpss": 2}), "the video's metadata have an unknown key 'fpss'; known: fps, duration,"),
         # Positions count the time between frames: they would be beyond whole numbers.
-        ((FRAMES, {"fps": 1e-300}), "rate is 1e-300 a second"),
-        ((FRAMES, {"duration": 1e-320}), "rate is inf a second"),
-        ((FRAMES, {"fps": 1, "total_num_frames": 1e300, "frames_indices": range(10)}), "rate is 1e-299 a second"),
+        ((FRAMES, {"fps": 1e-300}), "fps must be between .*, got 1e-300"),
+        ((FRAMES, {"duration": 1e-320}), "fps must be between .*, got inf"),
+        (
+            (FRAMES, {"fps": 1, "total_num_frames": 1e300, "frames_indices": range(10)}),
+            "fps must be between .*, got 1e-299",
+        ),
     ],
 )
 def test_frames_that_cannot_be_used(reading: Reading, source: Any, message: str) -> None:
@@ -369,20 +372,20 @@ def test_number_of_chosen_frames() -> None:
     with limited(max_video_frames=3) as few:
         assert len(Reading(few).load(MP4, 0, 1, 2).frames) == 3
         for source, indices in ((MP4, range(4)), (frames, ())):
-            with pytest.raises(RequestError, match=r"4 frames are chosen, at most 3 .*--max-video-frames"):
+            with pytest.raises(RequestError, match=r"4 frames are chosen, but at most 3 .*--max-video-frames"):
                 Reading(few).opened(source, *indices)
 
 
 def test_limits_of_frames_that_are_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their number before any is opened; pixels of each by its header; time for all of them together."""
-    with limited(max_video_frames=9) as few, pytest.raises(RequestError, match="10 frames are chosen, at most 9"):
+    with limited(max_video_frames=9) as few, pytest.raises(RequestError, match="10 frames are chosen, but at most 9"):
         Reading(few).opened([b"never looked at"] * 10)
     with (
         limited(max_image_pixels=47) as small,
         pytest.raises(RequestError, match=r"video_url\[0\]: .*--max-image-pixels"),
     ):
         Reading(small).opened(PICTURES)
-    too_long = pytest.raises(RequestError, match=r"longer than 60 s to decode \(--video-decode-timeout\)")
+    too_long = pytest.raises(RequestError, match=r"took more than 60 s \(--video-decode-timeout\)")
     with limited(video_decode_timeout=60) as reader:
         opened = Reading(reader).opened(PICTURES)
         now = iter(range(0, 1000, 25))
@@ -397,7 +400,7 @@ def test_limits_of_frames_that_are_files(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_number_of_frames_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(video_file, "MAX_FRAMES", 39)
-    with pytest.raises(RequestError, match="more than the 39 frames"):
+    with pytest.raises(RequestError, match="more than 39 frames"):
         VideoFile(MP4, WHERE, 4096)
 
 

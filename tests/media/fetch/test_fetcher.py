@@ -130,13 +130,13 @@ def test_frames_of_a_clip_as_urls() -> None:
     ("source", "message"),
     [
         ("data:video/jpeg;base64,AAAA,A!AA", r"\[1\]: the data: URL is not valid base64"),
-        ("data:video/png;base64,AAAA,AAAA", "a list of frames is a clip that begins with data:video/jpeg;base64,"),
+        ("data:video/png;base64,AAAA,AAAA", "a list of frames must begin with data:video/jpeg;base64,"),
         ("data:video/jpeg;base64", ": the data: URL has no comma"),
         ("data:video/jpeg,AAAA", ": the data: URL must be base64"),
-        (["data:image/png;base64,AAAA", "nothing"], r"\[1\]: 'nothing' is no data:"),
-        ("data:video/jpeg;base64" + "," * 8193, "a list of 8193 frames, at most 8192 are taken"),
-        (["http://127.0.0.1:9/"] * 1000, "1000 frames are to be fetched, at most 999 are"),
-        (["data:"] * 8193, "a list of 8193 frames, at most 8192 are taken"),
+        (["data:image/png;base64,AAAA", "nothing"], r"\[1\]: 'nothing' is not a data:"),
+        ("data:video/jpeg;base64" + "," * 8193, "a list of 8193 frames, but at most 8192 are allowed"),
+        (["http://127.0.0.1:9/"] * 1000, "1000 frames are given by URL, but at most 999 are"),
+        (["data:"] * 8193, "a list of 8193 frames, but at most 8192 are allowed"),
     ],
 )
 def test_bad_lists_of_frames(source: object, message: str) -> None:
@@ -154,7 +154,7 @@ def test_bytes_of_frames_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, "video", 2400)
     assert len(get_all(url)) == 1
     monkeypatch.setattr(fetch, "MAX_REQUEST_BYTES", 2399)
-    with pytest.raises(RequestError, match="altogether"):
+    with pytest.raises(RequestError, match="together larger than"):
         get_all(url)
     limit(monkeypatch, "video", 2300)
     with pytest.raises(RequestError, match="the video is larger than"):
@@ -196,7 +196,7 @@ def test_base64_is_decoded_off_the_loop(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "cat.png", "/etc/passwd", "javascript:alert(1)", " ", "x" * 10**6])
 def test_other_schemes(url: str) -> None:
-    refused(url, "is no data:, http:, https: or file: URL")
+    refused(url, "is not a data:, http:, https: or file: URL")
 
 
 # ------------------------------------------------------------------------------------------------- http:
@@ -325,8 +325,8 @@ def test_files_under_the_allowed_folder(root: Path) -> None:
         ("", "cannot be read|regular file"),
         ("/pipe", "regular file"),
         ("/socket", "cannot be read"),
-        ("/loop", "no path of a file|cannot be read"),
-        ("/a%00b", "no path of a file"),
+        ("/loop", "not the path of a file|cannot be read"),
+        ("/a%00b", "not the path of a file"),
         ("/" + "x" * 5000, "cannot be read"),
         ("/%ff%fe", "no such file"),
         ("/unreadable", "cannot be read|no such file"),

@@ -55,7 +55,6 @@ class ChoicesApi(Api):
 
     @classmethod
     def parse(cls, data: bytes, args: ServerArgs) -> tuple[GenerationBody, tuple[Ignored, ...]]:
-        """See `Api`."""
         return parse_body(data, cls.body_model, args)
 
     @abstractmethod
@@ -71,7 +70,6 @@ class ChoicesApi(Api):
         """The choice of the chunk that events become."""
 
     def whole(self, choices: Sequence[Sequence[Event]], usage: Usage) -> Mapping[str, Any]:
-        """See `Api`."""
         made = [self.choice(index, events) for index, events in enumerate(choices)]
         return {**self._head(self.kind), "choices": made, "usage": _usage(usage), **dict.fromkeys(self.absent)}
 
@@ -82,24 +80,20 @@ class ChoicesApi(Api):
         return None if asked is None or found is None else prompt_logprobs(found.logprobs, asked, self._tokenizer)
 
     def start(self, num_choices: int, usage: Usage) -> Iterable[bytes]:
-        """See `Api`."""
         for index in range(num_choices):
             opening = self.opening(index)
             if opening is not None:
                 yield self._chunk([opening], usage)
 
     def frames(self, index: int, events: Sequence[Event], usage: Usage) -> Iterable[bytes]:
-        """See `Api`."""
         return (self._chunk([self.piece(index, events)], usage),)
 
     def end(self, usage: Usage) -> Iterable[bytes]:
-        """See `Api`."""
         if self._includes_usage:
             yield frame(msgspec.json.encode({**self._chunk_head, "choices": [], "usage": _usage(usage)}))
         yield _DONE
 
     def error_frame(self, error: RequestError) -> bytes:
-        """See `Api`."""
         return frame(msgspec.json.encode(error_form(error)))
 
     def _head(self, kind: str) -> dict[str, Any]:

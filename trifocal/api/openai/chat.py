@@ -11,7 +11,7 @@ from starlette.responses import Response
 from trifocal.api.events import End, Event, Reasoning, Text, Tokens, ToolCall, Usage
 from trifocal.api.generation import respond
 from trifocal.api.openai.base import ChoicesApi
-from trifocal.api.openai.conversation import build_chat_prompt
+from trifocal.api.openai.chat_prompt import build_chat_prompt
 from trifocal.api.openai.logprobs import chat_logprobs
 from trifocal.api.openai.objects import ChatChoice, ChatCompletion, ChatMessage, FunctionCall
 from trifocal.api.openai.schemas import ChatBody
@@ -41,7 +41,6 @@ class Chat(ChoicesApi):
 
     @classmethod
     def open(cls, body: ChatBody, service: Service, context: RequestContext) -> Self:
-        """See `Api`."""
         return cls(service, context, body)
 
     def __init__(self, service: Service, context: RequestContext, body: ChatBody) -> None:
@@ -52,17 +51,14 @@ class Chat(ChoicesApi):
         self._role = service.args.response_role
 
     async def prompts(self) -> list[Prompt]:
-        """The conversation, rendered and with its media."""
         prompt = await build_chat_prompt(self._service.builder, self._body, self._body.cache_salt)
         self._body.messages = []  # megabytes of base64 that a long answer need not hold
         return [prompt]
 
     def whole(self, choices: Sequence[Sequence[Event]], usage: Usage) -> Mapping[str, Any]:
-        """A `chat.completion`."""
         return {**super().whole(choices, usage), "prompt_logprobs": self.prompt_logprobs(choices[0])}
 
     def choice(self, index: int, events: Sequence[Event]) -> ChatChoice:
-        """A choice of a `chat.completion`."""
         piece = self.piece(index, events)
         delta = piece["delta"]
         calls = _calls(events)

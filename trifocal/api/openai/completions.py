@@ -41,7 +41,6 @@ class Completion(ChoicesApi):
 
     @classmethod
     def open(cls, body: CompletionBody, service: Service, context: RequestContext) -> Self:
-        """See `Api`."""
         return cls(service, context, body)
 
     def __init__(self, service: Service, context: RequestContext, body: CompletionBody) -> None:
@@ -56,7 +55,6 @@ class Completion(ChoicesApi):
                                param="prompt")  # fmt: skip
 
     async def prompts(self) -> list[Prompt]:
-        """The prompts, tokenized."""
         body, builder = self._body, self._service.builder
         special = body.add_special_tokens is not False
         built = []
@@ -68,7 +66,6 @@ class Completion(ChoicesApi):
         return built
 
     def choice(self, index: int, events: Sequence[Event]) -> CompletionChoice:
-        """A choice of a `text_completion`."""
         shown = self.prompt_logprobs(events)
         return {**self.piece(index, events), "prompt_logprobs": shown}  # type: ignore[typeddict-item]
 

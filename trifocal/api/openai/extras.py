@@ -45,15 +45,15 @@ def judge(
     of_others: Iterable[str] = (),
     is_strict: bool = False,
 ) -> tuple[Ignored, ...]:
-    """What of `body` is ignored, beside the known fields `without_effect`; names that nobody knows go to the log.
+    """What of `body` is ignored, beside the known fields `without_effect`; unknown names go to the log.
 
     Names `of_others` are hints: fields of other routes that cannot change this one's answer.
-    Raises `RequestError` for a field that would change the answer; if `is_strict`, for one that nobody knows.
+    Raises `RequestError` for a field that would change the answer; if `is_strict`, for an unknown one.
     """
     found = IgnoredFields(is_strict=is_strict)
     for path in without_effect:
         found.hint(path)
-    hints = {**BODY.hints, **dict.fromkeys(of_others, "of other routes")}
+    hints = {**BODY.hints, **dict.fromkeys(of_others, "it belongs to other routes")}
     known = Scope(frozenset(type(body).model_fields), hints, BODY.refused)
     extras = body.model_extra or {}
     _judge_body(extras, known, declared(body, "n"), found)

@@ -197,7 +197,7 @@ class ModelList(TypedDict):
 
 
 class ErrorDetail(TypedDict):
-    """What was wrong, with which field; `code` is the word for programs."""
+    """What was wrong, with which field; `code` is for programs."""
 
     message: str
     type: Literal["invalid_request_error", "server_error"]

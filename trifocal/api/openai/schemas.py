@@ -98,7 +98,7 @@ class GenerationBody(Body):
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
         if self.prompt_logprobs is not None and self.stream:
-            raise RequestError("prompt_logprobs are not told in a stream; leave out one of the two",
+            raise RequestError("prompt_logprobs are not available in a stream; leave out stream or prompt_logprobs",
                                param="prompt_logprobs")  # fmt: skip
         return self
 
@@ -143,7 +143,7 @@ class GenerationBody(Body):
         return {int(token): value for token, value in bias.items()} or None
 
 
-class Conversation(Body):
+class MessagesBody(Body):
     """Messages and how to render them."""
 
     messages: Messages | None = Field(default=None, min_length=1)
@@ -154,7 +154,7 @@ class Conversation(Body):
     media_io_kwargs: MediaIo = None
 
     @model_validator(mode="after")
-    def _check_turn(self) -> Conversation:
+    def _check_turn(self) -> MessagesBody:
         if self.add_generation_prompt and self.continue_final_message:
             raise RequestError(
                 "add_generation_prompt and continue_final_message exclude each other", param="continue_final_message"
@@ -162,7 +162,7 @@ class Conversation(Body):
         return self
 
 
-class ChatBody(Conversation, GenerationBody):
+class ChatBody(MessagesBody, GenerationBody):
     """POST /v1/chat/completions."""
 
     messages: Messages = Field(min_length=1)
@@ -262,7 +262,7 @@ def _tell_source(schema: dict[str, Any]) -> None:
     ]
 
 
-class TokenizeBody(Conversation):
+class TokenizeBody(MessagesBody):
     """POST /tokenize: either a prompt or messages."""
 
     model_config = ConfigDict(json_schema_extra=_tell_source)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from trifocal.api.openai.body import read_body
-from trifocal.api.openai.conversation import build_chat_prompt
+from trifocal.api.openai.chat_prompt import build_chat_prompt
 from trifocal.api.openai.objects import Detokenized, Tokenized
 from trifocal.api.openai.schemas import DetokenizeBody, TokenizeBody
 from trifocal.api.operations import PREPARING, READING, described

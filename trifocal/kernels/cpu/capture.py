@@ -40,7 +40,7 @@ class CpuGraphs:
         with _Recorder(self._library) as recorder:
             output = layers(*inputs)
         if recorder.hindrance is not None:
-            raise CaptureError(f"they call torch's {recorder.hindrance}, which is none of the compiled kernels")
+            raise CaptureError(f"they call torch's {recorder.hindrance}, which is not a compiled kernel")
         if not all(x.is_contiguous() for x in (*inputs, output)):
             raise CaptureError("their input or output is not contiguous")
         tape = Tape(self._library, recorder, inputs, output, self._memory)
@@ -163,7 +163,6 @@ class Tape:
         ]
 
     def replay(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Make the calls."""
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         for part in self._parts:

@@ -101,7 +101,6 @@ class Kernel:
         self._args, self._recording = args, recording
 
     def __call__(self, *values: float | None) -> None:
-        """Run it."""
         args = self._args(*values)
         if self._recording.calls is None:
             self.function(byref(args))
@@ -162,8 +161,8 @@ def _load(wanted: str) -> Library | None:
         library = Library(chosen, build(chosen))
     except (BuildError, OSError) as error:
         logger.warning(
-            "no CPU kernels: %s. Torch computes alone: the same results, but decoding in bfloat16 and attention over "
-            "long contexts take about twice as long",
+            "no CPU kernels: %s. Torch computes instead, with the same results; decoding in bfloat16 and attention "
+            "over long contexts take about twice as long",
             error,
         )
         return None

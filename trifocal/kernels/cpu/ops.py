@@ -193,7 +193,6 @@ class CpuKernels(Kernels):
     def likely(
         self, logits: Tensor, vocab: int, rows: Sequence[int], chosen: Sequence[int], counts: Sequence[int]
     ) -> list[Likely] | None:  # fmt: skip
-        """As `choose`."""
         if not _are_rows(logits):
             return None
         wanted = [min(count, vocab) for count in counts]

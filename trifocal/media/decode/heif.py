@@ -34,7 +34,7 @@ def why_not() -> str | None:
     if _numbers(version) < OLDEST_LIBHEIF:
         oldest = ".".join(map(str, OLDEST_LIBHEIF))
         return (
-            f"HEIC pictures are read by libheif {oldest} or newer, here is {version}: "
+            f"HEIC pictures need libheif {oldest} or newer, but {version} is installed: "
             "pip install --upgrade 'trifocal[heif]' where the server runs"
         )
     pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=_THREADS)

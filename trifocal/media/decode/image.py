@@ -1,6 +1,6 @@
 """Pictures from bytes or from Python objects: header first (`open_image`), pixels when asked (`load_image`).
 
-Bytes of strangers come here in a decoder process only (`decoder.py`); the server's own process opens objects.
+Bytes of strangers come here in a decoder process only (`process.py`); the server's own process opens objects.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def refusal(where: str, message: str) -> RequestError:
 def check_size(height: int, width: int, where: str, max_pixels: int) -> None:
     """Raise `RequestError` for a size of zero or of more than `max_pixels`."""
     if height < 1 or width < 1:
-        raise refusal(where, f"the size is {width}x{height}")
+        raise refusal(where, f"the size must be at least 1x1, got {width}x{height}")
     if height * width > max_pixels:
         raise _too_large(f"{width}x{height} is", where, max_pixels)
 

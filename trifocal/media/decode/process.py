@@ -1,4 +1,4 @@
-"""A decoder process: `python -m trifocal.media.decode.process MEMORY_BYTES`, started as a `Decoder`.
+"""A decoder process: `python -m trifocal.media.decode.process MEMORY_BYTES`, started as a `DecoderHelper`.
 
 The bytes of strangers meet codecs written in C here and nowhere else. The process bounds its own memory and computing
 time (`helpers/process.py`), so that a codec that runs wild dies of it. It opens no files and no connections.
@@ -82,7 +82,7 @@ def _picture(job: jobs.LoadImage, data: bytes) -> np.ndarray | jobs.ImageHeader:
     except OtherSizeError as found:
         if (found.width, found.height) == job.plan.size:
             return jobs.ImageHeader(found.height, found.width)
-        raise refusal(job.file.where, "its size is not what its header says") from None
+        raise refusal(job.file.where, "its size differs from the one in its header") from None
 
 
 def _video_header(job: jobs.OpenVideo, data: bytes) -> jobs.VideoHeader:

@@ -92,7 +92,7 @@ def open_frames(
         _check_names(source[1], where)
         source, metadata = source[0], {**metadata, **source[1]}
     if isinstance(source, bytes):
-        raise refusal(where, "metadata belong to frames; a video file has its own")
+        raise refusal(where, "metadata may be given with frames only; a video file has its own")
     if is_array(source):
         source = frames_of(source, where, limits.max_image_pixels)
     elif not isinstance(source, list | tuple) or not source:
@@ -135,7 +135,7 @@ def _check_names(metadata: Mapping[Any, Any], where: str) -> None:
     for name in metadata:
         if name not in (*_METADATA, *_LABELS):
             known = ", ".join((*_METADATA, *_LABELS))
-            raise refusal(where, f"{str(name)[:_MAX_SHOWN]!r} of a video's metadata is not known; known: {known}")
+            raise refusal(where, f"the video's metadata have an unknown key {str(name)[:_MAX_SHOWN]!r}; known: {known}")
 
 
 def _is_fixed(metadata: Mapping[str, Any]) -> bool:
@@ -147,7 +147,7 @@ def _rate(metadata: Mapping[str, Any], count: int, where: str) -> float | None:
     fps, total, duration = (_number(metadata, name, where) for name in ("fps", "total_num_frames", "duration"))
     indices = metadata.get("frames_indices")
     if indices is not None and np.size(indices) != count:
-        raise refusal(where, f"frames_indices names {np.size(indices)} frames, but {count} came")
+        raise refusal(where, f"frames_indices has {np.size(indices)} numbers, but there are {count} frames")
     if fps is None and duration is not None:
         return count / duration
     return fps * count / total if fps is not None and total is not None and indices is not None else fps
@@ -155,7 +155,7 @@ def _rate(metadata: Mapping[str, Any], count: int, where: str) -> float | None:
 
 def _check_rate(fps: float, where: str) -> None:
     if not _LEAST_FPS <= fps <= _MOST_FPS:
-        raise refusal(where, f"the frames' rate is {fps:g} a second, {_LEAST_FPS:g} to {_MOST_FPS:g} are taken")
+        raise refusal(where, f"the video's fps must be between {_LEAST_FPS:g} and {_MOST_FPS:g}, got {fps:g}")
 
 
 def _sample(
@@ -165,7 +165,7 @@ def _sample(
     if is_asked is not None and not isinstance(is_asked, bool | np.bool_):
         raise refusal(where, f"do_sample_frames must be true or false, got {str(is_asked)[:_MAX_SHOWN]!r}")
     if is_asked and fps is None and facts.num_frames is None:
-        raise refusal(where, "do_sample_frames needs to know fps, the rate of the frames that came, or num_frames")
+        raise refusal(where, "do_sample_frames needs fps, the rate of the given frames, or num_frames")
     has_too_many = facts.num_frames is not None and count > facts.num_frames
     if is_asked or (is_asked is None and has_too_many):
         return sampler(count, fps if fps is not None else facts.fps)

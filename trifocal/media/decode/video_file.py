@@ -1,6 +1,6 @@
 """A video file in memory, through PyAV: frames are counted without decoding, and found by their timestamps.
 
-Runs in a decoder process only (`decoder.py`): the libraries below are written in C and read what strangers made.
+Runs in a decoder process only (`process.py`): the libraries below are written in C and read what strangers made.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class VideoFile:
         stream = container.streams.video[0]
         context = stream.codec_context
         if context.codec.name not in _CODECS.split(","):
-            raise refusal(self._where, f"videos of the codec {context.codec.name} are not read")
+            raise refusal(self._where, f"the codec {context.codec.name} is not supported")
         if context.width and context.height:
             check_size(context.height, context.width, self._where, self._max_pixels)
         context.options = {"max_pixels": str(self._max_pixels)}  # a stream may change its size midway
@@ -121,9 +121,12 @@ class VideoFile:
             if packet.size:
                 packets.append((packet.pts, packet.is_keyframe, packet.is_discard))
             if len(packets) > MAX_FRAMES:
-                raise refusal(self._where, f"the video has more than the {MAX_FRAMES} frames that are looked through")
+                raise refusal(self._where, f"the video has more than {MAX_FRAMES} frames, the most that are searched")
         if len(packets) < stream.frames - _tolerance(stream.frames):
-            raise refusal(self._where, f"the video is cut off: {stream.frames} frames announced, {len(packets)} found")
+            raise refusal(
+                self._where,
+                f"the video is cut off: its header announces {stream.frames} frames, {len(packets)} were found",
+            )
         shown = [(pts, is_key) for pts, is_key, is_discard in packets if not is_discard]
         if not shown:
             raise refusal(self._where, "the video has no frame that can be decoded")

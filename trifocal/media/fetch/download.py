@@ -69,7 +69,6 @@ class Downloader:
             raise DownloadError(f"cannot be fetched: {error or type(error).__name__}") from None
 
     async def aclose(self) -> None:
-        """Close all connections."""
         if self._pool is not None:
             await self._pool.aclose()
             self._pool = None
@@ -147,7 +146,7 @@ def _look_up(host: str, port: int) -> list[str]:
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError:  # a label of more than 63 characters
-        raise OSError(f"{host[:80]!r} is no name of a host") from None
+        raise OSError(f"{host[:80]!r} is not the name of a host") from None
     return [str(answer[4][0]) for answer in answers]
 
 

@@ -63,7 +63,7 @@ class Fetcher:
             return await self._download(url, modality, where)
         if scheme == "file":
             return _counted(await self._off_loop(self._read_file, url, modality, where))
-        raise _refusal(where, f"{_shown(url)!r} is no data:, http:, https: or file: URL")
+        raise _refusal(where, f"{_shown(url)!r} is not a data:, http:, https: or file: URL")
 
     async def fetch_frames(self, url: str, modality: Modality, where: str) -> list[bytes]:
         """The files of `data:video/jpeg;base64,<frame>,<frame>,…`: pictures, as in vLLM, whatever their format."""
@@ -71,7 +71,6 @@ class Fetcher:
         return [_counted(frame) for frame in frames]
 
     async def aclose(self) -> None:
-        """Close connections."""
         await self._downloader.aclose()
 
     async def _off_loop(self, function: Callable[..., bytes], *args: object) -> bytes:
@@ -111,7 +110,7 @@ async def fetch_all(refs: Sequence[MediaRef], fetcher: Fetcher) -> list[Any]:
         nonlocal num_bytes
         num_bytes += len(data)
         if num_bytes > MAX_REQUEST_BYTES:
-            message = f"the media of one request are larger than {MAX_REQUEST_BYTES >> 20} MiB altogether"
+            message = f"the media of one request are together larger than {MAX_REQUEST_BYTES >> 20} MiB"
             raise RequestError(message, param="messages")
         return data
 
@@ -121,7 +120,7 @@ async def fetch_all(refs: Sequence[MediaRef], fetcher: Fetcher) -> list[Any]:
             _check_frame_count(len(source), where)
             num_links = sum(isinstance(frame, str) and frame[:4].lower() == "http" for frame in source)
             if num_links > MAX_FRAME_LINKS:
-                raise _refusal(where, f"{num_links} frames are to be fetched, at most {MAX_FRAME_LINKS} are")
+                raise _refusal(where, f"{num_links} frames are given by URL, but at most {MAX_FRAME_LINKS} are fetched")
             frames = enumerate(source)
             return await run_all([fetch(frame, frames_are, f"{where}[{index}]") for index, frame in frames])
         if is_with_metadata(source):
@@ -177,7 +176,7 @@ def _decode_data_url(url: str, modality: Modality, where: str) -> bytes:
     except ValueError as error:  # binascii.Error and UnicodeEncodeError are both
         reason: object = error if isinstance(error, binascii.Error) else "not ASCII"
         if "," in payload:
-            reason = f"there is a comma in it; a list of frames is a clip that begins with {_FRAMES_HEAD},"
+            reason = f"it has a comma; a list of frames must begin with {_FRAMES_HEAD}, and be a clip"
         raise _refusal(where, f"the data: URL is not valid base64 ({reason})") from None
 
 
@@ -204,7 +203,7 @@ def _decode_frames(url: str, modality: Modality, where: str) -> list[bytes]:
 
 def _check_frame_count(num_frames: int, where: str) -> None:
     if num_frames > MAX_FRAME_FILES:
-        raise _refusal(where, f"the clip is a list of {num_frames} frames, at most {MAX_FRAME_FILES} are taken")
+        raise _refusal(where, f"the clip is a list of {num_frames} frames, but at most {MAX_FRAME_FILES} are allowed")
 
 
 def _plain(payload: bytes) -> bytes:

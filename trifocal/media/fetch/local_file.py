@@ -28,7 +28,7 @@ def read_file(url: str, root: Path, max_bytes: int) -> bytes:
     """
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
-        raise FileRefusedError(f"a file: URL names a path, not a host ({parts.netloc[:80]})")
+        raise FileRefusedError(f"a file: URL must name a path, not a host ({parts.netloc[:80]})")
     try:
         path = Path(unquote(parts.path)).resolve()
         if not path.is_relative_to(root):
@@ -36,7 +36,7 @@ def read_file(url: str, root: Path, max_bytes: int) -> bytes:
         with _opened(root, path) as descriptor:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise FileRefusedError("it is not a regular file")
+                raise FileRefusedError("this is not a regular file")
             if status.st_size > max_bytes:
                 raise FileTooLargeError
             with open(descriptor, "rb", closefd=False) as file:
@@ -46,7 +46,7 @@ def read_file(url: str, root: Path, max_bytes: int) -> bytes:
     except OSError as error:  # its own text would tell where links lead
         raise FileRefusedError(f"the file cannot be read: {error.strerror or 'error'}") from None
     except (ValueError, RuntimeError):  # a NUL in it; links in a circle
-        raise FileRefusedError("this is no path of a file") from None
+        raise FileRefusedError("this is not the path of a file") from None
 
 
 @contextmanager

@@ -76,10 +76,10 @@ class FetchPolicy:
     def check_url(self, url: httpx.URL) -> None:
         """Raise `ForbiddenError` for a URL that must not be asked for, whatever its host resolves to."""
         if url.scheme not in ("http", "https"):
-            raise ForbiddenError(f"{url.scheme[:20]!r} is neither http nor https")
+            raise ForbiddenError(f"the scheme {url.scheme[:20]!r} is neither http nor https")
         host = host_of(url)
         if not host:
-            raise ForbiddenError("it names no host")
+            raise ForbiddenError("the URL names no host")
         if self.domains and host not in self.domains:
             raise ForbiddenError(f"the host {host[:80]!r} is not one of --allowed-media-domains")
         if self.proxy is not None and _is_literal(host):  # names are for the proxy to judge

@@ -92,7 +92,6 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
-        """Channels of one attention head."""
         return self.hidden_size // self.num_heads
 
     @property

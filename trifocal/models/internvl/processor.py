@@ -45,7 +45,6 @@ class InternVLProcessor(Processor):
         self.stop_token_ids = tuple(token_id for token_id in ends if token_id is not None)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise `RequestError` for an option that is unknown or out of range."""
         MediaOptions.parse(options).tiles(self._checkpoint)
 
     @property

@@ -55,7 +55,6 @@ class MiniCPMV(Model):
         self.language_model = DECODERS.get(_LANGUAGE_MODELS[self.config.version])(spec.text, group)
 
     def rename(self, name: str) -> str | None:
-        """Our name of a checkpoint tensor; None for one that is not needed."""
         if name.startswith("llm."):
             ours = self.language_model.rename(name.removeprefix("llm."))
             return None if ours is None else f"language_model.{ours}"

@@ -86,7 +86,6 @@ class MiniCPMVProcessor(Processor):
     # ------------------------------------------------------------------------------------------ the contract
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise `RequestError` for an option that is unknown or out of range."""
         self._numbers_images(MediaOptions.parse(options))
 
     @property

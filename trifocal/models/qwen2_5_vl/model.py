@@ -39,7 +39,6 @@ class Qwen2_5_VL(Model):
         self.language_model = DECODERS.get("Qwen2ForCausalLM")(spec.text, group)
 
     def rename(self, name: str) -> str | None:
-        """Our name of a checkpoint tensor; None for one that is not needed."""
         if name == "lm_head.weight" and self.language_model.lm_head is None:
             return None  # a copy of the tied embedding
         for prefix, ours in _PREFIXES:

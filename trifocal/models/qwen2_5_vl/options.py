@@ -95,7 +95,7 @@ class MediaOptions:
         if not is_rate(fps):
             raise _bad(f"fps must be a positive number, got {fps!r}")
         if len(values.keys() & set(_RESIZED_NAMES)) == 1:
-            raise _bad("resized_height and resized_width are given together or not at all")
+            raise _bad("resized_height and resized_width must be given together")
         parsed = cls(**values)
         if parsed.min_pixels is not None and parsed.min_pixels > min(parsed.max_pixels or math.inf, MOST_MIN_PIXELS):
             raise _bad(f"min_pixels must be at most max_pixels and {MOST_MIN_PIXELS}, got {parsed.min_pixels}")
@@ -143,7 +143,7 @@ def _size_options(size: object) -> dict[str, Any]:
     if size is None:
         return {}
     if not isinstance(size, Mapping) or not set(size) <= {*_SIZE_ALIASES, *_PIXEL_NAMES}:
-        raise _bad("size must be an object of shortest_edge and longest_edge (numbers of pixels)")
+        raise _bad("size must be an object with shortest_edge and longest_edge (in pixels)")
     return {_SIZE_ALIASES.get(str(name), str(name)): value for name, value in size.items()}
 
 

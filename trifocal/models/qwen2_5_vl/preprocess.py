@@ -22,7 +22,7 @@ def smart_resize(height: int, width: int, factor: int, limits: PixelLimits) -> t
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise RequestError(
-            f"the aspect ratio of {width}x{height} is above {MAX_ASPECT_RATIO}, the most this model takes",
+            f"the aspect ratio of {width}x{height} is above {MAX_ASPECT_RATIO}, which is this model's limit",
             param="messages",
         )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor

@@ -67,7 +67,6 @@ class Qwen2_5_VLProcessor(Processor):
         return value
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise `RequestError` for an option that is unknown or out of range."""
         MediaOptions.parse(options)
 
     @property

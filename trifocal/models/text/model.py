@@ -20,7 +20,6 @@ class TextModel(Model):
         self.language_model = make_decoder(spec, group)
 
     def rename(self, name: str) -> str | None:
-        """Our name of a checkpoint tensor; None for one that is not needed."""
         ours = self.language_model.rename(name)
         return None if ours is None else f"language_model.{ours}"
 

@@ -17,31 +17,25 @@ class TextProcessor(Processor):
     modalities: tuple[Modality, ...] = ()
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """There are none."""
         if options:
             raise RequestError(f"mm_processor_kwargs: {next(iter(options))}: {TEXT_ONLY}", param="mm_processor_kwargs")
 
     def build(self, token_ids: Sequence[int], media: Sequence[Media], options: Mapping[str, Any]) -> Prompt:
-        """The tokens as they are."""
         if media:
             _refuse()
         return Prompt(list(token_ids))
 
     @property
     def size_option(self) -> NoReturn:
-        """There are no items."""
         _refuse()
 
     def placeholder(self, modality: Modality) -> NoReturn:
-        """There are no items."""
         _refuse()
 
     def sample_frames(self, num_frames: int, fps: float, options: Mapping[str, Any]) -> NoReturn:
-        """There are no items."""
         _refuse()
 
     def plan(self, modality: Modality, size: tuple[int, int, int], options: Mapping[str, Any]) -> NoReturn:
-        """There are no items."""
         _refuse()
 
 

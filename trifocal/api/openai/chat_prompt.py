@@ -1,13 +1,13 @@
-"""Conversations of a request body to a `Prompt`, the same for answering and for tokenizing."""
+"""The prompt of a request body with messages, the same for answering and for tokenizing."""
 
 from __future__ import annotations
 
-from trifocal.api.openai.schemas import Conversation
+from trifocal.api.openai.schemas import MessagesBody
 from trifocal.prompt.builder import PromptBuilder
 from trifocal.types import Prompt
 
 
-async def build_chat_prompt(builder: PromptBuilder, body: Conversation, cache_salt: str | None = None) -> Prompt:
+async def build_chat_prompt(builder: PromptBuilder, body: MessagesBody, cache_salt: str | None = None) -> Prompt:
     """Fetch, render and tokenize `body.messages`. Raises `RequestError`."""
     assert body.messages is not None
     continues = bool(body.continue_final_message)

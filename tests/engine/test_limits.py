@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.fake_worker import PLACEHOLDER, VOCAB, make_limits, media_item
-from trifocal.engine.admission import check, clip_max_tokens
+from trifocal.engine.limits import check, clip_max_tokens
 from trifocal.errors import RequestError
 from trifocal.sampling_params import SamplingParams
 from trifocal.types import MediaItem, Prompt, Span

@@ -1,4 +1,4 @@
-"""`Decoder`: a decoder process from the outside, in the messages of `jobs.py`."""
+"""`DecoderHelper`: a decoder process from the outside, in the messages of `jobs.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trifocal.media.decode import jobs
 A = TypeVar("A", bound=jobs.Answer)
 
 
-class Decoder(Helper):
+class DecoderHelper(Helper):
     """A process that may take `memory_bytes` beyond what it needs to start."""
 
     def __init__(self, memory_bytes: int) -> None:
@@ -31,7 +31,7 @@ class Decoder(Helper):
         try:
             answer = jobs.decode_answer(self.receive())
         except msgspec.DecodeError:  # of which `ValidationError` is one
-            raise HelperDiedError("it sent nonsense") from None
+            raise HelperDiedError("it sent a message of an unknown form") from None
         if isinstance(answer, jobs.Done | jobs.Refused):
             self.end_job(is_spent=answer.is_spent)
         if isinstance(answer, jobs.Refused):
@@ -42,15 +42,14 @@ class Decoder(Helper):
         """The next message, which must be of `kind`."""
         answer = self.next()
         if not isinstance(answer, kind):
-            raise HelperDiedError("it sent nonsense")
+            raise HelperDiedError("it sent a message of the wrong kind")
         return answer
 
     def done(self) -> None:
-        """Read that the job has ended."""
         self.answer(jobs.Done)
 
     def pixels(self, frame: jobs.Frame, into: NDArray[np.uint8]) -> None:
         """Fill `into` [height, width, 3] with the pixels of a frame, which must have its size."""
         if (frame.height, frame.width) != into.shape[:2]:
-            raise HelperDiedError("it sent nonsense")
+            raise HelperDiedError("it sent a picture of the wrong size")
         self.fill(into.data.cast("B"))

@@ -1,4 +1,4 @@
-"""Admission: what can never run is refused before it is queued, so whatever is queued can be finished."""
+"""Limits of steps and requests. What can never run is refused before it is queued: what is queued can be finished."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check(prompt: Prompt, params: SamplingParams, limits: Limits) -> None:
         unknown = [token_id for token_id in ids or () if not 0 <= token_id < limits.vocab_size]
         if unknown:
             raise RequestError(
-                f"{name} has token id {unknown[0]}, the vocabulary ends at {limits.vocab_size - 1}", param=name
+                f"{name} has token id {unknown[0]}, but the vocabulary ends at {limits.vocab_size - 1}", param=name
             )
     _check_media(prompt, limits)
 
@@ -90,7 +90,7 @@ def _check_logprobs(name: str, asked: int | None, limits: Limits) -> None:
     most = limits.vocab_size if limits.max_logprobs < 0 else limits.max_logprobs
     if asked is not None and (limits.vocab_size if asked < 0 else asked) > most:
         shown = "all (-1)" if asked < 0 else asked
-        raise RequestError(f"{name} asks for {shown}, at most {most} are allowed (--max-logprobs)", param=name)
+        raise RequestError(f"{name} asks for {shown}, but at most {most} are allowed (--max-logprobs)", param=name)
 
 
 def _check_media(prompt: Prompt, limits: Limits) -> None:
@@ -99,18 +99,18 @@ def _check_media(prompt: Prompt, limits: Limits) -> None:
         span = item.span
         is_whole = span.is_embed is None or len(span.is_embed) == span.length
         if span.offset < end or span.end > len(prompt.token_ids) or span.length < 1 or not is_whole:
-            raise RequestError("media do not match their placeholders in the prompt", param="messages")
+            raise RequestError("the prompt's media do not match its placeholders", param="messages")
         end = span.end
         _check_encoder_room(limits.num_bytes(item), f"one {item.modality}", limits)
     if not limits.enable_chunked_prefill:  # then all of a prompt is computed in one step
-        _check_encoder_room(sum(limits.num_bytes(item) for item in prompt.media), "the media together", limits)
+        _check_encoder_room(sum(limits.num_bytes(item) for item in prompt.media), "all media together", limits)
 
 
 def _check_encoder_room(num_bytes: int, what: str, limits: Limits) -> None:
     if num_bytes > limits.encoder_cache_bytes:
         raise RequestError(
-            f"{what} takes {num_bytes} bytes of embeddings, above the encoder cache of {limits.encoder_cache_bytes} "
-            "bytes (--encoder-cache-gib); send less",
+            f"the embeddings of {what} take {num_bytes} bytes, more than the {limits.encoder_cache_bytes} of the "
+            "encoder cache (--encoder-cache-gib); send smaller or fewer media",
             param="messages",
             status=413,
         )
