@@ -172,6 +172,14 @@ def test_the_prompt_alone(http: httpx.Client) -> None:
     assert refused(http.post("/v1/completions", json=body))["param"] == "max_tokens"
 
 
+def test_an_echo_tells_where_its_tokens_begin(http: httpx.Client) -> None:
+    """Tokens within a character have its place, and the answer's first token follows on the text."""
+    prompt = "go 🎉é!"
+    [choice] = complete(http, prompt, echo=True, logprobs=0, max_tokens=1)["choices"]
+    assert choice["logprobs"]["tokens"][3:9] == ["\N{REPLACEMENT CHARACTER}"] * 6, "a token for each byte"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3, 3, 3, 3, 4, 4, 5, 6]
+
+
 def test_prompt_logprobs(http: httpx.Client) -> None:
     """vLLM's form, of each prompt and on each of its choices."""
     fields = {"echo": True, "logprobs": 2, "max_tokens": 1, "n": 2, "temperature": 1, "seed": 1}

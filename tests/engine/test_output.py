@@ -166,6 +166,25 @@ def test_bad_words_are_banned_with_and_without_a_space_before_them(expanded: Exp
     assert {(tokenizer.token_to_id(letter),) for letter in "abcdefgh"} <= set(many.bad_word_ids)
 
 
+def test_allowed_tokens_of_which_nothing_is_left_are_refused(expanded: Expand, tokenizer: Tokenizer) -> None:
+    letter = tokenizer.encode("a", add_special_tokens=False)[0]
+    for params in (
+        SamplingParams(allowed_token_ids=[letter], bad_words=["a"]),
+        SamplingParams(allowed_token_ids=[7, 8], min_tokens=1),
+        SamplingParams(allowed_token_ids=[3, 7], stop_token_ids=[3], min_tokens=1),
+        SamplingParams(allowed_token_ids=[tokenizer.vocab_size]),
+    ):
+        with pytest.raises(RequestError, match="^allowed_token_ids: none of these") as caught:
+            expanded(params)
+        assert caught.value.param == "allowed_token_ids"
+    for params in (
+        SamplingParams(allowed_token_ids=[7, 8]),
+        SamplingParams(allowed_token_ids=[7, 9], min_tokens=1),
+        SamplingParams(allowed_token_ids=[letter], bad_words=["aa b"]),
+    ):
+        assert expanded(params)[0].params.allowed_token_ids == params.allowed_token_ids
+
+
 def test_more_min_tokens_than_the_context_leaves_are_refused(expanded: Expand) -> None:
     with pytest.raises(RequestError, match="min_tokens"):
         expanded(SamplingParams(max_tokens=None, min_tokens=17))

@@ -13,6 +13,7 @@ from trifocal.engine.bad_words import bad_word_ids
 from trifocal.engine.detokenizer import Detokenizer
 from trifocal.engine.limits import clip_max_tokens
 from trifocal.engine.stop import StopStrings
+from trifocal.errors import RequestError
 from trifocal.log import get_logger
 from trifocal.sampling_params import SamplingParams
 from trifocal.tokenizer import Tokenizer
@@ -43,14 +44,15 @@ def expand(
 ) -> list[Request]:
     """One engine request for each of the `n` choices, with everything decided: length, stop ids, bad words, seed.
 
-    Raises `RequestError` where the prompt leaves no room for an answer (see `clip_max_tokens`), and for bad words that
-    have no tokens.
+    Raises `RequestError` where the prompt leaves no room for an answer (see `clip_max_tokens`), for bad words that
+    have no tokens, and where no token is left to choose from.
     """
     params = clip_max_tokens(params, len(prompt.token_ids), max_model_len)
     stop_ids = frozenset(params.stop_token_ids or [])
     if not params.ignore_eos:
         stop_ids |= {*eos_ids, *prompt.stop_token_ids}
     bad_words = bad_word_ids(params.bad_words or (), tokenizer)
+    _check_allowed(params, stop_ids, bad_words, tokenizer)
     seed = rng.getrandbits(63) if params.seed is None else params.seed
     return [
         Request(
@@ -64,6 +66,21 @@ def expand(
         )
         for index in range(params.n)
     ]
+
+
+def _check_allowed(
+    params: SamplingParams, stop_ids: frozenset[int], bad_words: Iterable[Sequence[int]], tokenizer: Tokenizer
+) -> None:
+    """Raise `RequestError` if other fields exclude all of `allowed_token_ids` from the first token."""
+    if params.allowed_token_ids is None:
+        return
+    excluded = {word[0] for word in bad_words if len(word) == 1} | (stop_ids if params.min_tokens else set())
+    if all(token_id in excluded or token_id >= tokenizer.vocab_size for token_id in params.allowed_token_ids):
+        raise RequestError(
+            "allowed_token_ids: none of these tokens can be chosen: bad_words, or min_tokens with the tokens that end "
+            "an answer, exclude them, or the tokenizer does not have them; allow others",
+            param="allowed_token_ids",
+        )
 
 
 @lru_cache(maxsize=64)

@@ -81,8 +81,8 @@ class Completion(ChoicesApi):
         for event in events:
             match event:
                 case PromptTokens() if self._prompts and self._body.logprobs is not None:
-                    token_ids = self._prompts[index // self.params.n]
-                    logprobs = echoed_logprobs(token_ids, event.logprobs, self._body.logprobs, self._tokenizer)
+                    token_ids, shown = self._prompts[index // self.params.n], self._body.logprobs
+                    logprobs = echoed_logprobs(self._echo(index), token_ids, event.logprobs, shown, self._tokenizer)
                 case Text():
                     text += event.text
                 case Tokens():

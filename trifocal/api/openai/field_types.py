@@ -66,7 +66,9 @@ Text = Annotated[str, Field(min_length=1)]
 Strings = Annotated[Any, BeforeValidator(_strings, json_schema_input_type=Text | list[Text] | None)]
 # The first wrong item is enough: a complaint about each takes hundreds of bytes and as many microseconds.
 Ints = Annotated[list[TokenId], Field(fail_fast=True), BeforeValidator(whole_items)]
-Words = Annotated[list[Annotated[str, Field(min_length=1, pattern=r"\S")]], Field(fail_fast=True)]
+# `SamplingParams` refuses words of spaces, in better words than pydantic's.
+Word = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "pattern": r"\S"})]
+Words = Annotated[list[Word], Field(fail_fast=True)]
 Message = Annotated[dict[str, Any], WithJsonSchema(message_schema())]
 Messages = Annotated[list[Message], Field(fail_fast=True)]
 MediaIo = Annotated[dict[str, Any] | None, AfterValidator(_media_io), WithJsonSchema(media_io_schema())]

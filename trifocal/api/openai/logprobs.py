@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
@@ -56,10 +57,14 @@ def completion_logprobs(tokens: Sequence[TokenLogprobs], speller: TokenSpeller, 
 
 
 def echoed_logprobs(
-    token_ids: Sequence[int], prompt: Sequence[TokenLogprobs | None], num_rivals: int, speller: TokenSpeller
+    text: str,
+    token_ids: Sequence[int],
+    prompt: Sequence[TokenLogprobs | None],
+    num_rivals: int,
+    speller: TokenSpeller,
 ) -> CompletionLogprobs:
-    """`logprobs` of a prompt that its completion begins with: null for the first token, which nothing foretells."""
-    names = _spellings(token_ids, speller)
+    """`logprobs` of a prompt, `text`, that its completion begins with: null for the first token, which nothing
+    foretells."""
     tops: list[dict[str, float] | None] = []
     for token in prompt:
         if token is None:
@@ -68,8 +73,8 @@ def echoed_logprobs(
             shown = len(token.token_ids) if num_rivals < 0 else num_rivals + 1
             tops.append(_by_name(_spellings(token.token_ids[:shown], speller), token.logprobs[:shown]))
     return {
-        "text_offset": _offsets(names, 0),
-        "tokens": names,
+        "text_offset": _offsets_in(text, [speller.token_bytes(token_id) for token_id in token_ids]),
+        "tokens": _spellings(token_ids, speller),
         "token_logprobs": [None if token is None else max(token.logprobs[0], _LOWEST) for token in prompt],
         "top_logprobs": tops,
     }
@@ -111,6 +116,14 @@ def _spellings(token_ids: Sequence[int], speller: TokenSpeller) -> list[str]:
 
 def _offsets(names: Sequence[str], first: int) -> list[int]:
     return list(accumulate(map(len, names[:-1]), initial=first)) if names else []
+
+
+def _offsets_in(text: str, spelled: Sequence[bytes]) -> list[int]:
+    """Where the tokens of `text` begin in it: one within a character, where that begins."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    ends = list(accumulate(len(decoder.decode(each)) for each in spelled))
+    num_added = max(0, ends[-1] - len(text))  # by the tokenizer, in front: a token of the beginning, a space
+    return [min(max(0, offset - num_added), len(text)) for offset in (0, *ends[:-1])]
 
 
 def _by_name(names: Sequence[str], logprobs: Sequence[float]) -> dict[str, float]:
