@@ -10,6 +10,7 @@ from typing import Protocol
 from trifocal.engine import messages
 from trifocal.engine.child import Death
 from trifocal.engine.flights import Flights, InFlight
+from trifocal.engine.limits import Limits
 from trifocal.engine.stream import RequestStream
 from trifocal.engine.supervisor import State, Supervisor
 from trifocal.log import get_logger

@@ -21,6 +21,7 @@ from trifocal.config.engine import EngineConfig
 from trifocal.engine.child import Death
 from trifocal.engine.engine import Engine
 from trifocal.engine.flights import Flights, InFlight
+from trifocal.engine.limits import check
 from trifocal.engine.output import Answer, Choice, expand
 from trifocal.errors import EngineDeadError, RequestError
 from trifocal.log import get_logger
