@@ -104,7 +104,7 @@ def test_missing_head(folder: Path) -> None:
 
 def test_unexpected_tensor(folder: Path) -> None:
     edit(folder / "model.safetensors", lambda weights: weights.update({"model.layers.7.mlp.x": torch.zeros(1)}))
-    with pytest.raises(ConfigError, match=r"model\.safetensors: tensor model\.layers\.7\.mlp\.x has no place"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors: tensor model\.layers\.7\.mlp\.x is unknown to"):
         load(folder)
 
 
