@@ -149,7 +149,7 @@ def test_logits_that_are_no_numbers_end_the_request_alone(llm: LLM, monkeypatch:
         Sampler, "logprobs_of", lambda self, logits, *rest: logprobs_of(self, logits * torch.nan, *rest)
     )
     with pytest.raises(
-        RequestError, match="the prompt has no log-probabilities: the model produced no valid"
+        RequestError, match="the log-probabilities of the prompt could not be computed: the model produced no"
     ) as caught:
         llm.generate([TEXT, TEXT], [WHOLE, greedy], use_tqdm=False)
     assert caught.value.status == 500
@@ -158,7 +158,7 @@ def test_logits_that_are_no_numbers_end_the_request_alone(llm: LLM, monkeypatch:
 
 
 def test_bounds(llm: LLM) -> None:
-    with pytest.raises(RequestError, match="^prompt_logprobs asks for 21, at most 20 are allowed") as caught:
+    with pytest.raises(RequestError, match="^prompt_logprobs asks for 21, but at most 20 are allowed") as caught:
         ask(llm, SamplingParams(max_tokens=0, prompt_logprobs=21))
     assert caught.value.param == "prompt_logprobs"
     limit = llm._engine.limits.context_len

@@ -95,7 +95,7 @@ async def test_it_gives_up_after_so_many_in_a_row(lives: deque[Any]) -> None:
     lives += [[], EngineDeadError("no start"), []]
     watcher = Watcher()
     assert (await watch(watcher)).num_restarts == 2
-    assert "it died, after 2 fruitless restarts (TRIFOCAL_ENGINE_MAX_RESTARTS)" in watcher.reason
+    assert "it died; 2 restarts brought no token (TRIFOCAL_ENGINE_MAX_RESTARTS)" in watcher.reason
     assert watcher.num_started == 1
 
 

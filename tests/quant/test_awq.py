@@ -172,7 +172,7 @@ def test_a_tensor_of_no_layer_is_refused(tmp_path: Path) -> None:
     weights = load_file(file)
     weights["language_model.model.layers.0.self_attn.wqkv.qweight"] = torch.zeros(64, 16, dtype=torch.int32)
     save_file(weights, file)
-    with pytest.raises(ConfigError, match=r"wqkv\.qweight has no place in InternVL"):
+    with pytest.raises(ConfigError, match=r"wqkv\.qweight is unknown to InternVL"):
         load(tmp_path / "awq")
 
 

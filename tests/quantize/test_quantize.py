@@ -258,7 +258,7 @@ def without_a_tensor(tmp_path: Path) -> None:
         (lambda tmp_path: (tmp_path / "out").write_text("x"), "is a file; give a new folder"),
         (lambda tmp_path: (tmp_path / "plain").rename(tmp_path / "other"), "is not a folder"),
         (quantized_already, "quant_method gptq"),
-        (lambda path: change_config(path, quantization_config={"quant_method": "awq"}), "quantized by awq already"),
+        (lambda path: change_config(path, quantization_config={"quant_method": "awq"}), "already quantized by awq"),
         (lambda path: change_config(path, architectures=["GPT2LMHeadModel"]), "'GPT2LMHeadModel' is not supported"),
         (without_weights, "holds no *.safetensors file"),
         (without_a_tensor, "model.layers.1.mlp.up_proj.weight is in none of the safetensors files"),

@@ -59,7 +59,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", r"mine\.jsonl, line 2: is no JSON"),
+        ("{", r"mine\.jsonl, line 2 is not JSON"),
         ("[]", "line 2 must be an object with text"),
         ('{"texts": "a"}', "must be an object with text"),
         ('{"text": "a", "messages": []}', "must be an object with text"),
