@@ -134,7 +134,8 @@ def narrow(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     flags = {
         "max-num-seqs": 1, "max-request-bytes": BODY, "max-media-bytes-in-flight": 1_500_000, "max-queued-tokens": 100,
         "body-timeout": 3, "queue-timeout": 3, "max-n": 3, "max-answers": 6, "max-stop-strings": 2, "max-logit-bias": 2,
-        "max-stop-token-ids": 2, "max-logprobs": 2, "max-request-values": 1000,
+        "max-stop-token-ids": 2, "max-logprobs": 2, "max-request-values": 1000, "max-bad-words": 2,
+        "max-allowed-token-ids": 2,
         "h11-max-incomplete-event-size": 8000, "h11-max-header-count": 30,
     }  # fmt: skip
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
@@ -206,6 +207,8 @@ def test_queued_tokens(narrow: Server, tight: httpx.Client) -> None:
         (CHAT, {"stop": ["a", "b", "c"]}, "stop"),
         (CHAT, {"stop_token_ids": [1, 2, 3]}, "stop_token_ids"),
         (CHAT, {"logit_bias": {"1": 1, "2": 1, "3": 1}}, "logit_bias"),
+        (CHAT, {"bad_words": ["a", "b", "c"]}, "bad_words"),
+        (CHAT, {"allowed_token_ids": [1, 2, 3]}, "allowed_token_ids"),
         (CHAT, {"logprobs": True, "top_logprobs": 3}, "top_logprobs"),
         ("/v1/completions", {"prompt": ["a"] * 7}, "prompt"),
         ("/v1/completions", {"prompt": ["a"] * 3, "n": 3}, "prompt"),
@@ -220,7 +223,8 @@ def test_counts(tight: httpx.Client, path: str, fields: dict[str, Any], param: s
 
 def test_as_much_as_is_allowed(tight: httpx.Client) -> None:
     fields = {"n": 3, "stop": ["zz", "yy"], "logit_bias": {"1": 1, "2": 1}, "stop_token_ids": [1, 2]}
-    fields |= {"logprobs": True, "top_logprobs": 2, "user": "," * 900}
+    fields |= {"logprobs": True, "top_logprobs": 2, "user": "," * 900, "bad_words": ["zz", "y"]}
+    fields |= {"allowed_token_ids": [70, 71]}
     assert tight.post(CHAT, json={**SHORT, **fields}).status_code == 200
     assert tight.post("/v1/completions", json={"prompt": ["a", "b"], "n": 3, "max_tokens": 1}).status_code == 200
 

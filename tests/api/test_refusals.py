@@ -54,7 +54,7 @@ BAD_VALUES: list[tuple[str, Any]] = [
     ("response_format", {"type": "json_object"}), ("functions", [{"name": "f"}]), ("modalities", ["audio"]),
     ("guided_json", {"type": "object"}), ("prompt_logprobs", -2), ("best_of", 3), ("use_beam_search", True),
     ("prompt_logprobs", 10**6), ("allowed_token_ids", []), ("allowed_token_ids", [10**6]), ("allowed_token_ids", 5),
-    ("bad_words", "a"), ("bad_words", [" "]), ("bad_words", [1]),
+    ("bad_words", "a"), ("bad_words", [" "]), ("bad_words", ["a " * 9000]), ("bad_words", [1]),
     ("structured_outputs", {"json": {}}), ("chat_template", "{{ 1 }}"), ("priority", 5), ("echo", True),
 ]  # fmt: skip
 

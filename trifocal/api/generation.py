@@ -28,6 +28,7 @@ from trifocal.sampling_params import SamplingParams
 from trifocal.types import Delta, Prompt
 
 MAX_STOP_LENGTH = 1024  # characters of text held back while a stop string may be coming
+_MAX_BAD_WORDS_LENGTH = 16384  # characters of all together: they are tokenized on the event loop
 
 
 async def respond(request: Request, surface: type[Api]) -> Response:
@@ -142,3 +143,6 @@ def _check_params(params: SamplingParams, args: ServerArgs) -> None:
         raise RequestError(f"n must be at most {args.max_n} (--max-n), got {params.n}", param="n")
     if any(len(text) > MAX_STOP_LENGTH for text in params.stop_strings):
         raise RequestError(f"stop must be strings of at most {MAX_STOP_LENGTH} characters", param="stop")
+    if sum(map(len, params.bad_words or ())) > _MAX_BAD_WORDS_LENGTH:
+        raise RequestError(f"bad_words must have at most {_MAX_BAD_WORDS_LENGTH} characters together",
+                           param="bad_words")  # fmt: skip

@@ -12,7 +12,7 @@ from trifocal.errors import ArgumentError
 CONTENT_FORMATS = ("auto", "string", "openai")
 _LEVELS = ["critical", "error", "warning", "info", "debug", "trace"]
 _MAX_PORT = 65535
-_MAY_BE_ZERO = ("port", "ssl_cert_reqs", "max_logit_bias", "max_stop_strings", "max_stop_token_ids")
+_MAY_BE_ZERO = ("port", "ssl_cert_reqs", "max_logit_bias", "max_stop_strings", "max_stop_token_ids", "max_bad_words")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,8 @@ class ServerArgs:
     max_answers: int = arg("limits", "most answers of one completion request: prompts times n", 1024)
     max_stop_strings: int = arg("limits", "most stop strings of a request", 64)
     max_stop_token_ids: int = arg("limits", "most stop_token_ids of a request", 1024)
+    max_bad_words: int = arg("limits", "most bad_words of a request", 1024)
+    max_allowed_token_ids: int = arg("limits", "most allowed_token_ids of a request", 4096)
     strict_request_fields: bool = arg(
         "limits", "answer an unknown field of a request with a 400; by default it is named in x-ignored-fields", False
     )

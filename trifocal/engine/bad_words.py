@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import lru_cache
 
 from trifocal.errors import RequestError
 from trifocal.tokenizer import Tokenizer
 
 
-def bad_word_ids(words: Iterable[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+@lru_cache(maxsize=16)
+def bad_word_ids(words: tuple[str, ...], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
     """Each word as it is written and, as in vLLM, behind a space where that makes another first token of as many.
 
     Raises `RequestError` for a word that has no tokens, or some that the vocabulary does not have.

@@ -51,14 +51,15 @@ def expand(
     stop_ids = frozenset(params.stop_token_ids or [])
     if not params.ignore_eos:
         stop_ids |= {*eos_ids, *prompt.stop_token_ids}
-    bad_words = bad_word_ids(params.bad_words or (), tokenizer)
+    bad_words = bad_word_ids(tuple(params.bad_words or ()), tokenizer)
     _check_allowed(params, stop_ids, bad_words, tokenizer)
     seed = rng.getrandbits(63) if params.seed is None else params.seed
+    single = params.replace(n=1)
     return [
         Request(
             request_id=request_id if params.n == 1 else f"{request_id}/{index}",
             prompt=prompt,
-            params=params.replace(n=1),
+            params=single,
             stop_token_ids=stop_ids,
             seed=seed + index,
             prompt_logprobs=params.prompt_logprobs if index == 0 else None,  # all choices have the same prompt

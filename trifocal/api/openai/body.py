@@ -48,7 +48,8 @@ def parse_body(data: bytes, model: type[B], args: ServerArgs) -> tuple[B, tuple[
 
 def _check_counts(body: Body, args: ServerArgs) -> None:
     """Raise `RequestError` for lists that are too long. In the thread: later they are looked at on the event loop."""
-    for name, flag in {"stop": "stop_strings", "stop_token_ids": "stop_token_ids", "logit_bias": "logit_bias"}.items():
+    for name in ("stop", "stop_token_ids", "logit_bias", "bad_words", "allowed_token_ids"):
+        flag = "stop_strings" if name == "stop" else name
         value, most = declared(body, name), getattr(args, f"max_{flag}")
         if isinstance(value, list | dict) and len(value) > most:
             raise RequestError(f"{name} must have at most {most} entries (--max-{flag.replace('_', '-')})", param=name)
