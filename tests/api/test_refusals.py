@@ -87,7 +87,7 @@ def test_bad_value_names_its_field(http: httpx.Client, field: str, value: Any) -
 def test_words_of_nothing_are_refused_in_plain_words(http: httpx.Client) -> None:
     for word in ("", " "):
         message = refused(post(http, bad_words=["a", word]))["message"]
-        assert message == f"bad_words[1] must be a string with more in it than spaces, got {word!r}"
+        assert message == f"bad_words[1] must be a string that is not blank, got {word!r}"
 
 
 def test_bad_values_get_a_status_in_a_stream_too(http: httpx.Client) -> None:
