@@ -81,6 +81,7 @@ class PromptBuilder:
             keeps_order=config.media.interleave_mm_strings,
             check_counts=self._planner.check_counts,
         )
+        self.render = self._renderer.render
         self._media_threads = Threads(threads, "media")
         # Text has threads of its own: it must not wait until a hundred pictures of somebody else are decoded.
         self._text = Lanes(_TEXT_THREADS, "text")
@@ -171,32 +172,6 @@ class PromptBuilder:
         self._planner.check(token_ids, items, options)
         media = [self._planner.load(item) for item in items]
         return self._finish(token_ids, media, options, _text_of(prompt), cache_salt)
-
-    def render(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        chat_template: str | None = None,
-        chat_template_content_format: str = "auto",
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        max_seconds: float | None = None,
-    ) -> Rendered:
-        """Text and token ids of a chat, without any media work. For `max_seconds` see `ChatTemplate.render`.
-
-        `chat_template` replaces the model's; `chat_template_content_format` is "auto", "string" or "openai", see
-        `ChatTemplate.formatted`.
-        """
-        return self._renderer.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            chat_template=chat_template,
-            chat_template_content_format=chat_template_content_format,
-            chat_template_kwargs=chat_template_kwargs,
-            max_seconds=max_seconds,
-        )
 
     def open_loop(self) -> LoopThread:
         """The loop for callers without one (`chat_sync`, `build`); it is started by the first call."""

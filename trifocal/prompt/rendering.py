@@ -71,6 +71,11 @@ class ChatRenderer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         max_seconds: float | None = None,
     ) -> Rendered:
+        """Text and token ids of a chat, without any media work. For `max_seconds` see `ChatTemplate.render`.
+
+        `chat_template` replaces the model's; `chat_template_content_format` is "auto", "string" or "openai", see
+        `ChatTemplate.formatted`.
+        """
         template = self._template if chat_template is None else self._given_template(chat_template)
         if template is None:
             raise RequestError(

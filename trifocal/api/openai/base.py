@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import msgspec
 
@@ -24,7 +24,6 @@ from trifocal.errors import RequestError
 from trifocal.http.context import RequestContext
 from trifocal.http.sse import frame
 from trifocal.prompt.ignored_fields import Ignored
-from trifocal.sampling_params import SamplingParams
 
 _DONE = frame(b"[DONE]")
 
@@ -36,12 +35,16 @@ class ChoicesApi(Api):
     kind: ClassVar[str]  # `object` of a whole answer
     chunk_kind: ClassVar[str]  # `object` of a chunk
     prompt_field: ClassVar[str]  # where the body has what the model reads
-    absent: ClassVar[tuple[str, ...]]  # fields of a whole answer for what is not available here: null
+    absent: ClassVar = ("service_tier", "system_fingerprint")  # of a whole answer, for what is not here: null
 
-    def __init__(self, service: Service, context: RequestContext, body: GenerationBody, params: SamplingParams) -> None:
+    @classmethod
+    def open(cls, body: GenerationBody, service: Service, context: RequestContext) -> Self:
+        return cls(service, context, body)
+
+    def __init__(self, service: Service, context: RequestContext, body: GenerationBody) -> None:
         self.id = f"{self.id_prefix}-{context.id}"
         self.model = service.check_model(body.model)
-        self.params = params
+        self.params = body.to_params(service.config.model.default_sampling)
         self.streams = bool(body.stream)
         self.renamed = {"messages": self.prompt_field, "prompt": self.prompt_field, **body.renamed}
         self.parsers = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -37,14 +37,9 @@ class Chat(ChoicesApi):
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
     prompt_field = "messages"
-    absent = ("service_tier", "system_fingerprint")
-
-    @classmethod
-    def open(cls, body: ChatBody, service: Service, context: RequestContext) -> Self:
-        return cls(service, context, body)
 
     def __init__(self, service: Service, context: RequestContext, body: ChatBody) -> None:
-        super().__init__(service, context, body, body.to_params(service.config.model.default_sampling))
+        super().__init__(service, context, body)
         self.parsers = service.parsers
         self._body = body
         self._calling: set[int] = set()  # choices with calls of tools

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -37,14 +37,9 @@ class Completion(ChoicesApi):
     kind = "text_completion"
     chunk_kind = "text_completion"
     prompt_field = "prompt"
-    absent = ("service_tier", "system_fingerprint")
-
-    @classmethod
-    def open(cls, body: CompletionBody, service: Service, context: RequestContext) -> Self:
-        return cls(service, context, body)
 
     def __init__(self, service: Service, context: RequestContext, body: CompletionBody) -> None:
-        super().__init__(service, context, body, body.to_params(service.config.model.default_sampling))
+        super().__init__(service, context, body)
         self._body = body
         self._echoes: list[str] = []  # what each prompt's choices begin with
         self._prompts: list[list[int]] = []  # the same as tokens

@@ -70,7 +70,7 @@ def echoed_logprobs(
         if token is None:
             tops.append(None)
         else:
-            shown = len(token.token_ids) if num_rivals < 0 else num_rivals + 1
+            shown = _num_shown(token, num_rivals)
             tops.append(_by_name(_spellings(token.token_ids[:shown], speller), token.logprobs[:shown]))
     return {
         "text_offset": _offsets_in(text, [speller.token_bytes(token_id) for token_id in token_ids]),
@@ -99,7 +99,7 @@ def prompt_logprobs(prompt: Sequence[TokenLogprobs | None], num_rivals: int, spe
 
 
 def _by_id(token: TokenLogprobs, num_rivals: int, speller: TokenSpeller) -> dict[str, PromptToken]:
-    shown = len(token.token_ids) if num_rivals < 0 else num_rivals + 1
+    shown = _num_shown(token, num_rivals)
     found: dict[str, PromptToken] = {}
     for rank, (token_id, logprob) in enumerate(zip(token.token_ids[:shown], token.logprobs[:shown], strict=True)):
         found.setdefault(str(token_id), {
@@ -108,6 +108,11 @@ def _by_id(token: TokenLogprobs, num_rivals: int, speller: TokenSpeller) -> dict
             "decoded_token": speller.token_bytes(token_id).decode(errors="replace"),
         })  # fmt: skip
     return found
+
+
+def _num_shown(token: TokenLogprobs, num_rivals: int) -> int:
+    """The token itself and so many rivals; -1: all."""
+    return len(token.token_ids) if num_rivals < 0 else num_rivals + 1
 
 
 def _spellings(token_ids: Sequence[int], speller: TokenSpeller) -> list[str]:

@@ -8,6 +8,7 @@ module checks it, it is told: by `json_schema_input_type` beside the validator, 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -130,8 +131,18 @@ class GenerationBody(Body):
         """Whether every chunk of a stream tells the usage so far."""
         return self.includes_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
+    def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """The fields over `defaults`. Raises `RequestError` that names fields of this body."""
+        try:
+            return self.asked(defaults)
+        except RequestError as error:
+            raise with_param(error, self.renamed) from None
+
+    @abstractmethod
+    def asked(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """What `to_params` gives; errors name fields of `SamplingParams`."""
+
     def sampling(self, defaults: Mapping[str, Any], *, logprobs: int | None) -> SamplingParams:
-        """These fields over `defaults` over those of `SamplingParams`, whose `RequestError` passes through."""
         given = {name: value for name in SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         return SamplingParams(**{**defaults, **given}, logprobs=logprobs, logit_bias=self._token_bias())
 
@@ -176,15 +187,12 @@ class ChatBody(MessagesBody, GenerationBody):
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
         return self
 
-    def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """Sampling parameters; without any limit on tokens the answer may fill the context."""
+    def asked(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """Without any limit on tokens the answer may fill the context."""
         limit = self.max_completion_tokens
         body = self if limit is None else self.model_copy(update={"max_tokens": limit})
         num_rivals = (self.top_logprobs or 0) if self.logprobs else None
-        try:
-            return body.sampling({"max_tokens": None, **defaults}, logprobs=num_rivals)
-        except RequestError as error:
-            raise with_param(error, self.renamed) from None
+        return body.sampling({"max_tokens": None, **defaults}, logprobs=num_rivals)
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -229,8 +237,8 @@ class CompletionBody(GenerationBody):
         """`prompt` as the list that it stands for."""
         return [self.prompt] if isinstance(self.prompt, str) or isinstance(self.prompt[0], int) else self.prompt
 
-    def to_params(self, defaults: Mapping[str, Any]) -> SamplingParams:
-        """Sampling parameters; 16 tokens where no one says otherwise. An echo with `logprobs` has those of the prompt.
+    def asked(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """16 tokens where no one says otherwise. An echo with `logprobs` has those of the prompt.
 
         `max_tokens` may be 0 for an echo alone, too; log-probabilities that nobody reads are computed then.
         """
@@ -238,10 +246,7 @@ class CompletionBody(GenerationBody):
         if self.echo and (self.logprobs is not None or self.max_tokens == 0):
             asked = [number for number in (self.logprobs, self.prompt_logprobs, 0) if number is not None]
             body = self.model_copy(update={"prompt_logprobs": -1 if min(asked) < 0 else max(asked)})
-        try:
-            return body.sampling(defaults, logprobs=self.logprobs)
-        except RequestError as error:
-            raise with_param(error, self.renamed) from None
+        return body.sampling(defaults, logprobs=self.logprobs)
 
     @property
     def renamed(self) -> dict[str, str]:
